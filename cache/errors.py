@@ -1,0 +1,25 @@
+"""Errors that a user can act on: where, what was expected, what was found, what to do.
+
+One class per decision a caller can take. The command line shows the message without a
+traceback.
+"""
+
+
+class RepaCacheError(Exception):
+    """Base class: the message is meant for the user."""
+
+
+class NotACacheError(RepaCacheError):
+    """The folder is no cache, or one of another format version."""
+
+
+class StaleCacheError(RepaCacheError):
+    """A column was built by another recipe than the one asked for."""
+
+
+class IncompleteCacheError(RepaCacheError):
+    """A column is missing, or some of its shards are."""
+
+
+class RowsChangedError(RepaCacheError):
+    """The data set is not the one the cache was built from."""

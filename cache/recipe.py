@@ -1,0 +1,39 @@
+"""What decides the bytes of a column, and its fingerprint.
+
+A recipe holds everything that changes a stored byte (model weights, preprocessing, crop,
+storage type) and nothing that does not (devices, workers, library versions).
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import TypeAlias
+
+RecipeValue: TypeAlias = (
+    "str | int | float | bool | list[RecipeValue] | dict[str, RecipeValue] | None"
+)
+Recipe: TypeAlias = Mapping[str, RecipeValue]
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """The sha256 of the canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+def differences(cached: Recipe, wanted: Recipe, ignore: Collection[str] = ()) -> list[str]:
+    """One line per field that differs, in order: `field: cache X, configuration Y`."""
+    fields = sorted((cached.keys() | wanted.keys()) - set(ignore))
+    return [
+        f"{field}: cache {_shown(cached, field)}, configuration {_shown(wanted, field)}"
+        for field in fields
+        if _shown(cached, field) != _shown(wanted, field)
+    ]
+
+
+def _shown(recipe: Recipe, field: str) -> str:
+    return canonical_json(recipe[field]) if field in recipe else "nothing"
