@@ -1,0 +1,1 @@
+"""The two stages and what follows: encode, train, sample."""

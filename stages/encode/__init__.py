@@ -1,0 +1,1 @@
+"""Stage one: image files to cached latents and features."""

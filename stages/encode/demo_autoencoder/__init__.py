@@ -1,0 +1,1 @@
+"""The demo autoencoder: its weights in the diffusers format, and the script that trains it."""

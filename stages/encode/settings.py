@@ -1,0 +1,108 @@
+"""The sections of pipeline.toml that stage one reads."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import PositiveInt
+
+from stages.encode.encoders import ENCODERS
+from stages.encode.sources import SOURCES
+from stages.settings import AnchoredPath, Seed, Settings, one_of
+
+DEMO_AUTOENCODER = "demo-autoencoder"
+# Pixels per latent along a side, of models whose config.json is on the hub.
+HUB_DOWNSAMPLING = {"stabilityai/sd-vae-ft-mse": 8, "stabilityai/sd-vae-ft-ema": 8}
+
+EncoderName = Annotated[str, one_of(ENCODERS)]
+
+
+class DatasetSettings(Settings):
+    """`[dataset]`: the images.
+
+    path: where a source that reads files finds them; resolution: side of the centre crop in px.
+    """
+
+    source: Annotated[str, one_of(SOURCES)]
+    path: AnchoredPath | None = None
+    resolution: PositiveInt = 256
+
+
+class CacheSettings(Settings):
+    """`[cache]`: where the tensors go.
+
+    rows_per_shard: images per file and array; seed: of the permutation in which rows lie.
+    """
+
+    path: AnchoredPath
+    rows_per_shard: PositiveInt = 1024
+    seed: Seed = 0
+
+
+class LatentsSettings(Settings):
+    """`[latents]`: the autoencoder, as a hub name, a local folder, or `demo-autoencoder`."""
+
+    vae: str = "stabilityai/sd-vae-ft-mse"
+
+    @property
+    def column(self) -> str:
+        """The name of the column that holds its moments."""
+        return f"latents/{Path(self.vae).name}"
+
+    @property
+    def location(self) -> str:
+        """The folder or hub name to load it from."""
+        demo = files("stages.encode") / "demo_autoencoder"
+        return str(demo) if self.vae == DEMO_AUTOENCODER else self.vae
+
+    @property
+    def downsampling(self) -> int | None:
+        """Pixels per latent along a side, as far as it is known without a download."""
+        path = Path(self.location) / "config.json"
+        if not path.is_file():
+            return HUB_DOWNSAMPLING.get(self.vae)
+        blocks: list[str] = json.loads(path.read_text())["block_out_channels"]
+        return 1 << (len(blocks) - 1)
+
+
+class EncoderSettings(Settings):
+    """`[encoders.NAME]`: one frozen encoder.
+
+    weights: a local file to load instead of timm's hub; input_size: side of its input in px,
+    where another than the published one is wanted; storage: how tokens are kept.
+    """
+
+    weights: AnchoredPath | None = None
+    input_size: PositiveInt | None = None
+    storage: Literal["float16"] = "float16"
+
+
+class BuildSettings(Settings):
+    """`[build]`: how stage one runs; nothing here changes a cached byte.
+
+    batch_size: images per forward pass; threads: for reading and decoding files.
+    """
+
+    batch_size: PositiveInt = 32
+    threads: PositiveInt = 4
+    device: str = "auto"
+
+
+class EncodeSettings(Settings):
+    """Everything that stage one needs to know."""
+
+    dataset: DatasetSettings
+    cache: CacheSettings
+    latents: LatentsSettings
+    encoders: dict[EncoderName, EncoderSettings]
+    build: BuildSettings
+
+    def input_size(self, encoder: str) -> int:
+        """Side of an encoder's input in px."""
+        published = ENCODERS[encoder].size_for(self.dataset.resolution)
+        return self.encoders[encoder].input_size or published
+
+    def token_grid(self, encoder: str) -> int:
+        """Side of an encoder's token grid."""
+        return self.input_size(encoder) // ENCODERS[encoder].stride

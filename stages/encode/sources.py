@@ -1,0 +1,105 @@
+"""Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
+
+To add a source, write a function and name it in `SOURCES`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.errors import RepaCacheError
+from stages.encode.photographs import open_photograph
+
+# What torchvision's ImageFolder lists, so that labels and order are the same.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+)
+
+SAMPLE_PHOTOGRAPHS = (
+    "astronaut",
+    "brick",
+    "chelsea",
+    "coffee",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "ihc",
+    "retina",
+    "rocket",
+)
+SAMPLE_SHORT_SIDE = 160
+# Crops per photograph along each side.
+SAMPLE_GRID = 11
+
+
+class SourceError(RepaCacheError):
+    """The data set is not where or what the configuration says."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of N images.
+
+    keys: [N] unique names; labels: [N] int32, positions in `classes`; read: the file content of
+    an image, by its position; safe to call from several threads.
+    """
+
+    keys: tuple[str, ...]
+    labels: npt.NDArray[np.int32]
+    classes: tuple[str, ...]
+    read: Callable[[int], bytes]
+
+
+def image_folder(path: Path | None, _resolution: int) -> Source:
+    """Class folders with image files below them, ordered and labelled as torchvision does."""
+    if path is None or not path.is_dir():
+        raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
+    classes = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+    keys: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        for folder, _, files in sorted(os.walk(path / name, followlinks=True)):
+            images = [file for file in sorted(files) if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+            keys += [(Path(folder) / image).relative_to(path).as_posix() for image in images]
+            labels += [label] * len(images)
+    if not keys:
+        raise SourceError(f"dataset.path: {path} has no images in class folders below it.")
+    return Source(
+        tuple(keys), np.array(labels, np.int32), classes, lambda i: (path / keys[i]).read_bytes()
+    )
+
+
+def sample_photos(_path: Path | None, resolution: int) -> Source:
+    """Overlapping square crops of ten photographs inside scikit-image, labelled by photograph."""
+    if resolution > SAMPLE_SHORT_SIDE:
+        raise SourceError(
+            f"dataset.resolution: sample-photos has crops of at most {SAMPLE_SHORT_SIDE} px, "
+            f"got {resolution}."
+        )
+    photographs = [open_photograph(name, SAMPLE_SHORT_SIDE) for name in SAMPLE_PHOTOGRAPHS]
+    corners = [
+        (label, (column, row))
+        for label, image in enumerate(photographs)
+        for row in np.linspace(0, image.height - resolution, SAMPLE_GRID).astype(int).tolist()
+        for column in np.linspace(0, image.width - resolution, SAMPLE_GRID).astype(int).tolist()
+    ]
+
+    def read(index: int) -> bytes:
+        """A crop as PPM, whose bytes depend on no codec's version."""
+        label, (left, top) = corners[index]
+        crop = photographs[label].crop((left, top, left + resolution, top + resolution))
+        return f"P6 {resolution} {resolution} 255\n".encode() + crop.tobytes()
+
+    keys = [f"{SAMPLE_PHOTOGRAPHS[label]}/{left}-{top}" for label, (left, top) in corners]
+    labels = np.array([label for label, _ in corners], np.int32)
+    return Source(tuple(keys), labels, SAMPLE_PHOTOGRAPHS, read)
+
+
+SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
+    "imagefolder": image_folder,
+    "sample-photos": sample_photos,
+}

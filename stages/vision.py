@@ -1,0 +1,38 @@
+"""timm and diffusers, imported in the one way that works beside any build of torchvision.
+
+Both import torchvision. Beside a build of torch that lacks torchvision's compiled operators
+(a CPU build of torch and a CUDA build of torchvision, say) that import stops, although
+nothing here uses those operators; declaring the two that are looked up at import is enough.
+Every module takes timm and diffusers from here, so that this comes first in every process.
+"""
+
+import importlib
+import sys
+
+import torch
+
+# Declarations last as long as the library object does.
+_declared: list[torch.library.Library] = []
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
+        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        importlib.import_module("torchvision")
+
+
+_import_torchvision()
+
+import timm  # noqa: E402 - only after torchvision
+from diffusers import AutoencoderKL  # noqa: E402 - only after torchvision
+
+__all__ = ["AutoencoderKL", "timm"]
