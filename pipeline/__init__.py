@@ -1,0 +1,1 @@
+"""What people touch: configuration, commands, reports."""

@@ -1,0 +1,105 @@
+"""The commands: parse, validate, hand over."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cache.errors import RepaCacheError
+from pipeline.config import ConfigError, load_config
+from stages.interrupt import InterruptedWorkError
+from stages.settings import nearest
+
+FAILED = 1
+# What a shell reports for a command that Ctrl-C ended.
+INTERRUPTED = 130
+PRESETS = files("pipeline") / "presets"
+
+app = typer.Typer(
+    help="Build once, train many: cached latents and encoder features for REPA training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[
+    Path, typer.Option("--config", help="The configuration; paths in it are relative to it.")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+# Commands that work on a configuration: name and what they do.
+SUMMARIES = {
+    "build": "Encode the data set into the cache, making only what is missing.",
+    "train": "Train from the cache, or go on from the last checkpoint.",
+    "sample": "Draw images from the newest checkpoint, making only those that lack.",
+    "evaluate": "Compare the samples with the cached data set.",
+    "run": "Build, train, sample and evaluate; every part goes on where it stopped.",
+}
+
+
+def _add_command(name: str, summary: str) -> None:
+    def run(
+        config: ConfigPath = Path("pipeline.toml"),
+        overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+        debug: Debug = False,
+    ) -> None:
+        with _reported_errors(debug):
+            settings = load_config(config, overrides, world=int(os.environ.get("WORLD_SIZE", "1")))
+            # Importing torch takes seconds, which a mistake in a setting should not cost.
+            from pipeline.work import COMMANDS
+
+            COMMANDS[name](settings)
+
+    app.command(name, help=f"{summary}\n\nExample: repa-cache {name} --config pipeline.toml")(run)
+
+
+for _name, _summary in SUMMARIES.items():
+    _add_command(_name, _summary)
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Option(help="Which configuration to write.")] = "demo",
+    config: Annotated[Path, typer.Option(help="Where to write it.")] = Path("pipeline.toml"),
+    debug: Debug = False,
+) -> None:
+    """Write a commented pipeline.toml from a preset, to be edited.
+
+    Example: repa-cache init --preset imagenet256-sit-xl2
+    """
+    with _reported_errors(debug):
+        known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
+        if preset not in known:
+            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
+        if config.exists():
+            raise ConfigError(f"{config} exists already. Name another file with --config.")
+        config.write_text(known[preset].read_text())
+        typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
+
+
+@contextmanager
+def _reported_errors(debug: bool) -> Iterator[None]:
+    """Show errors that are meant for the user as one message, without a traceback."""
+    try:
+        yield
+    except (RepaCacheError, OSError) as error:
+        if debug:
+            raise
+        # Plain text: rich would wrap paths and colour numbers.
+        typer.echo(f"repa-cache: {error}", err=True)
+        raise typer.Exit(
+            INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED
+        ) from None
+    except KeyboardInterrupt:
+        typer.echo("repa-cache: stopped. Run the same command to go on.", err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,185 @@
+"""pipeline.toml as one frozen, validated Config."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from cache.errors import RepaCacheError
+from stages.encode.encoders import ENCODERS
+from stages.encode.settings import (
+    BuildSettings,
+    CacheSettings,
+    DatasetSettings,
+    EncoderName,
+    EncoderSettings,
+    EncodeSettings,
+    LatentsSettings,
+)
+from stages.sample.settings import EvaluateSettings, SampleSettings
+from stages.settings import Settings, nearest
+from stages.train.settings import TrainSettings
+
+
+class ConfigError(RepaCacheError):
+    """Everything that is wrong with a configuration, a line each."""
+
+
+class Config(Settings):
+    """The whole of pipeline.toml."""
+
+    dataset: DatasetSettings
+    cache: CacheSettings
+    latents: LatentsSettings = LatentsSettings()
+    encoders: dict[EncoderName, EncoderSettings] = Field(default_factory=dict)
+    build: BuildSettings = BuildSettings()
+    train: TrainSettings
+    sample: SampleSettings = SampleSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def encode(self) -> EncodeSettings:
+        """The part that stage one reads."""
+        return EncodeSettings.model_construct(
+            dataset=self.dataset,
+            cache=self.cache,
+            latents=self.latents,
+            encoders=self.encoders,
+            build=self.build,
+        )
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), world: int = 1) -> Config:
+    """Read and check a configuration file.
+
+    overrides: `section.key=value`, as on the command line; world: number of processes that
+    will train. Raises ConfigError with every error at once.
+    """
+    document = _read(path)
+    for override in overrides:
+        _override(document, override)
+    try:
+        # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
+        content = json.dumps(document, default=str)
+        config = Config.model_validate_json(content, context={"folder": path.parent})
+    except ValidationError as error:
+        raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
+    if problems := list(_contradictions(config, world)):
+        raise _config_error(path, problems)
+    return config
+
+
+def _config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+    listing = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{path} cannot be used:\n{listing}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no {path}. Write one with `repa-cache init`, or name it with --config."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, key = name.split(".")
+    if not equals or not sections:
+        raise ConfigError(f"--set {override}: expected section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    reduce(lambda table, section: table.setdefault(section, {}), sections, document)[key] = value
+
+
+def _line(problem: Any) -> str:
+    """One line for one of pydantic's errors: where, what, and the nearest valid name."""
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        *parents, key = problem["loc"]
+        return f"{where}: unknown key; {nearest(str(key), _fields(parents))}"
+    if problem["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}"
+
+
+def _fields(parents: Sequence[str | int]) -> list[str]:
+    """The keys that the section at a path takes."""
+    section: type[BaseModel] = Config
+    for parent in parents:
+        if section is Config and parent == "encoders":
+            section = EncoderSettings
+        elif parent in section.model_fields:
+            annotation = section.model_fields[str(parent)].annotation
+            section = annotation if isinstance(annotation, type) else section
+    return list(section.model_fields)
+
+
+def _contradictions(config: Config, world: int) -> Iterator[str]:
+    """What is valid by itself but does not fit together."""
+    train = config.train
+    for key, names in (
+        ("train.encoders", train.encoders),
+        ("evaluate.frechet_encoders", config.evaluate.frechet_encoders),
+    ):
+        for name in names:
+            if name not in config.encoders:
+                hint = nearest(name, config.encoders) if config.encoders else ""
+                yield f"{key}: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
+    if train.depth > train.size.depth:
+        yield f"train.depth: {train.model} has {train.size.depth} blocks, got {train.depth}"
+    if train.batch_size % world:
+        yield f"train.batch_size: {train.batch_size} images cannot be shared by {world} processes"
+    yield from _missing_files(config)
+    yield from _grids(config)
+
+
+def _missing_files(config: Config) -> Iterator[str]:
+    if config.dataset.source != "sample-photos":
+        if config.dataset.path is None:
+            yield f"dataset.path: required by the source {config.dataset.source!r}"
+        elif not config.dataset.path.exists():
+            yield f"dataset.path: there is no {config.dataset.path}"
+    for name, encoder in config.encoders.items():
+        if encoder.weights is not None and not encoder.weights.is_file():
+            yield f"encoders.{name}.weights: there is no file {encoder.weights}"
+    vae = config.latents.location
+    if vae.startswith((".", "/")) and not Path(vae).is_dir():
+        yield f"latents.vae: there is no folder {vae}"
+
+
+def _grids(config: Config) -> Iterator[str]:
+    """Whether images, latents, patches and tokens divide one another."""
+    resolution, train = config.dataset.resolution, config.train
+    for name in config.encoders:
+        size, stride = config.encode.input_size(name), ENCODERS[name].stride
+        if size % stride:
+            yield f"encoders.{name}.input_size: {size} is no multiple of its patches of {stride} px"
+    factor = config.latents.downsampling
+    if factor is None:
+        return
+    if resolution % factor:
+        yield f"dataset.resolution: {resolution} is no multiple of the VAE's {factor} px per latent"
+        return
+    side = resolution // factor
+    if side % train.patch:
+        yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
+        return
+    grid = side // train.patch
+    for name in set(train.encoders) & set(config.encoders):
+        tokens = config.encode.token_grid(name)
+        if tokens != grid:
+            yield (
+                f"encoders.{name}: its tokens lie on a grid of {tokens} x {tokens}, those of "
+                f"{train.model} on {grid} x {grid}; set input_size = {ENCODERS[name].stride * grid}"
+            )

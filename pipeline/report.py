@@ -1,0 +1,157 @@
+"""What a run has come to, read from its files: a summary, curves and a page."""
+
+import base64
+import html
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from string import Template
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from cache.files import write_atomically
+from cache.layout import Column
+from cache.reader import Cache
+from pipeline.config import Config
+from stages.sample.evaluate import Result, read_results
+from stages.sample.generate import Samples, newest_samples
+from stages.train.log import read_log
+
+Log = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run has come to.
+
+    log: a line per logged step; results: empty before evaluation.
+    """
+
+    config: Config
+    rows: int
+    columns: list[Column]
+    log: Log
+    checkpoint: Path
+    samples: Samples
+    results: list[Result]
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the losses."""
+        return self.config.train.run / "curves.png"
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.config.train.run / "report.html"
+
+    def facts(self) -> dict[str, str]:
+        """Names and values of a summary, in the order in which things were made."""
+        facts = {"cache": str(self.config.cache.path), "cached": f"{self.rows:,} rows"}
+        for column in self.columns:
+            facts[f"  {column.name}"] = f"{column.rows * column.row_bytes / 1e6:,.1f} MB"
+        facts["checkpoint"] = str(self.checkpoint)
+        if self.log:
+            speed = median(line["steps_per_second"] for line in self.log)
+            facts["training"] = f"{self.log[-1]['step']:,} steps at {speed:.2f} steps/s"
+            for name in curve_names(self.log):
+                first, last = self.log[0][name], self.log[-1][name]
+                facts[f"  {name}"] = f"{first:.4f} at the start, {last:.4f} at the end"
+            facts["loss curves"] = str(self.curves)
+        if self.samples.grid.is_file():
+            facts["sample grid"] = str(self.samples.grid)
+        for result in self.results:
+            facts[result.metric] = f"{result.value:.4g} ({result.note})"
+        facts["report"] = str(self.page)
+        return facts
+
+
+def gather(config: Config) -> RunReport:
+    """Read what there is of a run that has at least one checkpoint."""
+    newest, samples = newest_samples(config.sample, config.train.run)
+    cache = Cache(config.cache.path)
+    names = [config.latents.column, *(f"features/{name}" for name in config.train.encoders)]
+    return RunReport(
+        config=config,
+        rows=len(cache.rows),
+        columns=[cache.column(name).column for name in names],
+        log=read_log(config.train.run / "log.jsonl"),
+        checkpoint=newest.folder,
+        samples=samples,
+        results=read_results(samples),
+    )
+
+
+def curve_names(log: Log) -> list[str]:
+    """The losses in a log."""
+    return [name for name in log[-1] if name == "denoising" or name.startswith("alignment/")]
+
+
+def show(report: RunReport) -> None:
+    """Print the summary."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in report.facts().items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def write_report(report: RunReport) -> None:
+    """Draw the curves and write the page, which needs no other file."""
+    if report.log:
+        draw_curves(report.log, report.curves)
+    pictures = [
+        f"<figure><img alt='{title}' src='data:image/png;base64,{_base64(path)}'>"
+        f"<figcaption>{title}</figcaption></figure>"
+        for title, path in (
+            ("Samples, a class per column", report.samples.grid),
+            ("Losses by step", report.curves),
+        )
+        if path.is_file()
+    ]
+    rows = [
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in report.facts().items()
+    ]
+    template = Template((files("pipeline") / "report.html").read_text())
+    page = template.substitute(
+        title=html.escape(report.config.train.run.name),
+        facts="\n".join(rows),
+        pictures="\n".join(pictures),
+        configuration=html.escape(json.dumps(report.config.model_dump(mode="json"), indent=2)),
+    )
+    write_atomically(report.page, page.encode())
+
+
+def draw_curves(log: Log, path: Path) -> None:
+    """Draw each loss by step as PNG: what was logged, and its moving average."""
+    names = curve_names(log)
+    steps = [line["step"] for line in log]
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(4.5 * len(names), 3), layout="constrained", dpi=150)
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            values = [line[name] for line in log]
+            axes.plot(steps, values, color="#9aa5b1", linewidth=0.8)
+            axes.plot(steps, _smoothed(values), color="#c2410c", linewidth=1.8)
+            axes.set_title(name)
+            axes.set_xlabel("step")
+        figure.savefig(path)
+
+
+def _smoothed(values: list[float], decay: float = 0.9) -> list[float]:
+    """Exponential moving average, unbiased at the start."""
+    smooth, weight, result = 0.0, 0.0, []
+    for value in values:
+        smooth, weight = decay * smooth + (1 - decay) * value, decay * weight + 1 - decay
+        result.append(smooth / weight)
+    return result
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
