@@ -6,7 +6,7 @@ storage type) and nothing that does not (devices, workers, library versions).
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 RecipeValue: TypeAlias = (
@@ -25,13 +25,15 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
 
 
-def differences(cached: Recipe, wanted: Recipe, ignore: Collection[str] = ()) -> list[str]:
-    """One line per field that differs, in order: `field: cache X, configuration Y`."""
-    fields = sorted((cached.keys() | wanted.keys()) - set(ignore))
+def differences(found: Recipe, wanted: Recipe, where: str = "cache") -> list[str]:
+    """One line per field that differs, in order: `field: cache X, configuration Y`.
+
+    where: what holds the values that were found, for the text.
+    """
     return [
-        f"{field}: cache {_shown(cached, field)}, configuration {_shown(wanted, field)}"
-        for field in fields
-        if _shown(cached, field) != _shown(wanted, field)
+        f"{field}: {where} {_shown(found, field)}, configuration {_shown(wanted, field)}"
+        for field in sorted(found.keys() | wanted.keys())
+        if _shown(found, field) != _shown(wanted, field)
     ]
 
 

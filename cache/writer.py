@@ -54,7 +54,7 @@ class ShardWriter:
                 )
             self._streams[array.name].write(rows.data)
             for row, values in enumerate(rows, start=self._written):
-                self._checksums[row, position] = google_crc32c.value(values.data)
+                self._checksums[row, position] = google_crc32c.value(values.tobytes())
         self._written += size
 
     def __exit__(

@@ -25,7 +25,9 @@ class Autoencoder:
         from stages.vision import AutoencoderKL  # a second and more: only where one is used
 
         try:
-            model = AutoencoderKL.from_pretrained(location, torch_dtype=torch.float32)
+            model = AutoencoderKL.from_pretrained(
+                location, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            )
         except (OSError, ValueError) as error:
             raise AutoencoderError(f"latents.vae: cannot load {location!r}: {error}") from error
         self._model: Any = model.eval().requires_grad_(False).to(device)

@@ -22,16 +22,16 @@ IMAGE_SUFFIXES = frozenset(
 SAMPLE_PHOTOGRAPHS = (
     "astronaut",
     "brick",
+    "camera",
     "chelsea",
+    "clock_motion",
     "coffee",
-    "grass",
-    "gravel",
-    "hubble_deep_field",
+    "coins",
     "ihc",
     "retina",
     "rocket",
 )
-SAMPLE_SHORT_SIDE = 160
+SAMPLE_SHORT_SIDE = 80
 # Crops per photograph along each side.
 SAMPLE_GRID = 11
 

@@ -105,7 +105,7 @@ def _claim(folder: Path, settings: SampleSettings, newest: Checkpoint, vae: str)
     }
     path = folder / "manifest.json"
     if path.is_file():
-        if changed := differences(json.loads(path.read_text()), manifest):
+        if changed := differences(json.loads(path.read_text()), manifest, "folder"):
             raise SampleError(
                 f"{folder} holds samples drawn with other settings ({'; '.join(changed)}). "
                 "Restore them, or move the folder away."

@@ -12,7 +12,9 @@ EPSILON = 1e-8
 def make_optimiser(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     """AdamW without weight decay, as DiT, SiT and REPA use it."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0)
+    return torch.optim.AdamW(
+        trained, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True
+    )
 
 
 def make_average(model: nn.Module) -> nn.Module:

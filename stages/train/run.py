@@ -77,7 +77,7 @@ class Run:
 
     def _check(self, found: Checkpoint) -> None:
         for part in ("settings", "columns"):
-            if changed := differences(found.state[part], self._identity[part]):
+            if changed := differences(found.state[part], self._identity[part], "run"):
                 raise RunError(
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."

@@ -17,7 +17,7 @@ class Size(NamedTuple):
 
 # DiT, table 1. XS is this project's own, for laptops.
 SIZES = {
-    "XS": Size(6, 192, 3),
+    "XS": Size(4, 128, 4),
     "S": Size(12, 384, 6),
     "B": Size(12, 768, 12),
     "L": Size(24, 1024, 16),

@@ -212,7 +212,7 @@ def main(folder: Path) -> None:
     model = train(make_model())
     set_scaling(model)
     model.half().save_pretrained(folder)
-    saved = type(model).from_pretrained(folder, torch_dtype=torch.float32)
+    saved = type(model).from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     for name in HELD_OUT:
         psnr = reconstruction_psnr(saved, [open_photograph(name, 160)])
         sys.stdout.write(f"{name}: {psnr:.2f} dB\n")

@@ -1,0 +1,174 @@
+"""What tests share: golden tensors, real JPEG files, and a tiny but real pipeline."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline.config import Config, load_config
+from stages.encode.photographs import open_photograph
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A file of golden tensors; a missing tensor is a failure."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name begins with a prefix, by the rest of their name."""
+        found = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        assert found, prefix
+        return found
+
+
+def read_golden(name: str) -> Golden:
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        return Golden({key: file.get_tensor(key) for key in file.keys()}, file.metadata())  # noqa: SIM118
+
+
+@pytest.fixture(scope="session")
+def sit_repa() -> Golden:
+    return read_golden("sit_repa")
+
+
+@pytest.fixture(scope="session")
+def crops() -> Golden:
+    return read_golden("center_crop_adm")
+
+
+@pytest.fixture(scope="session")
+def official() -> Callable[[str], dict[str, object]]:
+    return lambda name: json.loads((GOLDEN / f"official_{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real AutoencoderKL with random weights: 4 px per latent, 4 latent channels."""
+    from stages.vision import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae") / "tiny-vae"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+            scaling_factor=0.5,
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_images(folder: Path, classes: int = 3, each: int = 7) -> None:
+    """Class folders with small JPEG files of real photographs, no two alike."""
+    photograph = open_photograph("coffee", 160)
+    generator = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            left, top = generator.integers(0, 80, size=2).tolist()
+            crop = photograph.crop((left, top, left + 40 + 8 * label, top + 48))
+            crop.save(folder / f"class{label}" / f"{number}.jpg")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    return tmp_path / "images"
+
+
+TINY = """
+[dataset]
+source = "imagefolder"
+path = "images"
+resolution = 32
+
+[cache]
+path = "tiny.zarr"
+rows_per_shard = 8
+
+[latents]
+vae = "{vae}"
+
+[encoders.efficientnet-lite0]
+input_size = 64
+
+[build]
+batch_size = 3
+
+[train]
+run = "run"
+model = "SiT-XS/2"
+encoders = ["efficientnet-lite0"]
+depth = 2
+projector_width = 32
+batch_size = 4
+steps = 4
+learning_rate = 1e-3
+checkpoint_every = 2
+log_every = 1
+device = "cpu"
+
+[sample]
+images = 6
+solver = "euler"
+steps = 2
+grid = [2, 3]
+batch_size = 4
+
+[evaluate]
+frechet_encoders = ["efficientnet-lite0"]
+"""
+
+
+@pytest.fixture
+def tiny(images: Path, tiny_vae: Path) -> Callable[..., Config]:
+    """The tiny configuration, with settings changed as by --set."""
+    path = images.parent / "pipeline.toml"
+    path.write_text(TINY.format(vae=tiny_vae))
+    return lambda *overrides: load_config(path, overrides)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
+    """A folder with the tiny pipeline.toml and its finished cache; not to be written to."""
+    from stages.encode.build import build
+
+    folder = tmp_path_factory.mktemp("built")
+    write_images(folder / "images")
+    (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
+    return folder
+
+
+@pytest.fixture
+def trainable(built: Path, tmp_path: Path) -> Callable[..., Config]:
+    """The tiny configuration over the finished cache, with a run folder of its own."""
+    return lambda *overrides: load_config(
+        built / "pipeline.toml", [f"train.run={tmp_path / 'run'}", *overrides]
+    )
+
+
+def save_jpeg(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)

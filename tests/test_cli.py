@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipeline.cli import PRESETS, SUMMARIES, app
+from pipeline.config import Config
+from stages.train.log import read_log
+
+RUNNER = CliRunner()
+PROGRAM = [sys.executable, "-c", "from pipeline.cli import app; app()"]
+
+
+@pytest.fixture
+def folder(tiny: Callable[..., Config], images: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of somebody with the tiny pipeline.toml."""
+    tiny()
+    monkeypatch.chdir(images.parent)
+    return images.parent
+
+
+def invoke(*arguments: str, status: int = 0) -> str:
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_run_makes_everything_and_says_where_it_lies(folder: Path) -> None:
+    output = invoke("run")
+    for said in (
+        "tiny.zarr: 21 rows in 2 columns, 0.1 MB; 6 shards made",
+        "run: step 4 of SiT-XS/2",
+        "run/samples/step-00000004: 6 images; 6 drawn",
+        "features/efficientnet-lite0",
+        "alignment/efficientnet-lite0",
+        "run/curves.png",
+        "run/samples/step-00000004.png",
+        "run/report.html",
+        "fd_efficientnet-lite0",
+    ):
+        assert said in output
+    assert Image.open(folder / "run/curves.png").size[0] > 1000
+    page = (folder / "run/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    assert json.loads((folder / "run/config.json").read_text())["train"]["steps"] == 4
+    again = invoke("run")
+    assert "nothing was missing" in again
+    assert "0 steps made" in again
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_commands_one_by_one_do_the_same() -> None:
+    assert "6 shards made" in invoke("build")
+    assert "4 steps made" in invoke("train")
+    assert "6 drawn" in invoke("sample")
+    assert "6 samples against 21 cached images" in invoke("evaluate")
+    assert "0 steps made" in invoke("train")
+    assert "2 steps made" in invoke("train", "--set", "train.steps=6")
+
+
+def test_a_command_out_of_order_says_what_comes_first(folder: Path) -> None:
+    assert "Run `repa-cache build` first" in invoke("train", status=1)
+    assert "Run `repa-cache train` first" in invoke("sample", status=1)
+    assert not list(folder.glob("run*"))
+
+
+def test_training_on_a_stale_cache_is_refused(folder: Path) -> None:
+    invoke("build")
+    (folder / "other").mkdir()
+    settings = (
+        "--set",
+        "dataset.resolution=64",
+        "--set",
+        "encoders.efficientnet-lite0.input_size=128",
+    )
+    output = invoke("train", *settings, status=1)
+    assert "resolution: cache 32, configuration 64" in output
+
+
+def test_a_wrong_configuration_writes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    for command in SUMMARIES:
+        assert "train.depth: SiT-XS/2 has 4 blocks" in invoke(
+            command, "--set", "train.depth=9", status=1
+        )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_error_has_a_traceback_only_when_asked_for(folder: Path) -> None:
+    assert "Traceback" not in invoke("sample", status=1)
+    assert RUNNER.invoke(app, ["sample", "--debug"]).exception is not None
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("arguments", [["biuld"], ["build", "--sett", "a.b=1"]])
+def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
+    assert RUNNER.invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("name", [*SUMMARIES, "init"])
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    assert f"Example: repa-cache {name}" in invoke(name, "--help")
+
+
+def test_init_writes_a_preset_and_never_over_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    invoke("init", "--preset", "imagenet256-sit-xl2")
+    written = (tmp_path / "pipeline.toml").read_text()
+    assert written == (PRESETS / "imagenet256-sit-xl2.toml").read_text()
+    assert "exists already" in invoke("init", status=1)
+    output = invoke("init", "--preset", "imagenet256-sit-xl", "--config", "x.toml", status=1)
+    assert "did you mean 'imagenet256-sit-xl2'?" in output
+
+
+def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "tiny.zarr/features/efficientnet-lite0/ledger/c.0.0",
+        "run/log.jsonl",
+        "run/samples/*/000001.png",
+    ],
+    ids=["build", "train", "sample"],
+)
+def test_ctrl_c_in_any_stage_stops_cleanly_and_the_same_command_completes(
+    folder: Path, begun: str
+) -> None:
+    slow = ("--set", "train.steps=40", "--set", "sample.images=60", "--set", "sample.batch_size=1")
+    process = subprocess.Popen(
+        [*PROGRAM, "run", *slow], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    while not list(folder.glob(begun)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Run the same command to go on." in errors
+    assert "Traceback" not in errors
+    assert not list(folder.rglob("*.partial"))
+    done = finished(folder, "run", *slow)
+    assert done.returncode == 0, done.stderr
+    assert len(read_log(folder / "run/log.jsonl")) == 40
+    assert len(list(folder.glob("run/samples/step-00000040/*.png"))) == 60

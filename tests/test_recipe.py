@@ -1,0 +1,34 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.recipe import canonical_json, differences, fingerprint
+
+RECIPES = st.dictionaries(
+    st.text(max_size=5), st.one_of(st.integers(), st.booleans(), st.text(max_size=5)), max_size=5
+)
+
+
+@given(RECIPES)
+def test_the_order_of_fields_does_not_change_a_fingerprint(recipe: dict[str, object]) -> None:
+    turned = dict(reversed(recipe.items()))
+    assert fingerprint(turned) == fingerprint(recipe)
+
+
+@given(RECIPES, RECIPES)
+def test_recipes_without_differences_are_those_with_equal_fingerprints(
+    one: dict[str, object], other: dict[str, object]
+) -> None:
+    assert (not differences(one, other)) == (fingerprint(one) == fingerprint(other))
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    assert differences({"a": 1, "b": "x"}, {"a": 2, "c": None, "b": "x"}) == [
+        "a: cache 1, configuration 2",
+        "c: cache nothing, configuration null",
+    ]
+
+
+def test_a_recipe_holds_no_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"value": float("nan")})

@@ -1,0 +1,213 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from cache.errors import IncompleteCacheError
+from pipeline.config import Config, load_config
+from stages.interrupt import InterruptedWorkError
+from stages.placement import Placement
+from stages.train import loop
+from stages.train.checkpoint import Checkpoint, checkpoints, latest
+from stages.train.log import read_log
+from stages.train.loop import TrainSummary, train
+from stages.train.run import RunError
+
+CPU = Placement(torch.device("cpu"))
+
+
+def trained(config: Config, place: Placement = CPU) -> TrainSummary:
+    return train(config.train, config.cache.path, config.latents.column, place)
+
+
+def losses(config: Config) -> list[tuple[float, ...]]:
+    """What the log says of every step, speeds left out."""
+    log = read_log(config.train.run / "log.jsonl")
+    return [tuple(v for k, v in line.items() if k != "steps_per_second") for line in log]
+
+
+def newest(config: Config) -> Checkpoint:
+    found = latest(config.train.run)
+    assert found is not None
+    return found
+
+
+def assert_equal_runs(one: Config, other: Config) -> None:
+    assert losses(one) == losses(other)
+    for name in ("model", "ema"):
+        theirs = newest(other).weights(name)
+        for key, tensor in newest(one).weights(name).items():
+            assert torch.equal(tensor, theirs[key]), (name, key)
+
+
+def test_four_steps_are_two_and_two(trainable: Callable[..., Config], tmp_path: Path) -> None:
+    whole = trainable(f"train.run={tmp_path / 'whole'}")
+    trained(whole)
+    assert trained(trainable("train.steps=2")).step == 2
+    resumed = trained(trainable())
+    assert (resumed.start, resumed.step) == (2, 4)
+    assert_equal_runs(whole, trainable())
+    assert trained(trainable()).start == 4
+
+
+def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(
+    trainable: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = trainable(f"train.run={tmp_path / 'whole'}"), trainable()
+    trained(whole)
+    real, calls = loop.update_average, 0
+
+    def signalled(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(*arguments)
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "update_average", signalled)
+    with pytest.raises(InterruptedWorkError, match="Stopped after step 3 of 4"):
+        trained(stopped)
+    assert newest(stopped).state["step"] == 3
+    trained(stopped)
+    assert_equal_runs(whole, stopped)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_same_steps(
+    trainable: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = trainable(f"train.run={tmp_path / 'whole'}"), trainable()
+    trained(whole)
+    real = loop._values
+
+    def dies_at_three(settings: Any, loss: Any, norm: Any) -> dict[str, float]:
+        if len(read_log(killed.train.run / "log.jsonl")) == 3:
+            raise Killed
+        return real(settings, loss, norm)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "_values", dies_at_three)
+        trained(killed)
+    assert (len(losses(killed)), newest(killed).state["step"]) == (3, 2)
+    trained(killed)
+    assert_equal_runs(whole, killed)
+
+
+def _rank(rank: int, world: int, folder: str, overrides: list[str]) -> None:
+    config = load_config(Path(folder) / "pipeline.toml", overrides, world)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}
+    store = Path(config.train.run).with_name("store")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
+    )
+    trained(config, Placement(torch.device("cpu"), rank, world))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_train_like_one(
+    built: Path, trainable: Callable[..., Config], tmp_path: Path
+) -> None:
+    trained(trainable())
+    overrides = [f"train.run={tmp_path / 'two'}"]
+    mp.spawn(_rank, args=(2, str(built), overrides), nprocs=2)
+    alone, shared = newest(trainable()), newest(trainable(*overrides))
+    for key, tensor in alone.weights("model").items():
+        torch.testing.assert_close(tensor, shared.weights("model")[key], rtol=1e-4, atol=1e-5)
+
+
+def test_training_needs_neither_timm_nor_diffusers(built: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+for name in ("timm", "diffusers", "torchvision", "stages.encode.features", "stages.vision"):
+    sys.modules[name] = None
+from pathlib import Path
+import torch
+from stages.placement import Placement
+from stages.train.loop import train
+from stages.train.settings import TrainSettings
+settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", depth=2, steps=2,
+                         batch_size=4, encoders=("efficientnet-lite0",), log_every=1)
+cache = Path({str(built / "tiny.zarr")!r})
+print(train(settings, cache, "latents/tiny-vae", Placement(torch.device("cpu"))).step)
+assert not any(name.startswith("stages.encode") and module for name, module in sys.modules.items())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
+
+
+def test_alignment_falls(trainable: Callable[..., Config]) -> None:
+    trained(trainable("train.steps=40", "train.checkpoint_every=40"))
+    alignment = [
+        line["alignment/efficientnet-lite0"]
+        for line in read_log(trainable().train.run / "log.jsonl")
+    ]
+    assert np.mean(alignment[-5:]) < np.mean(alignment[:5]) - 0.1
+
+
+def test_a_run_without_encoders_trains_plain_sit(trainable: Callable[..., Config]) -> None:
+    assert trained(trainable("train.encoders=[]")).step == 4
+    assert len(losses(trainable())[0]) == 4
+
+
+def test_only_the_newest_checkpoints_are_kept(trainable: Callable[..., Config]) -> None:
+    trained(trainable("train.checkpoint_every=1", "train.keep=2"))
+    kept = [checkpoint.folder.name for checkpoint in checkpoints(trainable().train.run)]
+    assert kept == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.depth=3", "depth: run 2, configuration 3"),
+        ("train.seed=1", "seed: run 0, configuration 1"),
+        ("train.encoders=[]", "encoders"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(
+    trainable: Callable[..., Config], override: str, message: str
+) -> None:
+    trained(trainable("train.steps=2"))
+    with pytest.raises(RunError, match=message):
+        trained(trainable(override))
+
+
+def test_a_run_does_not_go_on_with_other_tensors(trainable: Callable[..., Config]) -> None:
+    trained(trainable("train.steps=2"))
+    path = newest(trainable()).folder / "state.json"
+    state = json.loads(path.read_text())
+    state["columns"]["latents/tiny-vae"] = "0" * 64
+    path.write_text(json.dumps(state))
+    with pytest.raises(RunError, match="made with other columns"):
+        trained(trainable())
+
+
+def test_an_encoder_that_was_not_built_is_refused(
+    built: Path, trainable: Callable[..., Config]
+) -> None:
+    config = trainable()
+    settings = config.train.model_copy(update={"encoders": ("dinov2-vit-b",)})
+    with pytest.raises(IncompleteCacheError, match="no column features/dinov2-vit-b"):
+        train(settings, built / "tiny.zarr", config.latents.column, CPU)
+
+
+def test_tokens_on_another_grid_are_refused_with_both_grids(
+    trainable: Callable[..., Config],
+) -> None:
+    config = trainable()
+    settings = config.train.model_copy(update={"model": "SiT-XS/1"})
+    with pytest.raises(RunError, match=r"16 tokens \(4 x 4\), SiT-XS/1 has 64 \(8 x 8\)"):
+        train(settings, config.cache.path, config.latents.column, CPU)

@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from reference import golden_model
+
+from stages.train.settings import MODELS, SIZES
+from stages.train.transformer import Transformer, TransformerConfig
+
+
+def published(name: str) -> TransformerConfig:
+    size, patch = MODELS[name]
+    return TransformerConfig(
+        side=32,
+        patch=patch,
+        channels=4,
+        depth=size.depth,
+        width=size.width,
+        heads=size.heads,
+        classes=1000,
+        features=(768,),
+        align_depth=8,
+        projector_width=2048,
+        has_null_class=True,
+    )
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_velocity_and_projections_are_those_of_the_published_code(sit_repa: Any, path: str) -> None:
+    labels = torch.where(sit_repa["in.drop"].bool(), 10, sit_repa["in.y"])
+    model = golden_model(sit_repa)
+    velocity, projected = model(sit_repa[f"{path}.model_input"], sit_repa["in.t"], labels)
+    torch.testing.assert_close(velocity, sit_repa[f"{path}.velocity"], rtol=1e-5, atol=1e-6)
+    for number, tokens in enumerate(projected):
+        expected = sit_repa[f"{path}.projected.{number}"]
+        torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_projection_the_velocity_is_the_same(sit_repa: Any) -> None:
+    model = golden_model(sit_repa)
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    velocity, projected = model(*inputs, project=False)
+    assert projected == []
+    torch.testing.assert_close(velocity, model(*inputs)[0], rtol=0, atol=0)
+
+
+def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
+    fresh = Transformer(golden_model(sit_repa).config)
+    torch.testing.assert_close(fresh.pos_embed, sit_repa["model.pos_embed"])
+    assert not fresh.pos_embed.requires_grad
+
+
+def test_a_fresh_model_predicts_nothing() -> None:
+    model = Transformer(published("SiT-S/8"))
+    velocity, _ = model(torch.randn(2, 4, 32, 32), torch.rand(2), torch.tensor([0, 1000]))
+    assert velocity.count_nonzero() == 0
+
+
+def test_state_dict_of_b_2_has_the_published_names_and_shapes(
+    official: Callable[[str], dict[str, Any]],
+) -> None:
+    with torch.device("meta"):
+        model = Transformer(published("SiT-B/2"))
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes == official("sit_b2_state_dict")
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n[-1] != "1" and "XS" not in n])
+def test_every_published_size_has_its_number_of_parameters(
+    official: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    with torch.device("meta"):
+        model = Transformer(published(name))
+    counts = official("sit_parameters")[name]
+    assert sum(p.numel() for p in model.parameters()) == counts["total"]
+    assert sum(p.numel() for p in model.projectors.parameters()) == counts["projector"]
+
+
+def test_heads_divide_every_width() -> None:
+    assert all(size.width % (2 * size.heads) == 0 for size in SIZES.values())
