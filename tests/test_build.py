@@ -15,6 +15,7 @@ from pipeline.config import Config
 from stages.encode import build as build_module
 from stages.encode.build import BuildSummary, ImageError, build
 from stages.encode.columns import load_makers
+from stages.encode.features import EncoderError
 from stages.encode.images import centre_crop, decode
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def test_every_row_holds_the_tensors_of_its_own_image(tiny: Callable[..., Config
     makers = {maker.column: maker for maker in load_makers(config.encode, CPU)}
     for row in range(len(cache.rows)):
         file = config.dataset.path / str(cache.rows.key[row])
-        pixels = torch.from_numpy(centre_crop(decode(file.read_bytes()), 32))
+        pixels = torch.tensor(centre_crop(decode(file.read_bytes()), 32))
         for column, array in ((LATENTS, "moments"), (FEATURES, "tokens")):
             fresh = makers[column].encode(pixels.permute(2, 0, 1)[None])[array]
             stored = cache.column(column).read(array, [row])
@@ -178,6 +179,6 @@ def test_a_build_that_cannot_load_a_network_writes_nothing(tiny: Callable[..., C
     config = tiny()
     weights = config.dataset.path.parent / "weights.pth"
     torch.save({}, weights)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(EncoderError, match="holds other weights"):
         built_by(tiny(f"encoders.efficientnet-lite0.weights={weights}"))
     assert not config.cache.path.exists()

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from stages.train.log import read_log
 
 RUNNER = CliRunner()
-PROGRAM = [sys.executable, "-c", "from pipeline.cli import app; app()"]
+PROGRAM = [sys.executable, "-m", "pipeline"]
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_run_makes_everything_and_says_where_it_lies(folder: Path) -> None:
         "fd_efficientnet-lite0",
     ):
         assert said in output
-    assert Image.open(folder / "run/curves.png").size[0] > 1000
+    with Image.open(folder / "run/curves.png") as curves:
+        assert curves.size[0] > 1000
     page = (folder / "run/report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page

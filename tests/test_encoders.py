@@ -76,12 +76,15 @@ def test_every_encoder_is_a_timm_model_whose_grid_fits_256_px() -> None:
         assert spec.size_for(256) // spec.stride == 16, name
 
 
-def test_an_unreadable_file_of_weights_is_named(
+def test_a_torn_file_of_weights_and_one_of_another_model_are_named(
     tiny_dinov2: tuple[EncoderSpec, Path], tmp_path: Path
 ) -> None:
     torch.save({"other": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(EncoderError, match=r"Cannot load the weights from .*w\.pth"):
-        FrozenEncoder(tiny_dinov2[0], 56, tmp_path / "w.pth", CPU)
+    with pytest.raises(EncoderError, match=r"w\.pth holds other weights: \d+ of \d+ tensors"):
+        FrozenEncoder(ENCODERS["efficientnet-lite0"], 64, tmp_path / "w.pth", CPU)
+    (tmp_path / "torn.pth").write_bytes(tiny_dinov2[1].read_bytes()[:1000])
+    with pytest.raises(EncoderError, match=r"Cannot load the weights in .*torn\.pth"):
+        FrozenEncoder(tiny_dinov2[0], 56, tmp_path / "torn.pth", CPU)
 
 
 def test_a_digest_of_weights_changes_with_any_of_them() -> None:

@@ -39,10 +39,9 @@ def test_images_are_numbered_pngs_with_a_manifest_and_a_grid(
 ) -> None:
     samples, made = sampled(trained(trainable()))
     assert made == 6
-    assert Image.open(samples.path(5)).size == (32, 32)
-    assert Image.open(samples.grid).size == (96, 64)
-    top = np.asarray(Image.open(samples.grid))[32:64, 32:64]
-    np.testing.assert_array_equal(top, np.asarray(Image.open(samples.path(4))))
+    with Image.open(samples.path(4)) as image, Image.open(samples.grid) as grid:
+        assert (image.size, grid.size) == ((32, 32), (96, 64))
+        np.testing.assert_array_equal(np.asarray(grid)[32:64, 32:64], np.asarray(image))
     manifest = json.loads((samples.folder / "manifest.json").read_text())
     assert (manifest["solver"], manifest["steps"], manifest["seed"]) == ("euler", 2, 0)
 

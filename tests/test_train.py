@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from cache.errors import IncompleteCacheError
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from stages.interrupt import InterruptedWorkError
 from stages.placement import Placement
 from stages.train import loop
@@ -105,24 +104,22 @@ def test_a_run_killed_between_checkpoints_repeats_the_same_steps(
     assert_equal_runs(whole, killed)
 
 
-def _rank(rank: int, world: int, folder: str, overrides: list[str]) -> None:
-    config = load_config(Path(folder) / "pipeline.toml", overrides, world)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}
-    store = Path(config.train.run).with_name("store")
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
-    )
-    trained(config, Placement(torch.device("cpu"), rank, world))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_train_like_one(
+def test_two_processes_train_like_one(
     built: Path, trainable: Callable[..., Config], tmp_path: Path
 ) -> None:
     trained(trainable())
-    overrides = [f"train.run={tmp_path / 'two'}"]
-    mp.spawn(_rank, args=(2, str(built), overrides), nprocs=2)
-    alone, shared = newest(trainable()), newest(trainable(*overrides))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    settings = ["--set", f"train.run={tmp_path / 'two'}"]
+    done = subprocess.run(
+        [*launch, "-m", "pipeline", "train", *settings],
+        cwd=built,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps made") == 1
+    alone, shared = newest(trainable()), newest(trainable(f"train.run={tmp_path / 'two'}"))
     for key, tensor in alone.weights("model").items():
         torch.testing.assert_close(tensor, shared.weights("model")[key], rtol=1e-4, atol=1e-5)
 

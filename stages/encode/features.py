@@ -3,8 +3,10 @@
 B images, S their side in px, T tokens on a square grid, D features.
 """
 
+import sys
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,15 +74,32 @@ def _load(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn.Module
         model = timm.create_model(spec.timm_model, num_classes=1000, **arguments)
         _copy_by_position(model, _packaged_file(*spec.packaged))
         return model
-    overlay = {"file": str(weights)} if weights is not None else None
     try:
-        return timm.create_model(
-            spec.timm_model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay,
-            **arguments,
-        )  # fmt: skip
+        model = timm.create_model(
+            spec.timm_model, pretrained=weights is None, num_classes=0, **arguments
+        )
     except (OSError, RuntimeError) as error:
-        origin = weights or f"timm's hub ({spec.timm_model})"
-        raise EncoderError(f"Cannot load the weights from {origin}: {error}") from error
+        raise EncoderError(f"Cannot load {spec.timm_model} from timm's hub: {error}") from error
+    if weights is not None:
+        _copy_from_file(model, weights)
+    return model
+
+
+def _copy_from_file(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint that timm can convert; every tensor of the model has to be in it."""
+    from stages.vision import timm
+
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+        result = model.load_state_dict(convert(state, model) if convert else state, strict=False)
+    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
+        raise EncoderError(f"Cannot load the weights in {path}: {error}") from error
+    if lacking := result.missing_keys:
+        raise EncoderError(
+            f"{path} holds other weights: {len(lacking)} of {len(model.state_dict())} tensors of "
+            f"the encoder are not in it, {lacking[0]} among them."
+        )
 
 
 def _packaged_file(package: str, file: str) -> Path:
