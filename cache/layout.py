@@ -134,7 +134,16 @@ def create_column(column: Column, provenance: Mapping[str, Any]) -> None:
     provenance: what does not decide a byte but helps a reader (model names, versions, time).
     """
     aside = column.folder.with_name(f".{column.folder.name}.{os.getpid()}.partial")
-    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    try:
+        _write_column(aside, column, provenance)
+        aside.rename(column.folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _write_column(folder: Path, column: Column, provenance: Mapping[str, Any]) -> None:
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
     for array in (*column.arrays, column.crc32c):
         create_array(group, array, column.rows, column.rows_per_shard)
     create_array(group, LEDGER, column.shards, 1)
@@ -146,11 +155,6 @@ def create_column(column: Column, provenance: Mapping[str, Any]) -> None:
             "provenance": dict(provenance),
         }
     )
-    try:
-        aside.rename(column.folder)
-    except OSError:
-        shutil.rmtree(aside)
-        raise
 
 
 def create_root(path: Path, rows: int, rows_per_shard: int, permutation_seed: int) -> zarr.Group:

@@ -110,7 +110,7 @@ def write_report(report: RunReport) -> None:
         f"<figure><img alt='{title}' src='data:image/png;base64,{_base64(path)}'>"
         f"<figcaption>{title}</figcaption></figure>"
         for title, path in (
-            ("Samples, a class per column", report.samples.grid),
+            ("Samples", report.samples.grid),
             ("Losses by step", report.curves),
         )
         if path.is_file()

@@ -136,8 +136,9 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "tiny.zarr/features/efficientnet-lite0/ledger/c.0.0",
         "run/log.jsonl",
         "run/samples/*/000001.png",
+        "run/samples/step-*.png",
     ],
-    ids=["build", "train", "sample"],
+    ids=["build", "train", "sample", "evaluate"],
 )
 def test_ctrl_c_in_any_stage_stops_cleanly_and_the_same_command_completes(
     folder: Path, begun: str

@@ -47,7 +47,7 @@ def train(settings: TrainSettings, cache: Path, latents: str, place: Placement) 
     model = DistributedDataParallel(run.model) if place.world > 1 else run.model
     log = RunLog(settings.run / "log.jsonl", run.step) if place.is_main else nullcontext()
     show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
-    start, began = run.step, time.monotonic()
+    start, began, note = run.step, time.monotonic(), ""
     with stop_request() as stop, log as lines, show as advance:
         while run.step < settings.steps and not _agreed(stop, place):
             loss = objective(model, batches.read(run.step), draw.at(run.step))
@@ -57,9 +57,11 @@ def train(settings: TrainSettings, cache: Path, latents: str, place: Placement) 
             run.optimiser.zero_grad()
             update_average(run.average, run.model, settings.ema_decay)
             run.step += 1
-            advance(1, "")
             if lines is not None and run.step % settings.log_every == 0:
-                lines.write(run.step, _values(settings, loss, norm))
+                values = _values(settings, loss, norm)
+                lines.write(run.step, values)
+                note = f"loss {values['loss']:.3f}"
+            advance(1, note)
             if place.is_main and run.step % settings.checkpoint_every == 0:
                 run.save()
         if place.is_main:
