@@ -42,15 +42,16 @@ class ShardWriter:
 
     def write(self, batch: Mapping[str, Rows]) -> None:
         """Append rows: for each array of the column, [B, *row_shape] in its dtype."""
-        sizes = {len(batch[array.name]) for array in self._column.arrays}
-        if len(sizes) != 1 or self._written + (size := sizes.pop()) > self._rows:
-            raise ValueError(f"{self._column.name}: batches of {sizes} rows do not fit the shard")
+        size = len(batch[self._column.arrays[0].name])
+        if self._written + size > self._rows:
+            raise ValueError(f"{self._column.name}: more than the {self._rows} rows of the shard")
         for position, array in enumerate(self._column.arrays):
             rows = np.ascontiguousarray(batch[array.name])
-            if rows.shape[1:] != array.row_shape or rows.dtype != array.dtype:
+            expected = (size, *array.row_shape)
+            if rows.shape != expected or rows.dtype != array.dtype:
                 raise ValueError(
-                    f"{self._column.name}/{array.name}: expected rows of {array.dtype} "
-                    f"{array.row_shape}, got {rows.dtype} {rows.shape[1:]}"
+                    f"{self._column.name}/{array.name}: expected {array.dtype} {expected}, "
+                    f"got {rows.dtype} {rows.shape}"
                 )
             self._streams[array.name].write(rows.data)
             for row, values in enumerate(rows, start=self._written):

@@ -45,6 +45,8 @@ SUMMARIES = {
     "evaluate": "Compare the samples with the cached data set.",
     "run": "Build, train, sample and evaluate; every part goes on where it stopped.",
 }
+# Those that torchrun can start in several processes.
+DISTRIBUTED = frozenset({"train", "sample"})
 
 
 def _add_command(name: str, summary: str) -> None:
@@ -54,7 +56,10 @@ def _add_command(name: str, summary: str) -> None:
         debug: Debug = False,
     ) -> None:
         with _reported_errors(debug):
-            settings = load_config(config, overrides, world=int(os.environ.get("WORLD_SIZE", "1")))
+            world = int(os.environ.get("WORLD_SIZE", "1"))
+            if world > 1 and name not in DISTRIBUTED:
+                raise ConfigError(f"`repa-cache {name}` runs in one process, not under torchrun.")
+            settings = load_config(config, overrides, world)
             # Importing torch takes seconds, which a mistake in a setting should not cost.
             from pipeline.work import COMMANDS
 

@@ -3,7 +3,6 @@
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from stages.encode.settings import (
     EncodeSettings,
     LatentsSettings,
 )
+from stages.encode.sources import EMBEDDED_SOURCES
 from stages.sample.settings import EvaluateSettings, SampleSettings
 from stages.settings import Settings, nearest
 from stages.train.settings import TrainSettings
@@ -44,7 +44,7 @@ class Config(Settings):
     @property
     def encode(self) -> EncodeSettings:
         """The part that stage one reads."""
-        return EncodeSettings.model_construct(
+        return EncodeSettings(
             dataset=self.dataset,
             cache=self.cache,
             latents=self.latents,
@@ -98,7 +98,12 @@ def _override(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    reduce(lambda table, section: table.setdefault(section, {}), sections, document)[key] = value
+    table: Any = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is no section.")
+    table[key] = value
 
 
 def _line(problem: Any) -> str:
@@ -145,7 +150,7 @@ def _contradictions(config: Config, world: int) -> Iterator[str]:
 
 
 def _missing_files(config: Config) -> Iterator[str]:
-    if config.dataset.source != "sample-photos":
+    if config.dataset.source not in EMBEDDED_SOURCES:
         if config.dataset.path is None:
             yield f"dataset.path: required by the source {config.dataset.source!r}"
         elif not config.dataset.path.exists():

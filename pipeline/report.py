@@ -75,16 +75,20 @@ def gather(config: Config) -> RunReport:
     """Read what there is of a run that has at least one checkpoint."""
     newest, samples = newest_samples(config.sample, config.train.run)
     cache = Cache(config.cache.path)
-    names = [config.latents.column, *(f"features/{name}" for name in config.train.encoders)]
     return RunReport(
         config=config,
         rows=len(cache.rows),
-        columns=[cache.column(name).column for name in names],
+        columns=[cache.column(name).column for name in used_columns(config)],
         log=read_log(config.train.run / "log.jsonl"),
         checkpoint=newest.folder,
         samples=samples,
         results=read_results(samples),
     )
+
+
+def used_columns(config: Config) -> list[str]:
+    """The columns that a run reads."""
+    return [config.latents.column, *(f"features/{name}" for name in config.train.encoders)]
 
 
 def curve_names(log: Log) -> list[str]:

@@ -9,7 +9,7 @@ from cache.files import write_atomically
 from cache.layout import check_recipe, has_column, read_column, root_attributes
 from pipeline.config import Config
 from pipeline.launch import find_device, placement
-from pipeline.report import gather, show, write_report
+from pipeline.report import gather, show, used_columns, write_report
 from stages.encode.build import build
 from stages.encode.columns import declared_recipes
 from stages.sample.evaluate import evaluate
@@ -52,6 +52,8 @@ def do_sample(config: Config) -> None:
     """Draw the images that lack."""
     with placement(config.train.device) as place:
         samples, made = sample(config.sample, config.train.run, config.latents.location, place)
+    if not place.is_main:
+        return
     write_report(gather(config))
     what = f"{made} drawn" if made else "nothing was missing"
     typer.echo(f"{samples.folder}: {samples.images:,} images; {what}")
@@ -77,16 +79,17 @@ def do_run(config: Config) -> None:
 
 
 def _check_cache(config: Config) -> None:
-    """Raise StaleCacheError if a column is not what this configuration would build.
+    """Raise StaleCacheError if a column that is used is not what this configuration would build.
 
     Weights are compared by `build`, which loads the networks.
     """
     path = config.cache.path
     root_attributes(path)
-    for name, declared in declared_recipes(config.encode).items():
+    declared = declared_recipes(config.encode)
+    for name in used_columns(config):
         if has_column(path, name):
             column = read_column(path, name)
-            check_recipe(column, {**column.recipe, **declared})
+            check_recipe(column, {**column.recipe, **declared[name]})
 
 
 COMMANDS: Mapping[str, Callable[[Config], None]] = {

@@ -17,3 +17,9 @@ class Placement:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+
+def barrier(place: Placement) -> None:
+    """Wait until all processes of a run are here."""
+    if place.world > 1:
+        torch.distributed.barrier()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -32,11 +33,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 
-def one_of(names: Iterable[str]) -> AfterValidator:
-    """A validator for a name from a registry."""
-    known = tuple(names)
+def one_of(registry: str) -> AfterValidator:
+    """A validator for a name from a registry, given as `module:variable`.
+
+    The module is imported when a name is checked, so that reading a configuration does not
+    import torch without need.
+    """
 
     def check(name: str) -> str:
+        module, _, variable = registry.partition(":")
+        known: Iterable[str] = getattr(import_module(module), variable)
         if name not in known:
             raise ValueError(f"unknown name {name!r}; {nearest(name, known)}")
         return name

@@ -102,6 +102,17 @@ def test_an_error_has_a_traceback_only_when_asked_for(folder: Path) -> None:
     assert folder.exists()
 
 
+def test_only_training_and_sampling_run_in_several_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process, not under torchrun" in invoke("build", status=1)
+    assert "cannot be shared by 2 processes" in invoke(
+        "train", "--set", "train.batch_size=5", status=1
+    )
+    assert not (folder / "tiny.zarr").exists()
+
+
 @pytest.mark.parametrize("arguments", [["biuld"], ["build", "--sett", "a.b=1"]])
 def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2

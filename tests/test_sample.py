@@ -15,6 +15,7 @@ from stages.sample import generate
 from stages.sample.evaluate import EvaluateError, evaluate, read_results
 from stages.sample.generate import SampleError, Samples, newest_samples, sample
 from stages.sample.sampler import GuidanceError, Sampler
+from stages.sample.solvers import SOLVERS
 from stages.train.checkpoint import latest
 from stages.train.loop import train
 
@@ -112,7 +113,7 @@ def test_noise_and_label_depend_on_the_index_alone(trainable: Callable[..., Conf
     assert not torch.equal(together[0], together[1])
 
 
-@pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_draws_images(trainable: Callable[..., Config], solver: str) -> None:
     config = trained(trainable(f"sample.solver={solver}", "sample.guidance=1.5"))
     assert sampled(config)[1] == 6

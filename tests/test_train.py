@@ -104,24 +104,30 @@ def test_a_run_killed_between_checkpoints_repeats_the_same_steps(
     assert_equal_runs(whole, killed)
 
 
-def test_two_processes_train_like_one(
-    built: Path, trainable: Callable[..., Config], tmp_path: Path
-) -> None:
-    trained(trainable())
+def torchrun(folder: Path, *arguments: str) -> str:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    settings = ["--set", f"train.run={tmp_path / 'two'}"]
     done = subprocess.run(
-        [*launch, "-m", "pipeline", "train", *settings],
-        cwd=built,
+        [*launch, "-m", "pipeline", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 steps made") == 1
+    return done.stdout
+
+
+def test_two_processes_train_and_sample_like_one(
+    built: Path, trainable: Callable[..., Config], tmp_path: Path
+) -> None:
+    trained(trainable())
+    settings = ["--set", f"train.run={tmp_path / 'two'}"]
+    assert torchrun(built, "train", *settings).count("4 steps made") == 1
     alone, shared = newest(trainable()), newest(trainable(f"train.run={tmp_path / 'two'}"))
     for key, tensor in alone.weights("model").items():
         torch.testing.assert_close(tensor, shared.weights("model")[key], rtol=1e-4, atol=1e-5)
+    torchrun(built, "sample", *settings)
+    assert len(list((tmp_path / "two").glob("samples/*/*.png"))) == 6
 
 
 def test_training_needs_neither_timm_nor_diffusers(built: Path, tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 from pydantic import PositiveInt
 
 from stages.encode.encoders import ENCODERS
-from stages.encode.sources import SOURCES
 from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # Pixels per latent along a side, of models whose config.json is on the hub.
 HUB_DOWNSAMPLING = {"stabilityai/sd-vae-ft-mse": 8, "stabilityai/sd-vae-ft-ema": 8}
 
-EncoderName = Annotated[str, one_of(ENCODERS)]
+EncoderName = Annotated[str, one_of("stages.encode.encoders:ENCODERS")]
 
 
 class DatasetSettings(Settings):
@@ -24,7 +23,7 @@ class DatasetSettings(Settings):
     path: where a source that reads files finds them; resolution: side of the centre crop in px.
     """
 
-    source: Annotated[str, one_of(SOURCES)]
+    source: Annotated[str, one_of("stages.encode.sources:SOURCES")]
     path: AnchoredPath | None = None
     resolution: PositiveInt = 256
 

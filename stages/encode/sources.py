@@ -99,7 +99,10 @@ def sample_photos(_path: Path | None, resolution: int) -> Source:
     return Source(tuple(keys), labels, SAMPLE_PHOTOGRAPHS, read)
 
 
+# The names that `dataset.source` takes.
 SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
     "imagefolder": image_folder,
     "sample-photos": sample_photos,
 }
+# Those that need no `dataset.path`.
+EMBEDDED_SOURCES = frozenset({"sample-photos"})

@@ -18,7 +18,7 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_file, write_atomically
 from cache.recipe import differences
 from stages.encode.autoencoder import Autoencoder
-from stages.placement import Placement
+from stages.placement import Placement, barrier
 from stages.progress import progress
 from stages.sample.sampler import Sampler
 from stages.sample.settings import SampleSettings
@@ -70,26 +70,29 @@ def newest_samples(settings: SampleSettings, run: Path) -> tuple[Checkpoint, Sam
 
 
 def sample(settings: SampleSettings, run: Path, vae: str, place: Placement) -> tuple[Samples, int]:
-    """Draw the images that a run's newest checkpoint lacks; returns how many those were.
+    """Draw the images that a run's newest checkpoint lacks; returns how many this process drew.
 
     Raises SampleError if the run has no checkpoint, or if its samples were drawn with other
     settings.
     """
     newest, samples = newest_samples(settings, run)
-    _claim(samples.folder, settings, newest, vae)
-    lacking = samples.missing()
+    if place.is_main:
+        _claim(samples.folder, settings, newest, vae)
+    barrier(place)
+    lacking = [index for index in samples.missing() if index % place.world == place.rank]
     if lacking:
         sampler = Sampler(settings, newest, place.device)
         autoencoder = Autoencoder(vae, place.device)
-        done = settings.images - len(lacking)
-        with progress("sample", settings.images, "images", done) as advance:
+        with progress("sample", len(lacking), "images", quiet=not place.is_main) as advance:
             for start in range(0, len(lacking), settings.batch_size):
                 indices = lacking[start : start + settings.batch_size]
                 images = autoencoder.decode(sampler.latents(indices))
                 for index, image in zip(indices, images, strict=True):
                     _save(samples.path(index), image)
                 advance(len(indices), "")
-    _draw_grid(settings, samples)
+    barrier(place)
+    if place.is_main:
+        _draw_grid(settings, samples)
     return samples, len(lacking)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
-from stages.sample import solvers
 from stages.sample.settings import SampleSettings
+from stages.sample.solvers import SOLVERS
 from stages.train.checkpoint import Checkpoint
 from stages.train.randomness import seed_for
 from stages.train.transformer import Transformer, TransformerConfig
@@ -44,14 +44,9 @@ class Sampler:
         settings = self._settings
         labels = torch.tensor([index % self._config.classes for index in indices])
         field = GuidedField(self._model, labels.to(self._device), settings)
-        start = self._noise(indices, 0)
-        if settings.solver == "euler":
-            return solvers.euler(field, start, settings.steps)
-        if settings.solver == "heun":
-            return solvers.heun(field, start, settings.steps)
-        return solvers.euler_maruyama(
+        return SOLVERS[settings.solver](
             field,
-            start,
+            self._noise(indices, 0),
             settings.steps,
             self._interpolant,
             lambda step: self._noise(indices, step + 1),
@@ -62,7 +57,9 @@ class Sampler:
         shape = (self._config.channels, self._config.side, self._config.side)
         seeds = (seed_for(self._settings.seed, index, draw) for index in indices)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(noise).to(self._device).double()
+        # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
+        device = "cpu" if self._device.type == "mps" else self._device
+        return torch.stack(noise).to(device).double()
 
 
 class GuidedField:
@@ -70,6 +67,7 @@ class GuidedField:
 
     def __init__(self, model: Transformer, labels: Tensor, settings: SampleSettings) -> None:
         self._model = model
+        self._device = labels.device
         self._labels = labels
         self._null = torch.full_like(labels, model.config.classes)
         self._guidance = settings.guidance
@@ -85,9 +83,10 @@ class GuidedField:
         return unconditional + self._guidance * (conditional - unconditional)
 
     def _velocity(self, state: Tensor, time: float, labels: Tensor) -> Tensor:
-        times = torch.full((len(state),), time, device=state.device)
-        velocity: Tensor = self._model(state.float(), times, labels, project=False)[0]
-        return velocity.double()
+        times = torch.full((len(state),), time, device=self._device)
+        inputs = state.float().to(self._device)
+        velocity: Tensor = self._model(inputs, times, labels, project=False)[0]
+        return velocity.to(state.device).double()
 
 
 def load_average(checkpoint: Checkpoint, device: torch.device) -> Transformer:

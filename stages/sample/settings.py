@@ -6,8 +6,6 @@ from pydantic import NonNegativeFloat, PositiveInt, field_validator
 
 from stages.settings import Seed, Settings, one_of
 
-SOLVERS = ("euler", "heun", "euler-maruyama")
-
 
 class SampleSettings(Settings):
     """`[sample]`: the defaults are the paper's.
@@ -18,7 +16,7 @@ class SampleSettings(Settings):
     """
 
     images: PositiveInt = 50_000
-    solver: Annotated[str, one_of(SOLVERS)] = "euler-maruyama"
+    solver: Annotated[str, one_of("stages.sample.solvers:SOLVERS")] = "euler-maruyama"
     steps: PositiveInt = 250
     guidance: NonNegativeFloat = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)

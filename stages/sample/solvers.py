@@ -18,6 +18,8 @@ from stages.train.objectives import INTERPOLANTS
 Field = Callable[[Tensor, float, float], Tensor]
 # Number of a step, counted from 0, to standard normals like the latents.
 Noise = Callable[[int], Tensor]
+# Field, noise at time 1, number of steps, interpolant and noise of steps to latents at time 0.
+Solver = Callable[[Field, Tensor, int, str, Noise], Tensor]
 
 
 def uniform_grid(steps: int) -> list[float]:
@@ -25,14 +27,14 @@ def uniform_grid(steps: int) -> list[float]:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
 
 
-def euler(field: Field, state: Tensor, steps: int) -> Tensor:
+def euler(field: Field, state: Tensor, steps: int, *_: object) -> Tensor:
     """First-order steps of the probability flow."""
     for time, after in pairwise(uniform_grid(steps)):
         state = state + (after - time) * field(state, time, time)
     return state
 
 
-def heun(field: Field, state: Tensor, steps: int) -> Tensor:
+def heun(field: Field, state: Tensor, steps: int, *_: object) -> Tensor:
     """Second-order steps of the probability flow; the last one is of first order."""
     for time, after in pairwise(uniform_grid(steps)):
         slope = field(state, time, time)
@@ -68,3 +70,7 @@ def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Ten
     at = INTERPOLANTS[interpolant](torch.tensor(time, dtype=torch.float64))
     ratio = at.alpha / at.alpha_rate
     return (ratio * velocity - state) / (at.sigma**2 - ratio * at.sigma_rate * at.sigma)
+
+
+# The names that `sample.solver` takes.
+SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "euler-maruyama": euler_maruyama}

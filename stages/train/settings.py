@@ -36,13 +36,13 @@ class TrainSettings(Settings):
     """
 
     run: AnchoredPath
-    model: Annotated[str, one_of(MODELS)] = "SiT-XL/2"
+    model: Annotated[str, one_of("stages.train.settings:MODELS")] = "SiT-XL/2"
     encoders: tuple[str, ...] = ()
-    alignment: Literal["repa"] = "repa"
+    alignment: Annotated[str, one_of("stages.train.alignment:ALIGNMENTS")] = "repa"
     depth: PositiveInt = 8
     weight: NonNegativeFloat = 0.5
     projector_width: PositiveInt = 2048
-    interpolant: Literal["linear", "cosine"] = "linear"
+    interpolant: Annotated[str, one_of("stages.train.objectives:INTERPOLANTS")] = "linear"
     times: Literal["uniform", "lognormal"] = "uniform"
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
     batch_size: PositiveInt = 256
