@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, also after a crash."""
+"""Files and folders that are there whole or not at all, also after a crash."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write: on success synced to disk and renamed to `path`, on error removed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = _aside(path)
     try:
         with aside.open("wb") as stream:
             yield stream
@@ -21,6 +22,27 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill: on success synced to disk and renamed to `path`, on error removed."""
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for entry in aside.rglob("*"):
+            sync(entry)
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -15,8 +15,6 @@ fetch one of them; small rows lie one after another in a plain chunk. Nothing is
 """
 
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 import zarr
 
 from cache.errors import NotACacheError, StaleCacheError
+from cache.files import atomic_folder
 from cache.recipe import Recipe, differences, fingerprint
 
 FORMAT_VERSION = 1
@@ -133,28 +132,19 @@ def create_column(column: Column, provenance: Mapping[str, Any]) -> None:
 
     provenance: what does not decide a byte but helps a reader (model names, versions, time).
     """
-    aside = column.folder.with_name(f".{column.folder.name}.{os.getpid()}.partial")
-    try:
-        _write_column(aside, column, provenance)
-        aside.rename(column.folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def _write_column(folder: Path, column: Column, provenance: Mapping[str, Any]) -> None:
-    group = zarr.open_group(folder, mode="w", zarr_format=3)
-    for array in (*column.arrays, column.crc32c):
-        create_array(group, array, column.rows, column.rows_per_shard)
-    create_array(group, LEDGER, column.shards, 1)
-    group.attrs.update(
-        {
-            "arrays": [array.name for array in column.arrays],
-            "recipe": dict(column.recipe),
-            "fingerprint": column.fingerprint,
-            "provenance": dict(provenance),
-        }
-    )
+    with atomic_folder(column.folder) as folder:
+        group = zarr.open_group(folder, mode="w", zarr_format=3)
+        for array in (*column.arrays, column.crc32c):
+            create_array(group, array, column.rows, column.rows_per_shard)
+        create_array(group, LEDGER, column.shards, 1)
+        group.attrs.update(
+            {
+                "arrays": [array.name for array in column.arrays],
+                "recipe": dict(column.recipe),
+                "fingerprint": column.fingerprint,
+                "provenance": dict(provenance),
+            }
+        )
 
 
 def create_root(path: Path, rows: int, rows_per_shard: int, permutation_seed: int) -> zarr.Group:

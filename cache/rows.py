@@ -6,8 +6,6 @@ well-mixed batches.
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import xxhash
 import zarr
 
 from cache.errors import RowsChangedError
+from cache.files import atomic_folder
 from cache.layout import create_root
 from cache.order import permutation
 
@@ -77,25 +76,18 @@ class RowTable:
 
 def create_cache(path: Path, rows: RowTable, rows_per_shard: int, seed: int) -> None:
     """Write a new cache without columns at `path`, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        root = create_root(aside, len(rows), rows_per_shard, seed)
+    with atomic_folder(path) as folder:
+        root = create_root(folder, len(rows), rows_per_shard, seed)
         group = root.create_group("rows", attributes={"classes": list(rows.classes)})
         for name in ("key", "label", "source_index", "content_hash"):
             values = getattr(rows, name)
-            chunks = (min(len(rows), CHUNK_ROWS), *values.shape[1:])
             array = group.create_array(
                 name,
                 shape=values.shape,
-                chunks=chunks,
+                chunks=(min(len(rows), CHUNK_ROWS), *values.shape[1:]),
                 dtype="string" if name == "key" else values.dtype,
             )
             array[:] = values
-        aside.rename(path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def read_rows(path: Path) -> RowTable:

@@ -17,14 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache.errors import RepaCacheError
-from cache.files import sync
+from cache.files import atomic_folder
 
 State = Mapping[str, Any]
-
-
-class CheckpointError(RepaCacheError):
-    """There is no checkpoint to go on from, or it does not fit."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +68,15 @@ def save(
     state: State,
     keep: int,
 ) -> Checkpoint:
-    """Write a checkpoint aside, rename it, and remove all but the newest `keep`."""
+    """Write a checkpoint in one step; remove all but the newest `keep`, and what a crash left."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as aside:
         for name, tensors in weights.items():
             contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
             save_file(contiguous, aside / f"{name}.safetensors")
         torch.save(optimiser, aside / "optimizer.pt")
         (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
-        for file in aside.iterdir():
-            sync(file)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    sync(folder.parent)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old.folder)
+    outdated = [old.folder for old in checkpoints(run)[:-keep]]
+    for rest in (*outdated, *folder.parent.glob(".step-*.partial")):
+        shutil.rmtree(rest)
     return Checkpoint(folder)

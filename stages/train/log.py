@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 
 from cache.files import write_atomically
 
@@ -29,15 +28,8 @@ class RunLog:
         self._stream = path.open("a", buffering=1)
         self._last = (time.monotonic(), step)
 
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._stream.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:

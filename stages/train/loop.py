@@ -1,7 +1,7 @@
 """Stage two: the training loop."""
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def train(settings: TrainSettings, cache: Path, latents: str, place: Placement) 
     draw = Draw(settings, batches.latent_shape, place)
     objective = Objective(settings, batches.scaling, null_class=batches.classes)
     model = DistributedDataParallel(run.model) if place.world > 1 else run.model
-    log = RunLog(settings.run / "log.jsonl", run.step) if place.is_main else nullcontext()
+    log = closing(RunLog(settings.run / "log.jsonl", run.step)) if place.is_main else nullcontext()
     show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
     start, began, note = run.step, time.monotonic(), ""
     with stop_request() as stop, log as lines, show as advance:
