@@ -40,9 +40,9 @@ def progress(
     """Shows how far a piece of work is; yields a function that reports finished units.
 
     total, done: units in all, and finished by an earlier run; unit: their name, a plural;
-    quiet: show nothing.
+    quiet: show nothing, as when there is nothing to do.
     """
-    if quiet:
+    if quiet or done >= total:
         yield lambda _units, _note: None
         return
     show = _bar if console.is_terminal else _lines
