@@ -13,7 +13,7 @@ from cache.errors import RepaCacheError
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import SOLVERS
 from stages.train.checkpoint import Checkpoint
-from stages.train.randomness import seed_for
+from stages.train.randomness import Stream, seed_for
 from stages.train.transformer import Transformer, TransformerConfig
 
 
@@ -55,7 +55,8 @@ class Sampler:
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, made on the CPU to be the same anywhere."""
         shape = (self._config.channels, self._config.side, self._config.side)
-        seeds = (seed_for(self._settings.seed, index, draw) for index in indices)
+        seed = self._settings.seed
+        seeds = (seed_for(seed, Stream.SAMPLING, index, draw) for index in indices)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
         device = "cpu" if self._device.type == "mps" else self._device

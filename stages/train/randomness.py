@@ -25,11 +25,12 @@ class Stream(IntEnum):
     TIME = 2
     LABELS = 3
     WEIGHTS = 4
+    SAMPLING = 5
 
 
-def seed_for(*numbers: int) -> int:
-    """A well-mixed 63-bit seed for a sequence of non-negative numbers."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+def seed_for(seed: int, stream: Stream, *numbers: int) -> int:
+    """A 63-bit seed for one member of a stream, such as a step; no two members share one."""
+    state = np.random.SeedSequence(seed, spawn_key=(stream, *numbers)).generate_state(1, np.uint64)
     return int(state[0]) >> 1
 
 
@@ -77,7 +78,7 @@ class Draw:
         self, sample: Callable[..., Tensor], step: int, stream: Stream, shape: tuple[int, ...]
     ) -> Tensor:
         device = self._place.device
-        source = torch.Generator(device).manual_seed(seed_for(self._settings.seed, step, stream))
+        source = torch.Generator(device).manual_seed(seed_for(self._settings.seed, stream, step))
         size = (self._settings.batch_size, *shape)
         drawn = sample(size, generator=source, device=device)
         return drawn.chunk(self._place.world)[self._place.rank]
