@@ -32,7 +32,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        for entry in aside.rglob("*"):
+        for entry in (aside, *aside.rglob("*")):
             sync(entry)
         aside.rename(path)
     except BaseException:

@@ -1,7 +1,7 @@
 """The folders, arrays and attributes of a cache: an ordinary Zarr v3 hierarchy.
 
     NAME.zarr/                    attributes: format_version, rows, rows_per_shard,
-                                permutation_seed
+                                  permutation_seed
       rows/                       label, source_index, key, content_hash
       latents/<vae>/              a column: attributes recipe, fingerprint, provenance
         moments                   float16 [N, 2C, h, w]

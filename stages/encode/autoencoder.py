@@ -32,7 +32,6 @@ class Autoencoder:
             raise AutoencoderError(f"latents.vae: cannot load {location!r}: {error}") from error
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._device = device
-        self.downsampling = 2 ** (len(model.config.block_out_channels) - 1)
 
     def recipe(self) -> dict[str, RecipeValue]:
         """What decides the bytes of the latents this model makes, and how they are scaled."""
