@@ -65,6 +65,8 @@ def do_evaluate(config: Config) -> None:
     with placement(config.train.device) as place:
         results = evaluate(config.evaluate, samples, config.encode, place)
     write_report(gather(config))
+    if not results:
+        typer.echo("nothing to measure: evaluate.frechet_encoders is empty")
     for result in results:
         typer.echo(f"{result.metric}: {result.value:.4g} ({result.note})")
 

@@ -68,6 +68,11 @@ def test_the_commands_one_by_one_do_the_same() -> None:
     assert "2 steps made" in invoke("train", "--set", "train.steps=6")
 
 
+@pytest.mark.usefixtures("folder")
+def test_evaluating_without_metrics_says_so() -> None:
+    assert "frechet_encoders is empty" in invoke("run", "--set", "evaluate.frechet_encoders=[]")
+
+
 def test_a_command_out_of_order_says_what_comes_first(folder: Path) -> None:
     assert "Run `repa-cache build` first" in invoke("train", status=1)
     assert "Run `repa-cache train` first" in invoke("sample", status=1)
