@@ -21,5 +21,21 @@ class IncompleteCacheError(RepaCacheError):
     """A column is missing, or some of its shards are."""
 
 
+class DamagedCacheError(RepaCacheError):
+    """Bytes of the cache are not those that were written."""
+
+
 class RowsChangedError(RepaCacheError):
     """The data set is not the one the cache was built from."""
+
+
+class CacheBusyError(RepaCacheError):
+    """Another build is at work on the cache."""
+
+
+class CacheReadError(RepaCacheError):
+    """The disk did not deliver rows, or not in time."""
+
+
+class CacheWriteError(RepaCacheError):
+    """Rows cannot be written: no space, no permission, or values that no type can hold."""

@@ -1,7 +1,13 @@
-"""Files and folders that are there whole or not at all, also after a crash."""
+"""Files and folders that are there whole or not at all, also after a crash.
+
+Everything is written aside, under a hidden name that tells the host and process, synced to
+disk and then renamed. What a killed process left aside is removed by whoever owns the place
+next.
+"""
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,23 +32,59 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill: on success synced to disk and renamed to `path`, on error removed."""
-    aside = _aside(path)
+    """A folder to fill: on success synced to disk and renamed to `path`, on error removed.
+
+    A folder that is already there is replaced; killed between the two renames, `recover` has to
+    bring it back.
+    """
+    aside, replaced = _aside(path), _replaced(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
         for entry in (aside, *aside.rglob("*")):
             sync(entry)
+        if path.exists():
+            path.rename(replaced)
         aside.rename(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        recover(path)
         raise
     sync(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Bring back the folder at `path`, if a process was killed while it replaced it."""
+    if _replaced(path).exists() and not path.exists():
+        _replaced(path).rename(path)
+    shutil.rmtree(_replaced(path), ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a killed process leaves it whole, or hidden for the next owner."""
+    aside = _aside(path)
+    path.rename(aside)
+    sync(path.parent)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left aside in a folder, for files or folders of a name."""
+    for entry in folder.glob(f".{name}.partial"):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,22 +1,53 @@
-"""Which shards of a column are finished, and for which rows.
+"""Which shards of a column are finished, for which images, and with which bytes.
 
-The ledger is a Zarr array with one chunk, that is one file, per shard. It holds the digest of
-the content hashes of the rows that the shard was made from, so that a shard is finished
-only for the images it really holds. It is written last, in one step, after the shard's data.
+The ledger is a Zarr array with one chunk, that is one file, per shard. An entry has two
+halves: the digest of the content hashes of the images that the shard was made from, so that a
+shard is finished only for the images it really holds; and a seal over the column's
+fingerprint, that digest and the shard's checksums, so that no file of another shard, column or
+cache can stand in for one of this. It is written last, in one step.
 """
+
+import hashlib
+from contextlib import suppress
 
 from cache.files import write_atomically
 from cache.layout import LEDGER, Column
 from cache.rows import RowTable
 
+DIGEST_BYTES = 32
 
-def record(column: Column, shard: int, rows_digest: bytes) -> None:
-    """Declare a shard finished."""
-    write_atomically(column.shard_path(LEDGER, shard), rows_digest)
+
+def record(column: Column, shard: int, images: bytes) -> None:
+    """Declare a shard finished, whose files are all written.
+
+    images: the digest of its rows.
+    """
+    write_atomically(column.shard_path(LEDGER, shard), images + seal(column, shard, images))
+
+
+def seal(column: Column, shard: int, images: bytes) -> bytes:
+    """What ties an entry to its column and to the bytes of its shard."""
+    checksums = column.shard_path(column.crc32c, shard).read_bytes()
+    return hashlib.sha256(column.fingerprint.encode() + images + checksums).digest()
+
+
+def was_made_by(column: Column) -> bool:
+    """Whether the finished shards, if there are any, were made by the column's recipe."""
+    entries = recorded(column)
+    for shard, entry in entries.items():
+        with suppress(FileNotFoundError):
+            if seal(column, shard, entry[:DIGEST_BYTES]) == entry[DIGEST_BYTES:]:
+                return True
+    return not entries
+
+
+def strike(column: Column, shard: int) -> None:
+    """Take back that a shard is finished."""
+    column.shard_path(LEDGER, shard).unlink(missing_ok=True)
 
 
 def recorded(column: Column) -> dict[int, bytes]:
-    """The row digest of every finished shard."""
+    """The entries of all finished shards."""
     entries = (column.folder / LEDGER.name).glob("c.*.0")
     return {int(entry.name.split(".")[1]): entry.read_bytes() for entry in entries}
 
@@ -27,5 +58,22 @@ def missing(column: Column, rows: RowTable) -> list[int]:
     return [
         shard
         for shard in range(column.shards)
-        if finished.get(shard) != rows.digest(column.shard_rows(shard))
+        if finished.get(shard, b"")[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
     ]
+
+
+def is_missing(column: Column, rows: RowTable, shard: int) -> bool:
+    """Whether a shard has to be made."""
+    return _entry(column, shard)[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
+
+
+def finished_rows(column: Column, rows: RowTable, shard: int) -> int:
+    """How many of the first rows of a missing shard are there, from before images were added."""
+    images, span = _entry(column, shard)[:DIGEST_BYTES], column.shard_rows(shard)
+    counts = range(len(span), 0, -1) if images else ()
+    return next((count for count in counts if rows.digest(span[:count]) == images), 0)
+
+
+def _entry(column: Column, shard: int) -> bytes:
+    path = column.shard_path(LEDGER, shard)
+    return path.read_bytes() if path.exists() else b""

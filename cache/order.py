@@ -5,6 +5,7 @@ takes positions `s * batch` to `(s + 1) * batch` of that stream, and every rank 
 contiguous part of them. The stream does not depend on the number of ranks.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -23,22 +24,28 @@ def permutation(rows: int, seed: int, epoch: int = 0) -> Rows:
 
 
 @lru_cache(maxsize=2)
-def _epoch(rows: int, seed: int, epoch: int) -> Rows:
-    shuffled = permutation(rows, seed, epoch)
+def _epoch(rows: int, seed: int, epoch: int, block: int) -> Rows:
+    blocks = permutation(math.ceil(rows / block), seed, epoch)
+    shuffled = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+    shuffled = shuffled[shuffled < rows]
     shuffled.flags.writeable = False
     return shuffled
 
 
-def order(seed: int, step: int, rank: int, world: int, *, rows: int, batch: int) -> Rows:
+def order(
+    seed: int, step: int, rank: int, world: int, *, rows: int, batch: int, block: int = 1
+) -> Rows:
     """The row numbers, [batch / world], that `rank` of `world` reads at `step`.
 
-    rows: number of rows in the cache; batch: global batch size, divisible by `world`.
+    rows: number of rows in the cache; batch: global batch size, divisible by `world`; block:
+    rows that stay together, for storage that only reads fast in large pieces. Rows lie in a
+    random permutation, so that a block is a random sample too, but the same one every epoch.
     """
-    if rows < 1 or batch % world or not 0 <= rank < world:
-        raise ValueError(f"no order for {rows=}, {batch=}, {rank=}, {world=}")
+    if rows < 1 or block < 1 or batch % world or not 0 <= rank < world:
+        raise ValueError(f"no order for {rows=}, {batch=}, {block=}, {rank=}, {world=}")
     share = batch // world
     start = step * batch + rank * share
     epochs, positions = np.divmod(np.arange(start, start + share), rows)
     return np.concatenate(
-        [_epoch(rows, seed, int(e))[positions[epochs == e]] for e in np.unique(epochs)]
+        [_epoch(rows, seed, int(e), block)[positions[epochs == e]] for e in np.unique(epochs)]
     )

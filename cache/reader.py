@@ -1,19 +1,18 @@
-"""Reading rows of finished columns straight from their files into the caller's buffers."""
+"""Reading rows of the finished columns of a cache."""
 
-import os
 from pathlib import Path
-from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from cache import ledger
+from cache.arrays import CheckedRows, RowReader, open_rows
 from cache.errors import IncompleteCacheError
-from cache.layout import ArraySpec, Column, has_column, read_column, root_attributes
+from cache.layout import Column
+from cache.metadata import has_column, read_column, root_attributes
 from cache.rows import RowTable, read_rows
-
-Buffer = npt.NDArray[Any]
+from cache.shards import Buffer
+from cache.storage import STORAGES
 
 
 class Cache:
@@ -24,34 +23,42 @@ class Cache:
         self.path = path
         self.rows: RowTable = read_rows(path)
 
-    def column(self, name: str) -> "ColumnReader":
+    def column(self, name: str, *, verify: bool = False) -> "ColumnReader":
         """A reader for a column, for example `features/dinov2-vit-b`.
 
-        Raises IncompleteCacheError if the column is missing or not finished.
+        verify: compare every row that is read with its checksum. Raises IncompleteCacheError if
+        the column is missing or not finished.
         """
         if not has_column(self.path, name):
             raise IncompleteCacheError(
                 f"{self.path} has no column {name}. Run `repa-cache build` to add it."
             )
-        column = read_column(self.path, name)
+        column = read_column(self.path, name, len(self.rows))
         if missing := ledger.missing(column, self.rows):
             raise IncompleteCacheError(
                 f"{self.path}/{name}: {len(missing)} of {column.shards} shards are missing. "
                 "Run `repa-cache build` to finish it."
             )
-        return ColumnReader(column)
+        return ColumnReader(column, verify=verify)
 
 
 class ColumnReader:
     """Reads any rows of any array of one column."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, *, verify: bool = False) -> None:
         self.column = column
-        self._arrays = {array.name: array for array in column.arrays}
-        self._indexes: dict[tuple[str, int], npt.NDArray[np.uint64]] = {}
+        self._arrays: dict[str, RowReader] = {}
+        for array in column.arrays:
+            self._arrays[array.name] = open_rows(column.folder / array.name)
+        if verify:
+            checksums = np.empty((column.rows, len(column.arrays)), np.uint32)
+            open_rows(column.folder / column.crc32c.name).read(np.arange(column.rows), checksums)
+            for position, (name, rows) in enumerate(self._arrays.items()):
+                own = checksums[:, position].copy()
+                self._arrays[name] = CheckedRows(rows, own, f"{column.folder}/{name}")
 
-    def array(self, name: str) -> ArraySpec:
-        """The description of one array."""
+    def rows(self, name: str) -> RowReader:
+        """The reader of one array."""
         return self._arrays[name]
 
     def read(self, name: str, rows: npt.ArrayLike, out: Buffer | None = None) -> Buffer:
@@ -59,49 +66,24 @@ class ColumnReader:
 
         out: a C-contiguous buffer of that shape and the array's dtype; made if not given.
         """
-        array = self._arrays[name]
+        array = self.column.array(name)
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.column.rows:
             raise IndexError(f"{self.column.name}: rows lie in 0 to {self.column.rows - 1}")
+        shape = (len(wanted), *array.row_shape)
         if out is None:
-            out = np.empty((len(wanted), *array.row_shape), array.dtype)
-        if out.shape != (len(wanted), *array.row_shape) or out.dtype != array.dtype:
-            raise ValueError(f"{self.column.name}/{name}: the buffer has another shape or dtype")
-        shards, positions = np.divmod(wanted, self.column.rows_per_shard)
-        for shard in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == shard)
-            self._read_shard(array, shard, positions[places], places, out)
+            out = np.empty(shape, array.dtype)
+        if out.shape != shape or out.dtype != array.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"{self.column.name}/{name}: expected a contiguous buffer of {array.dtype} "
+                f"{shape}, got {out.dtype} {out.shape}"
+            )
+        self._arrays[name].read(wanted, out)
         return out
 
-    def _read_shard(
-        self,
-        array: ArraySpec,
-        shard: int,
-        positions: npt.NDArray[np.int64],
-        places: npt.NDArray[np.int64],
-        out: Buffer,
-    ) -> None:
-        path = self.column.shard_path(array, shard)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            if array.is_sharded:
-                offsets = self._index(array, shard, descriptor)[positions, 0]
-            else:
-                offsets = positions.astype(np.uint64) * np.uint64(array.row_bytes)
-            for place, offset in zip(places.tolist(), offsets.tolist(), strict=True):
-                if os.preadv(descriptor, [out[place].data], offset) != array.row_bytes:
-                    raise IncompleteCacheError(f"{path} is shorter than its index says.")
-        finally:
-            os.close(descriptor)
-
-    def _index(self, array: ArraySpec, shard: int, descriptor: int) -> npt.NDArray[np.uint64]:
-        """Offset and size of every inner chunk of a shard, [rows_per_shard, 2]."""
-        key = (array.name, shard)
-        if key not in self._indexes:
-            size = 16 * self.column.rows_per_shard
-            content = os.pread(descriptor, size + 4, os.fstat(descriptor).st_size - size - 4)
-            if google_crc32c.value(content[:size]).to_bytes(4, "little") != content[size:]:
-                path = self.column.shard_path(array, shard)
-                raise IncompleteCacheError(f"{path}: the index of the shard is damaged.")
-            self._indexes[key] = np.frombuffer(content[:size], "<u8").reshape(-1, 2)
-        return self._indexes[key]
+    def values(self, name: str, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Rows [B] of the column's main array as numbers, however they are stored."""
+        arrays = {array.name: self.read(array.name, rows) for array in self.column.arrays}
+        storage = STORAGES[str(self.column.recipe["storage"])]
+        values: npt.NDArray[np.float32] = storage.decode(name, arrays, self.column.constants)
+        return values

@@ -2,12 +2,12 @@
 
 Rows are identified by key and content hash, never by their position in a listing. They lie
 in a fixed random permutation of the source's order, so that even a block-wise reader sees
-well-mixed batches.
+well-mixed batches. Images that are added later follow, in a permutation of their own.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from cache.errors import RowsChangedError
+from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder
-from cache.layout import create_root
+from cache.metadata import create_root, read_group
 from cache.order import permutation
 
 # The table is read whole; a few large chunks keep the number of files small.
 CHUNK_ROWS = 65536
 NAMED_KEYS = 5
+FIELDS = ("key", "label", "source_index", "content_hash", "stamp")
 
 
 def content_hash(content: bytes) -> tuple[int, int]:
@@ -37,13 +39,15 @@ class RowTable:
     """All rows of a cache.
 
     key: [N] strings; label: [N] int32; source_index: [N] int64, position in the source's
-    listing; content_hash: [N, 2] uint64; classes: a name per label.
+    listing; content_hash: [N, 2] uint64; stamp: [N] uint64, what tells cheaply that a file is
+    the one that was hashed, 0 where nothing does; classes: a name per label.
     """
 
     key: npt.NDArray[Any]
     label: npt.NDArray[np.int32]
     source_index: npt.NDArray[np.int64]
     content_hash: npt.NDArray[np.uint64]
+    stamp: npt.NDArray[np.uint64]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -60,64 +64,139 @@ class RowTable:
         hashes = self.content_hash[rows.start : rows.stop].astype("<u8", copy=False)
         return hashlib.sha256(hashes.tobytes()).digest()
 
-    @staticmethod
-    def permuted(
-        keys: Sequence[str],
-        labels: npt.NDArray[np.int32],
-        hashes: npt.NDArray[np.uint64],
-        classes: tuple[str, ...],
-        seed: int,
-    ) -> "RowTable":
-        """The table for a source's listing, in the random permutation given by `seed`."""
-        index = permutation(len(keys), seed)
-        key = np.array(keys, dtype=np.dtypes.StringDType())
-        return RowTable(key[index], labels[index], index, hashes[index], classes)
+    def equals(self, other: "RowTable") -> bool:
+        """Whether both hold the same, stamps included."""
+        is_same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in FIELDS)
+        return self.classes == other.classes and all(is_same)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything training sees of the rows: order, keys, labels, images."""
+        digest = hashlib.sha256("\0".join([*self.classes, *self.key.tolist()]).encode())
+        digest.update(self.label.astype("<i4", copy=False).tobytes())
+        digest.update(self.digest(range(len(self))))
+        return digest.hexdigest()
+
+    def permuted(self, seed: int) -> "RowTable":
+        """These rows in the random permutation that a seed gives."""
+        return self.take(permutation(len(self), seed))
+
+    def take(self, index: npt.NDArray[np.int64]) -> "RowTable":
+        """Some rows."""
+        return replace(self, **{field: getattr(self, field)[index] for field in FIELDS})
 
 
 def create_cache(path: Path, rows: RowTable, rows_per_shard: int, seed: int) -> None:
     """Write a new cache without columns at `path`, whole or not at all."""
     with atomic_folder(path) as folder:
-        root = create_root(folder, len(rows), rows_per_shard, seed)
-        group = root.create_group("rows", attributes={"classes": list(rows.classes)})
-        for name in ("key", "label", "source_index", "content_hash"):
-            values = getattr(rows, name)
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                chunks=(min(len(rows), CHUNK_ROWS), *values.shape[1:]),
-                dtype="string" if name == "key" else values.dtype,
-            )
-            array[:] = values
+        create_root(folder, rows_per_shard, seed)
+        _write_table(folder / "rows", rows)
+
+
+def write_rows(path: Path, rows: RowTable) -> None:
+    """Replace the row table of the cache at `path`."""
+    with atomic_folder(path / "rows") as folder:
+        _write_table(folder, rows)
+
+
+def _write_table(folder: Path, rows: RowTable) -> None:
+    attributes: dict[str, Any] = {
+        "classes": list(rows.classes),
+        "fingerprint": rows.fingerprint,
+    }
+    group = zarr.open_group(folder, mode="w", zarr_format=3, attributes=attributes)
+    for name in FIELDS:
+        values = getattr(rows, name)
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=(min(len(rows), CHUNK_ROWS), *values.shape[1:]),
+            dtype="string" if name == "key" else values.dtype,
+            compressors=(ZstdCodec(), Crc32cCodec()),
+        )
+        array[:] = values
 
 
 def read_rows(path: Path) -> RowTable:
-    """The row table of the cache at `path`."""
-    group = zarr.open_group(path / "rows", mode="r")
-    columns: dict[str, Any] = {
-        name: group[name][:]  # type: ignore[index]  # every member of this group is an array
-        for name in ("key", "label", "source_index", "content_hash")
-    }
-    classes: Any = group.attrs["classes"]
-    return RowTable(**columns, classes=tuple(classes))
+    """The row table of the cache at `path`. Raises DamagedCacheError if it was altered."""
+    rows = read_unchecked_rows(path)
+    if rows.fingerprint != read_group(path / "rows").get("fingerprint"):
+        raise DamagedCacheError(
+            f"{path / 'rows'}: keys, labels or content hashes were edited. "
+            "Run `repa-cache build --repair` to take them from the data set again."
+        )
+    return rows
 
 
-def check_same_rows(path: Path, cached: RowTable, current: RowTable) -> None:
-    """Raise RowsChangedError, naming the images, unless both tables hold the same rows."""
+def read_unchecked_rows(path: Path) -> RowTable:
+    """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
+    attributes = read_group(path / "rows")
+    try:
+        group = zarr.open_group(path / "rows", mode="r")
+        columns: dict[str, Any] = {name: group[name][:] for name in FIELDS}  # type: ignore[index]
+        return RowTable(**columns, classes=tuple(attributes["classes"]))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedCacheError(
+            f"{path / 'rows'} cannot be read: {error}. Run `repa-cache build --repair`."
+        ) from error
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """How a data set differs from a row table: keys of images, in the table's or its order."""
+
+    changed: tuple[str, ...]
+    vanished: tuple[str, ...]
+    added: tuple[str, ...]
+    relabelled: tuple[str, ...]
+
+    def check(self, path: Path, *, may_update: bool) -> None:
+        """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
+
+        may_update: whether changed and relabelled images may be taken over.
+        """
+        lost = {"vanished": self.vanished}
+        altered = {"changed": self.changed, "labelled otherwise": self.relabelled}
+        kinds = lost if may_update else {**altered, **lost}
+        if listing := "; ".join(f"{len(k)} {what}: {_named(k)}" for what, k in kinds.items() if k):
+            update = "" if self.vanished else "take them over (`repa-cache build --update`), "
+            raise RowsChangedError(
+                f"The data set is not the one {path} was built from ({listing}). "
+                f"Restore the images, {update}or build another cache (cache.path)."
+            )
+
+
+def compare(cached: RowTable, current: RowTable) -> RowChanges:
+    """How the data set that `current` lists differs from the rows of a cache."""
     old = {key: i for i, key in enumerate(cached.key.tolist())}
     new = {key: i for i, key in enumerate(current.key.tolist())}
     common = [key for key in old if key in new]
-    changes = {
-        "changed": [k for k in common if cached.hash_of(old[k]) != current.hash_of(new[k])],
-        "vanished": [key for key in old if key not in new],
-        "new": [key for key in new if key not in old],
-        "labelled otherwise": [k for k in common if cached.label[old[k]] != current.label[new[k]]],
-    }
-    if any(changes.values()):
-        listing = "; ".join(f"{len(k)} {what}: {_named(k)}" for what, k in changes.items() if k)
-        raise RowsChangedError(
-            f"The data set is not the one {path} was built from ({listing}). "
-            "Restore the images, or build another cache (cache.path)."
-        )
+    here, there = [old[key] for key in common], [new[key] for key in common]
+    changed = (cached.content_hash[here] != current.content_hash[there]).any(axis=1)
+    names = np.array([*cached.classes, *current.classes], dtype=np.dtypes.StringDType())
+    label = current.label[there] + len(cached.classes)
+    relabelled = (cached.label[here] != current.label[there]) | (
+        names[cached.label[here]] != names[label]
+    )
+    return RowChanges(
+        changed=tuple(np.array(common, object)[changed]),
+        vanished=tuple(key for key in old if key not in new),
+        added=tuple(key for key in new if key not in old),
+        relabelled=tuple(np.array(common, object)[relabelled]),
+    )
+
+
+def merged(cached: RowTable, current: RowTable, seed: int) -> RowTable:
+    """The rows of a cache as the data set has them, in the cache's order, and the added ones.
+
+    Every key of `cached` has to be in `current`.
+    """
+    new = {key: i for i, key in enumerate(current.key.tolist())}
+    kept = [new.pop(key) for key in cached.key.tolist()]
+    added = np.array(list(new.values()), np.int64)
+    # Numbered by where it begins, so that no two additions are permuted alike.
+    shuffled = added[permutation(len(added), seed, epoch=len(cached))]
+    return current.take(np.concatenate([np.array(kept, np.int64), shuffled]))
 
 
 def _named(keys: Sequence[str]) -> str:

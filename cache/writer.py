@@ -3,31 +3,33 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 
 from cache import ledger
-from cache.files import atomic_file
-from cache.layout import ArraySpec, Column
-
-Rows = npt.NDArray[Any]
+from cache.checksums import finite_rows, row_checksums
+from cache.errors import CacheWriteError
+from cache.files import atomic_file, remove_leftovers
+from cache.layout import LEDGER, ArraySpec, Column, Rows
 
 
 class ShardWriter:
     """Takes the rows of one shard in order, in batches of any size.
 
-    Use as a context manager. Nothing is visible to readers before the block ends; then the
-    files of all arrays are synced and renamed, and the shard enters the ledger. If the block
-    raises, or rows are lacking at its end, nothing remains.
+    Use as a context manager, by the only process that makes this shard. Nothing is visible to
+    readers before the block ends; then the files of all arrays are synced and renamed, and the
+    shard enters the ledger. If the block raises, or rows are lacking at its end, nothing
+    remains.
+
+    images: the digest of the shard's rows.
     """
 
-    def __init__(self, column: Column, shard: int, rows_digest: bytes) -> None:
+    def __init__(self, column: Column, shard: int, images: bytes) -> None:
         self._column = column
         self._shard = shard
-        self._rows_digest = rows_digest
+        self._images = images
         self._rows = len(column.shard_rows(shard))
         self._written = 0
         self._checksums = np.zeros((column.rows_per_shard, len(column.arrays)), np.uint32)
@@ -35,28 +37,61 @@ class ShardWriter:
         self._streams: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> "ShardWriter":
-        for array in self._column.arrays:
-            path = self._column.shard_path(array, self._shard)
-            self._streams[array.name] = self._files.enter_context(atomic_file(path))
+        with self._reported(), ExitStack() as files:
+            for array in (*self._column.arrays, self._column.crc32c, LEDGER):
+                folder = self._column.folder / array.name
+                remove_leftovers(folder, f"{array.shard_key(self._shard)}.*")
+            for array in self._column.arrays:
+                path = self._column.shard_path(array, self._shard)
+                self._streams[array.name] = files.enter_context(atomic_file(path))
+            self._files = files.pop_all()
         return self
 
+    @property
+    def written(self) -> int:
+        """The number of rows taken so far."""
+        return self._written
+
     def write(self, batch: Mapping[str, Rows]) -> None:
-        """Append rows: for each array of the column, [B, *row_shape] in its dtype."""
+        """Append rows: for each array of the column, [B, *row_shape] in its dtype.
+
+        Raises CacheWriteError for values that are no numbers, or that cannot be stored.
+        """
         size = len(batch[self._column.arrays[0].name])
         if self._written + size > self._rows:
             raise ValueError(f"{self._column.name}: more than the {self._rows} rows of the shard")
         for position, array in enumerate(self._column.arrays):
             rows = np.ascontiguousarray(batch[array.name])
-            expected = (size, *array.row_shape)
-            if rows.shape != expected or rows.dtype != array.dtype:
-                raise ValueError(
-                    f"{self._column.name}/{array.name}: expected {array.dtype} {expected}, "
-                    f"got {rows.dtype} {rows.shape}"
-                )
-            self._streams[array.name].write(rows.data)
-            for row, values in enumerate(rows, start=self._written):
-                self._checksums[row, position] = google_crc32c.value(values.tobytes())
+            self._check(array, rows, size)
+            with self._reported():
+                self._streams[array.name].write(rows.data)
+            self._checksums[self._written : self._written + size, position] = row_checksums(rows)
         self._written += size
+
+    def _check(self, array: ArraySpec, rows: Rows, size: int) -> None:
+        name = f"{self._column.name}/{array.name}"
+        expected = (size, *array.row_shape)
+        if rows.shape != expected or rows.dtype != array.dtype:
+            raise ValueError(
+                f"{name}: expected {array.dtype} {expected}, got {rows.dtype} {rows.shape}"
+            )
+        if not (finite := finite_rows(rows)).all():
+            start = self._column.shard_rows(self._shard).start + self._written
+            raise CacheWriteError(
+                f"{name}: row {start + int(np.argmin(finite))} holds NaN, infinity or a value "
+                f"beyond {array.dtype}. Look at the image and at the weights of its network."
+            )
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CacheWriteError(
+                f"{self._column.folder}: shard {self._shard} cannot be written: "
+                f"{error.strerror or error}. Finished shards are kept; mend the cause and run "
+                "the same command again."
+            ) from error
 
     def __exit__(
         self,
@@ -67,35 +102,37 @@ class ShardWriter:
         if kind is None and self._written != self._rows:
             error = ValueError(f"{self._column.name}: {self._written} of {self._rows} rows written")
         if error is not None:
-            self._files.__exit__(type(error), error, traceback)
+            with self._reported():
+                self._files.__exit__(type(error), error, traceback)
             if kind is None:
                 raise error
             return
-        self._finish()
+        with self._reported():
+            self._finish()
 
     def _finish(self) -> None:
         """Indexes and padding, then files, then checksums, then the ledger."""
+        column, shard = self._column, self._shard
         with self._files:
-            for array in self._column.arrays:
-                padding = self._column.rows_per_shard - self._rows
-                tail = (
-                    shard_index(array, self._rows, padding)
-                    if array.is_sharded
-                    else np.full((padding, *array.row_shape), array.fill_value, array.dtype).data
-                )
-                self._streams[array.name].write(tail)
-        with atomic_file(self._column.shard_path(self._column.crc32c, self._shard)) as stream:
+            for array in column.arrays:
+                self._streams[array.name].write(shard_tail(column, array, shard))
+        with atomic_file(column.shard_path(column.crc32c, shard)) as stream:
             stream.write(self._checksums.data)
-        ledger.record(self._column, self._shard, self._rows_digest)
+        ledger.record(column, shard, self._images)
 
 
-def shard_index(array: ArraySpec, rows: int, absent: int) -> bytes:
-    """The index at the end of a sharded file: offset and size of every inner chunk.
+def shard_tail(column: Column, array: ArraySpec, shard: int) -> bytes:
+    """What follows the rows in a shard's file.
 
-    Zarr v3 `sharding_indexed`: little-endian uint64 pairs, then their crc32c; absent chunks
-    hold the largest number twice.
+    Dense: rows of the fill value, up to a full chunk. Sharded: the index of Zarr v3's
+    `sharding_indexed`: offset and size of every inner chunk as little-endian uint64, absent
+    ones the largest number twice, then the crc32c of all that.
     """
-    index = np.full((rows + absent, 2), np.iinfo(np.uint64).max, "<u8")
+    rows = len(column.shard_rows(shard))
+    if not array.is_sharded:
+        padding = (column.rows_per_shard - rows, *array.row_shape)
+        return np.full(padding, array.fill_value, array.dtype).tobytes()
+    index = np.full((column.rows_per_shard, 2), np.iinfo(np.uint64).max, "<u8")
     index[:rows, 0] = np.arange(rows, dtype=np.uint64) * np.uint64(array.row_bytes)
     index[:rows, 1] = array.row_bytes
     content = index.tobytes()
@@ -105,11 +142,11 @@ def shard_index(array: ArraySpec, rows: int, absent: int) -> bytes:
 
 @contextmanager
 def write_shards(
-    columns: list[Column], shard: int, rows_digest: bytes
+    columns: list[Column], shard: int, images: bytes
 ) -> Iterator[dict[str, ShardWriter]]:
     """Writers for the same shard of several columns, by column name."""
     with ExitStack() as stack:
         yield {
-            column.name: stack.enter_context(ShardWriter(column, shard, rows_digest))
+            column.name: stack.enter_context(ShardWriter(column, shard, images))
             for column in columns
         }

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cache.errors import RepaCacheError
-from pipeline.config import ConfigError, load_config
+from pipeline.config import Config, ConfigError, load_config
 from stages.interrupt import InterruptedWorkError
 from stages.settings import nearest
 
@@ -37,30 +37,75 @@ Overrides = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-# Commands that work on a configuration: name and what they do.
+# Commands that need nothing but a configuration: name and what they do.
 SUMMARIES = {
-    "build": "Encode the data set into the cache, making only what is missing.",
     "train": "Train from the cache, or go on from the last checkpoint.",
     "sample": "Draw images from the newest checkpoint, making only those that lack.",
     "evaluate": "Compare the samples with the cached data set.",
     "run": "Build, train, sample and evaluate; every part goes on where it stopped.",
+    "bench": "Measure how fast batches can be read here, and how many GPUs that feeds.",
 }
 # Those that torchrun can start in several processes.
 DISTRIBUTED = frozenset({"train", "sample"})
 
 
+@app.command()
+def build(
+    rebuild: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Make an encoder or the VAE anew; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read everything, and make again what is damaged.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Take over images and labels that changed.")
+    ] = False,
+    config: ConfigPath = Path("pipeline.toml"),
+    overrides: Overrides = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Encode the data set into the cache, making only what is missing.
+
+    Start it in several places at once, and they share the work.
+
+    Example: repa-cache build --rebuild dinov2-vit-b
+    """
+    with _reported_errors(debug):
+        settings = _load("build", config, overrides)
+        from pipeline.work import do_build
+
+        do_build(settings, rebuild=rebuild, repair=repair, update=update)
+
+
+@app.command()
+def verify(
+    fidelity: Annotated[
+        int, typer.Option(metavar="ROWS", help="Also encode this many images again and compare.")
+    ] = 0,
+    config: ConfigPath = Path("pipeline.toml"),
+    overrides: Overrides = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Read the whole cache and list what is wrong with it, and what mends it.
+
+    Example: repa-cache verify --fidelity 256
+    """
+    with _reported_errors(debug):
+        settings = _load("verify", config, overrides)
+        from pipeline.work import do_verify
+
+        if not do_verify(settings, fidelity):
+            raise typer.Exit(FAILED)
+
+
 def _add_command(name: str, summary: str) -> None:
     def run(
         config: ConfigPath = Path("pipeline.toml"),
-        overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+        overrides: Overrides = [],  # noqa: B006
         debug: Debug = False,
     ) -> None:
         with _reported_errors(debug):
-            world = int(os.environ.get("WORLD_SIZE", "1"))
-            if world > 1 and name not in DISTRIBUTED:
-                raise ConfigError(f"`repa-cache {name}` runs in one process, not under torchrun.")
-            settings = load_config(config, overrides, world)
-            # Importing torch takes seconds, which a mistake in a setting should not cost.
+            settings = _load(name, config, overrides)
             from pipeline.work import COMMANDS
 
             COMMANDS[name](settings)
@@ -70,6 +115,18 @@ def _add_command(name: str, summary: str) -> None:
 
 for _name, _summary in SUMMARIES.items():
     _add_command(_name, _summary)
+
+
+def _load(command: str, path: Path, overrides: list[str]) -> Config:
+    """The configuration of a command.
+
+    What does the work is imported later: torch takes seconds, which a mistake in a setting should
+    not cost.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and command not in DISTRIBUTED:
+        raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")
+    return load_config(path, overrides, world)
 
 
 @app.command()

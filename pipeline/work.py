@@ -1,30 +1,64 @@
 """What each command does with a valid configuration."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import typer
 
 from cache.files import write_atomically
-from cache.layout import check_recipe, has_column, read_column, root_attributes
+from cache.metadata import check_recipe, has_column, read_column
+from cache.reader import Cache
+from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
 from pipeline.launch import find_device, placement
 from pipeline.report import gather, show, used_columns, write_report
-from stages.encode.build import build
+from pipeline.tables import show_faults, show_fidelity
+from stages.encode.build import build, find_columns
 from stages.encode.columns import declared_recipes
+from stages.encode.faults import find_faults
+from stages.encode.fidelity import measure_fidelity
+from stages.encode.prepare import BuildOptions
 from stages.sample.evaluate import evaluate
 from stages.sample.generate import newest_samples, sample
 from stages.train.loop import train
 
 
-def do_build(config: Config) -> None:
+def do_build(
+    config: Config, *, rebuild: Sequence[str] = (), repair: bool = False, update: bool = False
+) -> None:
     """Fill the cache, and say what was done."""
-    made = build(config.encode, find_device(config.build.device))
+    columns = find_columns(config.encode, rebuild)
+    options = BuildOptions(rebuild=columns, repair=repair, update=update)
+    made = build(config.encode, find_device(config.build.device), options)
     what = f"{made.shards_made} shards made" if made.shards_made else "nothing was missing"
+    added = f"{made.added:,} images added; " if 0 < made.added < made.rows else ""
     typer.echo(
         f"{made.path}: {made.rows:,} rows in {len(made.columns)} columns, "
-        f"{made.data_bytes / 1e6:,.1f} MB; {what}"
+        f"{made.data_bytes / 1e6:,.1f} MB; {added}{what}"
     )
+    if made.damaged:
+        typer.echo("still damaged, and in no column of this configuration:")
+        show_faults(made.damaged)
+
+
+def do_verify(config: Config, fidelity_rows: int) -> bool:
+    """Check the cache, and say what was found; returns whether all is well."""
+    path = config.cache.path
+    faults = find_faults(path, config.build.threads)
+    if faults:
+        show_faults(faults)
+        return False
+    typer.echo(f"{path}: complete, and every byte is what was written")
+    if fidelity_rows:
+        device = find_device(config.build.device)
+        show_fidelity(measure_fidelity(config.encode, fidelity_rows, device))
+    return True
+
+
+def do_bench(config: Config) -> None:
+    """Measure reading, and say what it feeds."""
+    _check_cache(config)
+    show_bench(measure_reading(config.train, config.cache.path, config.latents.column))
 
 
 def do_train(config: Config) -> None:
@@ -86,18 +120,18 @@ def _check_cache(config: Config) -> None:
     Weights are compared by `build`, which loads the networks.
     """
     path = config.cache.path
-    root_attributes(path)
+    rows = len(Cache(path).rows)
     declared = declared_recipes(config.encode)
     for name in used_columns(config):
         if has_column(path, name):
-            column = read_column(path, name)
+            column = read_column(path, name, rows)
             check_recipe(column, {**column.recipe, **declared[name]})
 
 
 COMMANDS: Mapping[str, Callable[[Config], None]] = {
-    "build": do_build,
     "train": do_train,
     "sample": do_sample,
     "evaluate": do_evaluate,
     "run": do_run,
+    "bench": do_bench,
 }

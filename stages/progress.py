@@ -33,6 +33,12 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
 
 
+def say(text: str) -> None:
+    """A line beside the progress."""
+    # Plain text: rich would wrap long lines and colour them.
+    console.out(text, highlight=False)
+
+
 @contextmanager
 def progress(
     title: str, total: int, unit: str, done: int = 0, *, quiet: bool = False

@@ -1,55 +1,55 @@
-"""Stage one: from a data set to finished columns, making only what is missing."""
+"""Stage one: from a data set to finished columns, making only what is missing.
 
-import platform
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+Any number of processes may build the same cache at once, on one machine or on several that
+share its file system: each makes the shards that no other has claimed.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from cache import ledger
-from cache.errors import RepaCacheError, RowsChangedError, StaleCacheError
-from cache.layout import (
-    ArraySpec,
-    Column,
-    check_recipe,
-    create_column,
-    has_column,
-    read_column,
-    root_attributes,
-)
-from cache.recipe import differences
-from cache.rows import RowTable, check_same_rows, content_hash, create_cache, read_rows
-from cache.writer import write_shards
-from stages.encode.columns import Maker, load_makers
-from stages.encode.images import Pixels, centre_crop, decode
-from stages.encode.settings import CacheSettings, EncodeSettings
-from stages.encode.sources import SOURCES, Source
-from stages.progress import Advance, progress
+from cache.errors import CacheWriteError, RepaCacheError
+from cache.layout import Column
+from cache.locks import BuildLocks, Holder
+from cache.metadata import root_attributes
+from cache.verify import Fault
+from stages.encode.columns import load_makers
+from stages.encode.index import index
+from stages.encode.prepare import BuildOptions, known_rows, prepare, tidy, wanted_rows
+from stages.encode.settings import EncodeSettings
+from stages.encode.shards import ShardEncoder, Work
+from stages.encode.sources import SOURCES
+from stages.progress import Advance, progress, say
+from stages.settings import nearest
 
-# Images hashed by one task of the pool.
-INDEX_IMAGES = 256
+# How often a build that has nothing left to claim looks whether the others are done.
+POLL_SECONDS = 0.5
 
 
-class ImageError(RepaCacheError):
-    """An image cannot be decoded."""
+class UnknownColumnError(RepaCacheError):
+    """The configuration has no column of this name."""
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a cache holds after a build, and how many shards this build made."""
+    """What a cache holds after a build, and what this build did.
+
+    added: rows that are new to the cache; shards_made: by this process; damaged: faults that
+    need another configuration to be mended.
+    """
 
     path: Path
     rows: int
     columns: tuple[Column, ...]
+    added: int
     shards_made: int
+    damaged: tuple[Fault, ...]
 
     @property
     def data_bytes(self) -> int:
@@ -57,141 +57,94 @@ class BuildSummary:
         return sum(column.row_bytes * column.rows for column in self.columns)
 
 
-def build(settings: EncodeSettings, device: torch.device) -> BuildSummary:
+def build(
+    settings: EncodeSettings, device: torch.device, options: BuildOptions | None = None
+) -> BuildSummary:
     """Encode every image that a column lacks.
 
-    Raises RowsChangedError if the data set changed since the cache was made, StaleCacheError
-    if a column was built by another recipe; neither touches the cache.
+    Raises RowsChangedError if images that are cached changed since, StaleCacheError if a column
+    was built by another recipe; neither touches the cache.
     """
-    dataset, path = settings.dataset, settings.cache.path
+    options = options or BuildOptions()
+    dataset, path, threads = settings.dataset, settings.cache.path, settings.build.threads
+    if path.exists():
+        root_attributes(path)
     source = SOURCES[dataset.source](dataset.path, dataset.resolution)
-    with ThreadPoolExecutor(settings.build.threads) as pool:
-        current = _index(source, settings.cache.seed, pool)
+    locks = BuildLocks(path)
+    with ThreadPoolExecutor(threads) as pool, locks.present():
+        current = index(source, known_rows(path), pool)
         makers = load_makers(settings, device)
-        rows = _open_rows(settings.cache, current, makers)
-        columns = [_open_column(path, maker, dataset.resolution) for maker in makers]
-        missing = {column.name: ledger.missing(column, rows) for column in columns}
-        encoder = _ShardEncoder(source, rows, settings, pool)
-        encoder.encode_all(columns, makers, missing)
-    return BuildSummary(path, len(rows), tuple(columns), sum(map(len, missing.values())))
+        with locks.preparing(say):
+            tidy(path)
+            rows = wanted_rows(settings.cache, options, current, locks)
+            encoder = ShardEncoder(
+                source, rows, dataset.resolution, settings.build.batch_size, pool
+            )
+            prepared = prepare(settings.cache, options, makers, encoder, threads)
+        made = _make_missing(list(zip(prepared.columns, makers, strict=True)), encoder, locks)
+    return BuildSummary(path, len(rows), prepared.columns, prepared.added, made, prepared.damaged)
 
 
-def _index(source: Source, seed: int, pool: Executor) -> RowTable:
-    """List the data set and hash every file."""
+def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[str]:
+    """The columns meant by names of encoders, of the VAE, or of columns.
 
-    def hash_some(start: int) -> list[tuple[int, int]]:
-        stop = min(start + INDEX_IMAGES, len(source.keys))
-        return [content_hash(source.read(index)) for index in range(start, stop)]
-
-    hashes: list[tuple[int, int]] = []
-    with progress("index", len(source.keys), "images") as advance:
-        for some in pool.map(hash_some, range(0, len(source.keys), INDEX_IMAGES)):
-            hashes += some
-            advance(len(some), "")
-    return RowTable.permuted(
-        source.keys, source.labels, np.array(hashes, np.uint64), source.classes, seed
-    )
+    Raises UnknownColumnError for a name that the configuration does not have.
+    """
+    columns = [settings.latents.column, *(f"features/{name}" for name in settings.encoders)]
+    known = {alias: column for column in columns for alias in (column, Path(column).name)}
+    for name in names:
+        if name not in known:
+            raise UnknownColumnError(f"unknown name {name!r}; {nearest(name, known)}")
+    return frozenset(known[name] for name in names)
 
 
-def _open_rows(settings: CacheSettings, current: RowTable, makers: Sequence[Maker]) -> RowTable:
-    """The rows of the cache, made on first use, after everything else about it was checked."""
-    path = settings.path
-    if not path.exists():
-        create_cache(path, current, settings.rows_per_shard, settings.seed)
-        return current
-    root = root_attributes(path)
-    fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": settings.seed}
-    if changed := differences({field: root[field] for field in fixed}, fixed):
-        raise StaleCacheError(
-            f"{path}: what is fixed when a cache is made differs ({'; '.join(changed)}). "
-            "Restore cache.rows_per_shard and cache.seed, or choose another cache.path."
-        )
-    rows = read_rows(path)
-    check_same_rows(path, rows, current)
-    for maker in makers:
-        if has_column(path, maker.column):
-            check_recipe(read_column(path, maker.column), maker.recipe)
-    return rows
-
-
-def _open_column(path: Path, maker: Maker, resolution: int) -> Column:
-    """The column that a maker fills, made on first use."""
-    if not has_column(path, maker.column):
-        root = root_attributes(path)
-        probe = maker.encode(torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8))
-        column = Column(
-            name=maker.column,
-            folder=path / maker.column,
-            arrays=tuple(ArraySpec(n, str(a.dtype), a.shape[1:]) for n, a in probe.items()),
-            recipe=maker.recipe,
-            rows=root["rows"],
-            rows_per_shard=root["rows_per_shard"],
-        )
-        create_column(column, _provenance())
-    return read_column(path, maker.column)
-
-
-def _provenance() -> dict[str, str]:
-    """Which software makes a column, and when: of use to readers, without effect on identity."""
-    packages = ("repa-cache", "torch", "timm", "diffusers", "pillow")
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
-@dataclass(frozen=True)
-class _ShardEncoder:
-    """Reads, crops and encodes the images of a shard, once for all columns that lack it."""
-
-    source: Source
-    rows: RowTable
-    settings: EncodeSettings
-    pool: Executor
-
-    @cached_property
-    def positions(self) -> dict[str, int]:
-        """Where the source lists each key."""
-        return {key: position for position, key in enumerate(self.source.keys)}
-
-    def encode_all(
-        self,
-        columns: Sequence[Column],
-        makers: Sequence[Maker],
-        missing: Mapping[str, Sequence[int]],
-    ) -> None:
-        """Make the missing shards of every column, in order."""
-        shards = sorted({shard for lacking in missing.values() for shard in lacking})
-        images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
-        if not shards:
-            return
-        with progress("build", images, "images") as advance:
+def _make_missing(work: Work, encoder: ShardEncoder, locks: BuildLocks) -> int:
+    """Make the shards that lack, but for those that other processes make; returns how many."""
+    missing = [ledger.missing(column, encoder.rows) for column, _ in work]
+    _check_space([column for column, _ in work], missing)
+    shards = sorted(set().union(*missing))
+    made, images = 0, sum(len(work[0][0].shard_rows(shard)) for shard in shards)
+    others: set[Holder] = set()
+    with progress("build", images, "images") as advance:
+        while shards:
+            claimed: dict[int, Holder] = {}
             for shard in shards:
-                pairs = zip(columns, makers, strict=True)
-                self._encode(shard, [(c, m) for c, m in pairs if shard in missing[c.name]], advance)
+                with locks.shard(shard) as holder:
+                    if holder is None:
+                        made += _make_shard(shard, work, encoder, advance)
+                    else:
+                        claimed[shard] = holder
+            for holder in set(claimed.values()) - others:
+                say(f"sharing the work with {holder}")
+            others.update(claimed.values())
+            if claimed:
+                time.sleep(POLL_SECONDS)
+            shards = list(claimed)
+    return made
 
-    def _encode(
-        self, shard: int, lacking: Sequence[tuple[Column, Maker]], advance: Advance
-    ) -> None:
-        columns = [column for column, _ in lacking]
-        span = columns[0].shard_rows(shard)
-        size = self.settings.build.batch_size
-        crops = self.pool.map(self._crop, span)
-        with write_shards(columns, shard, self.rows.digest(span)) as writers:
-            while images := list(islice(crops, size)):
-                batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-                for column, maker in lacking:
-                    writers[column.name].write(maker.encode(batch))
-                advance(len(images), "")
 
-    def _crop(self, row: int) -> Pixels:
-        """The crop of a row's image, whose file must be the one that was indexed."""
-        key = str(self.rows.key[row])
-        content = self.source.read(self.positions[key])
-        if content_hash(content) != self.rows.hash_of(row):
-            raise RowsChangedError(f"{key} changed while the cache was built. Run the build again.")
-        try:
-            return centre_crop(decode(content), self.settings.dataset.resolution)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{key} cannot be decoded: {error}. Mend or remove it.") from error
+def _make_shard(shard: int, work: Work, encoder: ShardEncoder, advance: Advance) -> int:
+    """Make a claimed shard of every column that still lacks it; returns of how many."""
+    lacking = [(c, maker) for c, maker in work if ledger.is_missing(c, encoder.rows, shard)]
+    if lacking:
+        encoder.encode(shard, lacking, advance)
+    else:
+        advance(len(work[0][0].shard_rows(shard)), "")
+    return len(lacking)
+
+
+def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) -> None:
+    """Raise CacheWriteError if the disk cannot hold what is missing."""
+    needed = sum(
+        column.shard_bytes(array, shard)
+        for column, shards in zip(columns, missing, strict=True)
+        for shard in shards
+        for array in column.arrays
+    )
+    folder = columns[0].folder
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CacheWriteError(
+            f"{folder}: the shards that are missing need {needed / 1e9:,.3f} GB, and the disk has "
+            f"{free / 1e9:,.3f} GB left. Make room, or choose another cache.path."
+        )

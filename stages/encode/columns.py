@@ -1,6 +1,6 @@
 """The columns a configuration asks for: their recipes, and the networks that make them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cache.layout import Constants
 from cache.recipe import Recipe, RecipeValue
+from cache.storage import STORAGES, Storage
 from stages.encode.autoencoder import Autoencoder
 from stages.encode.encoders import ENCODERS
 from stages.encode.features import FrozenEncoder
@@ -25,12 +27,36 @@ Arrays = dict[str, npt.NDArray[Any]]
 class Maker:
     """Makes the rows of one column.
 
-    encode: a batch of crops, uint8 [B, 3, S, S], to the column's arrays, each [B, ...].
+    array: the name of its main array; recipe: without the constants; network: a batch of crops,
+    uint8 [B, 3, S, S], to the tensor that is stored, float32 [B, ...].
     """
 
     column: str
+    array: str
     recipe: Recipe
-    encode: Callable[[Tensor], Arrays]
+    network: Callable[[Tensor], Tensor]
+
+    @property
+    def storage(self) -> Storage:
+        """How the tensor is stored."""
+        return STORAGES[str(self.recipe["storage"])]
+
+    def measure(self, values: Tensor) -> Constants:
+        """The constants of a new column, from the tensors of a sample of rows."""
+        return _on_cpu(self.storage.measure(values))
+
+    def encode(self, images: Tensor, constants: Constants) -> Arrays:
+        """All arrays of the column for a batch of crops."""
+        return self.store(self.network(images), constants)
+
+    def store(self, values: Tensor, constants: Constants) -> Arrays:
+        """All arrays of the column for what the network gave."""
+        there = {n: torch.from_numpy(c).to(values.device) for n, c in constants.items()}
+        return _on_cpu(self.storage.encode(self.array, values, there))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: np.asarray(tensor.cpu()) for name, tensor in tensors.items()}
 
 
 def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
@@ -58,11 +84,8 @@ def load_latents_maker(settings: EncodeSettings, device: torch.device) -> Maker:
     """Load the autoencoder; its column holds `moments` [N, 2C, h, w]."""
     autoencoder = Autoencoder(settings.latents.location, device)
     name = settings.latents.column
-    return Maker(
-        name,
-        declared_recipes(settings)[name] | autoencoder.recipe(),
-        lambda images: {"moments": _float16(autoencoder.encode(images))},
-    )
+    recipe = declared_recipes(settings)[name] | autoencoder.recipe()
+    return Maker(name, "moments", recipe, autoencoder.encode)
 
 
 def load_features_maker(settings: EncodeSettings, encoder: str, device: torch.device) -> Maker:
@@ -74,13 +97,5 @@ def load_features_maker(settings: EncodeSettings, encoder: str, device: torch.de
         device,
     )
     name = f"features/{encoder}"
-    return Maker(
-        name,
-        declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256},
-        lambda images: {"tokens": _float16(frozen.tokens(images))},
-    )
-
-
-def _float16(values: Tensor) -> npt.NDArray[np.float16]:
-    array: npt.NDArray[np.float16] = values.to(torch.float16).cpu().numpy()
-    return array
+    recipe = declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256}
+    return Maker(name, "tokens", recipe, frozen.tokens)

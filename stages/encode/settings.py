@@ -3,7 +3,7 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import PositiveInt
 
@@ -69,12 +69,13 @@ class EncoderSettings(Settings):
     """`[encoders.NAME]`: one frozen encoder.
 
     weights: a local file to load instead of timm's hub; input_size: side of its input in px,
-    where another than the published one is wanted; storage: how tokens are kept.
+    where another than the published one is wanted; storage: how tokens are kept, at 2 bytes a
+    number (float16) or 1 (int8).
     """
 
     weights: AnchoredPath | None = None
     input_size: PositiveInt | None = None
-    storage: Literal["float16"] = "float16"
+    storage: Annotated[str, one_of("cache.storage:STORAGES")] = "float16"
 
 
 class BuildSettings(Settings):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from cache.errors import RepaCacheError
 from stages.encode.photographs import open_photograph
@@ -47,13 +48,15 @@ class Source:
     """A data set of N images.
 
     keys: [N] unique names; labels: [N] int32, positions in `classes`; read: the file content of
-    an image, by its position; safe to call from several threads.
+    an image, by its position; stamp: a number that changes whenever that content does, or 0 if
+    nothing but reading it tells. Both are safe to call from several threads.
     """
 
     keys: tuple[str, ...]
     labels: npt.NDArray[np.int32]
     classes: tuple[str, ...]
     read: Callable[[int], bytes]
+    stamp: Callable[[int], int] = lambda _index: 0
 
 
 def image_folder(path: Path | None, _resolution: int) -> Source:
@@ -71,8 +74,18 @@ def image_folder(path: Path | None, _resolution: int) -> Source:
     if not keys:
         raise SourceError(f"dataset.path: {path} has no images in class folders below it.")
     return Source(
-        tuple(keys), np.array(labels, np.int32), classes, lambda i: (path / keys[i]).read_bytes()
+        keys=tuple(keys),
+        labels=np.array(labels, np.int32),
+        classes=classes,
+        read=lambda index: (path / keys[index]).read_bytes(),
+        stamp=lambda index: _file_stamp(path / keys[index]),
     )
+
+
+def _file_stamp(path: Path) -> int:
+    """A file's size and the time of its last change, as one number above 0."""
+    status = path.stat()
+    return xxhash.xxh3_64_intdigest(f"{status.st_size} {status.st_mtime_ns}".encode()) or 1
 
 
 def sample_photos(_path: Path | None, resolution: int) -> Source:

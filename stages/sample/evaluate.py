@@ -13,7 +13,7 @@ from PIL import Image
 
 from cache.errors import RepaCacheError
 from cache.files import write_atomically
-from cache.layout import check_recipe
+from cache.metadata import check_recipe
 from cache.reader import Cache, ColumnReader
 from stages.encode.columns import Maker, load_features_maker
 from stages.encode.settings import EncodeSettings
@@ -117,7 +117,7 @@ def frechet_in_features(
 def _cached_means(reader: ColumnReader) -> Iterator[Means]:
     """Mean tokens of every cached image, float32 [B, D] at a time."""
     for shard in range(reader.column.shards):
-        yield _means(reader.read("tokens", reader.column.shard_rows(shard)))
+        yield _means(reader.values("tokens", reader.column.shard_rows(shard)))
 
 
 def _sample_means(samples: Samples, maker: Maker, title: str) -> Iterator[Means]:
@@ -126,10 +126,11 @@ def _sample_means(samples: Samples, maker: Maker, title: str) -> Iterator[Means]
         for start in range(0, samples.images, BATCH_IMAGES):
             indices = range(start, min(start + BATCH_IMAGES, samples.images))
             pixels = np.stack([np.asarray(Image.open(samples.path(i))) for i in indices])
-            yield _means(maker.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))["tokens"])
+            tokens = maker.network(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            yield _means(tokens.cpu().numpy())
             advance(len(indices), "")
 
 
-def _means(tokens: npt.NDArray[np.float16]) -> Means:
-    means: Means = tokens.mean(axis=1, dtype=np.float32)
+def _means(tokens: npt.NDArray[np.float32]) -> Means:
+    means: Means = tokens.mean(axis=1)
     return means

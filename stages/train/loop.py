@@ -48,7 +48,7 @@ def train(settings: TrainSettings, cache: Path, latents: str, place: Placement) 
     log = closing(RunLog(settings.run / "log.jsonl", run.step)) if place.is_main else nullcontext()
     show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
     start, began, note = run.step, time.monotonic(), ""
-    with stop_request() as stop, log as lines, show as advance:
+    with closing(batches), stop_request() as stop, log as lines, show as advance:
         while run.step < settings.steps and not _agreed(stop, place):
             loss = objective(model, batches.read(run.step), draw.at(run.step))
             loss.total.backward()

@@ -17,7 +17,9 @@ from stages.train.settings import TrainSettings
 from stages.train.transformer import Transformer, TransformerConfig
 
 # Settings that may change between two parts of one run.
-CHANGEABLE = frozenset({"run", "steps", "checkpoint_every", "log_every", "keep", "device"})
+CHANGEABLE = frozenset(
+    {"run", "steps", "checkpoint_every", "log_every", "keep", "device", "reading"}
+)
 
 
 class RunError(RepaCacheError):
@@ -36,6 +38,7 @@ class Run:
         self._identity: dict[str, Any] = {
             "settings": settings.model_dump(mode="json", exclude=set(CHANGEABLE)),
             "columns": batches.fingerprints,
+            "rows": {"fingerprint": batches.rows_fingerprint},
         }
         config = transformer_config(settings, batches)
         check_grids(config, settings, batches)
@@ -76,7 +79,7 @@ class Run:
         self._saved = self.step
 
     def _check(self, found: Checkpoint) -> None:
-        for part in ("settings", "columns"):
+        for part in ("settings", "columns", "rows"):
             if changed := differences(found.state[part], self._identity[part], "run"):
                 raise RunError(
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "

@@ -27,12 +27,29 @@ PATCHES = (1, 2, 4, 8)
 MODELS = {f"SiT-{size}/{patch}": (SIZES[size], patch) for size in SIZES for patch in PATCHES}
 
 
+class ReadingSettings(Settings):
+    """`[train.reading]`: how the cache is read; nothing here changes what is read.
+
+    threads: that read; ahead: batches read in advance; memory_gb: of arrays that are held in
+    memory, smallest rows first, as far as they fit, in every process; verify: compare each row
+    with its checksum; timeout_seconds: after which a batch that does not come is an error.
+    """
+
+    threads: PositiveInt = 8
+    ahead: PositiveInt = 3
+    memory_gb: NonNegativeFloat = 2.0
+    verify: bool = True
+    timeout_seconds: PositiveFloat = 300.0
+
+
 class TrainSettings(Settings):
     """`[train]`: one run. The defaults are the paper's.
 
     run: the run's folder; encoders: the cached encoders to align with, none for plain SiT;
     depth: the block whose output is aligned; weight: of the alignment loss; batch_size: over
-    all ranks; checkpoint_every, log_every: steps; keep: number of checkpoints kept.
+    all ranks; block_rows: rows that stay together when an epoch is shuffled, 1 for an exact
+    shuffle, some hundred for network storage; checkpoint_every, log_every: steps; keep: number
+    of checkpoints kept.
     """
 
     run: AnchoredPath
@@ -46,6 +63,7 @@ class TrainSettings(Settings):
     times: Literal["uniform", "lognormal"] = "uniform"
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
     batch_size: PositiveInt = 256
+    block_rows: PositiveInt = 1
     steps: PositiveInt = 400_000
     learning_rate: PositiveFloat = 1e-4
     gradient_clip: PositiveFloat = 1.0
@@ -55,6 +73,7 @@ class TrainSettings(Settings):
     keep: PositiveInt = 2
     log_every: PositiveInt = 100
     device: str = "auto"
+    reading: ReadingSettings = ReadingSettings()
 
     @property
     def size(self) -> Size:

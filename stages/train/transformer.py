@@ -212,6 +212,18 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
 
 
+def training_flops(config: TransformerConfig) -> float:
+    """Floating-point operations of one image's forward and backward pass.
+
+    Counts matrix products, at two operations a multiplication; a backward pass is two forward
+    passes.
+    """
+    tokens, width, hidden = config.grid**2, config.width, config.projector_width
+    block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
+    projectors = sum(hidden * (width + hidden + features) for features in config.features)
+    return 3.0 * (config.depth * block + 2 * tokens * projectors)
+
+
 def positions(width: int, grid: int) -> Tensor:
     """Fixed sinusoidal positions [grid * grid, width]: columns in the first half, then rows."""
     frequencies = 1 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))

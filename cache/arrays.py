@@ -1,0 +1,119 @@
+"""Rows of any Zarr array into the caller's buffers, by the fastest path its layout allows."""
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from cache.checksums import row_checksums
+from cache.errors import DamagedCacheError
+from cache.shards import ALIGNMENT, Buffer, DirectRows, RowNumbers, find_layout
+
+
+class RowReader(Protocol):
+    """An array [N, ...] whose rows can be read.
+
+    read: fills `out`, C-contiguous [B, ...] of the array's dtype, with rows [B] in any order,
+    each within 0 to N - 1; may be called from several threads.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None: ...
+
+
+class ZarrRows:
+    """Reads through zarr-python: compressed and remote arrays, and any other layout."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+        self._array = array
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out` with rows."""
+        if len(rows):
+            out[...] = self._array.oindex[rows]
+
+
+class MemoryRows:
+    """Holds an array in memory."""
+
+    def __init__(self, source: RowReader) -> None:
+        self.shape, self.dtype = source.shape, source.dtype
+        self._values = aligned_buffer(source.shape, source.dtype)
+        source.read(np.arange(len(self._values)), self._values)
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out` with rows."""
+        # Without a mode numpy checks every row once more, in a buffer of its own.
+        np.take(self._values, rows, axis=0, out=out, mode="clip")
+
+
+class CheckedRows:
+    """Compares every row that is read with its checksum.
+
+    checksums: uint32 [N]; name: of the array, for the message.
+    """
+
+    def __init__(self, source: RowReader, checksums: npt.NDArray[np.uint32], name: str) -> None:
+        self.shape, self.dtype = source.shape, source.dtype
+        self._source, self._checksums, self._name = source, checksums, name
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out` with rows. Raises DamagedCacheError if they are not what was written."""
+        self._source.read(rows, out)
+        wrong = rows[row_checksums(out) != self._checksums[rows]]
+        if len(wrong):
+            raise DamagedCacheError(
+                f"{self._name}: row {wrong[0]} is not what was written (checksum), and "
+                f"{len(wrong) - 1} others of {len(rows)}. Run `repa-cache build --repair`."
+            )
+
+
+def open_rows(location: Path | str, *, unbuffered: bool | None = None) -> RowReader:
+    """A reader for a Zarr array at a path or an address such as `s3://bucket/array`.
+
+    unbuffered: bypass the page cache where possible; if not given, for arrays larger than
+    memory, which would only push everything else out of it.
+    """
+    array = zarr.open_array(location, mode="r")
+    layout = find_layout(array)
+    if layout is None:
+        return ZarrRows(array)
+    if unbuffered is None:
+        unbuffered = array.nbytes > physical_memory_bytes()
+    return DirectRows(array, layout, unbuffered=unbuffered)
+
+
+def hold_small(sources: Sequence[RowReader], budget_bytes: int) -> list[RowReader]:
+    """The same arrays, the smallest of them held in memory as far as the budget goes."""
+    sizes = [math.prod(source.shape) * source.dtype.itemsize for source in sources]
+    held = list(sources)
+    for number in sorted(range(len(sources)), key=sizes.__getitem__):
+        budget_bytes -= sizes[number]
+        if budget_bytes >= 0:
+            held[number] = MemoryRows(sources[number])
+    return held
+
+
+def physical_memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def aligned_buffer(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Buffer:
+    """Uninitialised memory on page boundaries, as unbuffered reads need it; huge pages if any."""
+    count = math.prod(shape)
+    size = max(count * np.dtype(dtype).itemsize, ALIGNMENT)
+    # Private memory: only this kind can be backed by huge pages.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)

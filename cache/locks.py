@@ -1,0 +1,125 @@
+"""Several builds on one cache: who is at work, and who makes which shard.
+
+Locks are the file system's own (flock), in a hidden folder beside the cache; the system frees
+those of a process that died, wherever it stopped. Each holder writes into its lock who it is.
+
+    .NAME.zarr.locks/prepare       held while rows and columns are laid out: one at a time
+    .NAME.zarr.locks/HOST-PID      held by every build as long as it runs
+    .NAME.zarr.locks/shard-S       held by whoever makes shard S
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cache.errors import CacheBusyError
+
+PREPARE = "prepare"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that is at work on a cache. since: ISO 8601, UTC."""
+
+    host: str
+    pid: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class BuildLocks:
+    """The locks of one build process on the cache at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = path.with_name(f".{path.name}.locks")
+        self._me = Holder(
+            socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
+        )
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Counts this process among those at work; at the end nothing of it remains."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._held(f"{self._me.host}-{self._me.pid}"):
+                yield
+        finally:
+            with suppress(OSError):
+                self._folder.rmdir()
+
+    @contextmanager
+    def preparing(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Nobody else lays out rows and columns meanwhile.
+
+        waiting: told once, in a sentence, for whom this process has to wait.
+        """
+        if (holder := self._holder(PREPARE)) is not None:
+            waiting(f"waiting for {holder}, which prepares {self._path}")
+        with self._held(PREPARE, timeout=-1):
+            yield
+
+    def require_alone(self, purpose: str) -> None:
+        """Raise CacheBusyError, naming the holders, if another build is at work.
+
+        To be called while preparing, so that none can join. purpose: what needs it.
+        """
+        if others := self.others():
+            names = "; ".join(map(str, others))
+            raise CacheBusyError(
+                f"{self._path}: {purpose} needs the cache for itself, but another build is at "
+                f"work on it ({names}). Wait until it is done, or stop it, and run this again. "
+                "A process that died holds nothing."
+            )
+
+    def others(self) -> list[Holder]:
+        """The other processes at work; what dead ones left is removed."""
+        mine = f"{self._me.host}-{self._me.pid}"
+        names = (entry.name for entry in sorted(self._folder.glob("*-*")))
+        found = (self._holder(n) for n in names if n != mine and not n.startswith("shard-"))
+        return [holder for holder in found if holder is not None]
+
+    @contextmanager
+    def shard(self, shard: int) -> Iterator[Holder | None]:
+        """Claim a shard: yields None if this process has it now, or else who has."""
+        try:
+            with self._held(f"shard-{shard}"):
+                yield None
+        except Timeout:
+            yield self._read(f"shard-{shard}")
+
+    @contextmanager
+    def _held(self, name: str, timeout: float = 0) -> Iterator[None]:
+        path = self._folder / name
+        with FileLock(path, timeout=timeout, is_singleton=False):
+            path.write_text(json.dumps(asdict(self._me)))
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def _holder(self, name: str) -> Holder | None:
+        """Who holds a lock; None if nobody does, whose lock file is then removed."""
+        if not (self._folder / name).exists():
+            return None
+        try:
+            with FileLock(self._folder / name, timeout=0):
+                (self._folder / name).unlink(missing_ok=True)
+                return None
+        except Timeout:
+            return self._read(name)
+
+    def _read(self, name: str) -> Holder:
+        try:
+            return Holder(**json.loads((self._folder / name).read_text()))
+        except (OSError, ValueError, TypeError):
+            return Holder("an unknown host", 0, "a moment ago")

@@ -1,0 +1,197 @@
+"""Reading and writing what describes a cache on disk: its root, its columns, their arrays."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
+from cache.files import atomic_folder, write_atomically
+from cache.layout import FAMILIES, LEDGER, ArraySpec, Column, Constants
+from cache.recipe import Recipe, RecipeValue, differences, fingerprint
+
+FORMAT_VERSION = 1
+
+
+def create_root(path: Path, rows_per_shard: int, permutation_seed: int) -> None:
+    """Write the root group of a new cache at `path`, with empty families of columns."""
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs.update(
+        {
+            "format_version": FORMAT_VERSION,
+            "rows_per_shard": rows_per_shard,
+            "permutation_seed": permutation_seed,
+        }
+    )
+    for family in FAMILIES:
+        root.create_group(family)
+
+
+def root_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a cache's root group.
+
+    Raises NotACacheError if `path` is not a cache of this format version.
+    """
+    if not path.exists():
+        raise NotACacheError(f"There is no cache at {path}. Run `repa-cache build` first.")
+    if not (path / "zarr.json").is_file():
+        raise NotACacheError(f"{path} is not a cache: it has no zarr.json. Choose another path.")
+    attributes = read_group(path)
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION:
+        raise NotACacheError(
+            f"{path} has cache format {version!r}; this version of repa-cache reads and writes "
+            f"format {FORMAT_VERSION}. Use another path, or the version that wrote it."
+        )
+    return attributes
+
+
+def read_group(path: Path) -> dict[str, Any]:
+    """The attributes of a Zarr group. Raises DamagedCacheError if its zarr.json is unreadable."""
+    try:
+        attributes: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCacheError(
+            f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
+        ) from error
+    return attributes
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether the cache at `path` has a column of this name, finished or not."""
+    return (path / name).is_dir()
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of the cache at `path`, finished or not."""
+    entries = (entry for family in FAMILIES for entry in sorted((path / family).glob("[!.]*/")))
+    return [entry.relative_to(path).as_posix() for entry in entries]
+
+
+def create_array(group: zarr.Group, spec: ArraySpec, rows: int, rows_per_shard: int) -> None:
+    """Write the metadata of an array; shards are files that come later."""
+    shard_shape = (rows_per_shard, *spec.row_shape)
+    group.create_array(
+        spec.name,
+        shape=(rows, *spec.row_shape),
+        dtype=spec.dtype,
+        chunks=(1, *spec.row_shape) if spec.is_sharded else shard_shape,
+        shards=shard_shape if spec.is_sharded else None,
+        compressors=None,
+        filters=None,
+        fill_value=spec.fill_value,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+
+
+def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the group and arrays of a column, without any row, into a folder.
+
+    provenance: what does not decide a byte but helps a reader (model names, versions, time).
+    """
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    for array in (*column.arrays, column.crc32c):
+        create_array(group, array, column.rows, column.rows_per_shard)
+    create_array(group, LEDGER, column.shards, 1)
+    for name, values in column.constants.items():
+        group.create_array(name, data=values, chunks=values.shape, compressors=None, filters=None)
+    group.attrs.update(
+        {
+            "arrays": [
+                {"name": array.name, "dtype": array.dtype, "row_shape": list(array.row_shape)}
+                for array in column.arrays
+            ],
+            "recipe": dict(column.recipe),
+            "fingerprint": column.fingerprint,
+            "provenance": dict(provenance),
+        }
+    )
+
+
+def create_column(column: Column, provenance: Mapping[str, Any]) -> None:
+    """Write a column's metadata in one step: it is there whole or not at all."""
+    with atomic_folder(column.folder) as folder:
+        write_metadata(column, folder, provenance)
+
+
+def resize_column(column: Column) -> None:
+    """Give the arrays of a column the number of rows that the row table has."""
+    arrays = (*column.arrays, column.crc32c, LEDGER)
+    for array in arrays:
+        path = column.folder / array.name / "zarr.json"
+        metadata = json.loads(path.read_bytes())
+        length = column.shards if array is LEDGER else column.rows
+        if metadata["shape"][0] != length:
+            metadata["shape"][0] = length
+            write_atomically(path, json.dumps(metadata, indent=2).encode())
+
+
+def read_column(path: Path, name: str, rows: int) -> Column:
+    """The column of this name, from its metadata.
+
+    rows: number of rows of the cache. Raises DamagedCacheError if the metadata is not what was
+    written.
+    """
+    rows_per_shard = root_attributes(path)["rows_per_shard"]
+    folder = path / name
+    attributes = read_group(folder)
+    recipe = attributes.get("recipe", {})
+    if fingerprint(recipe) != attributes.get("fingerprint"):
+        raise DamagedCacheError(
+            f"{folder}: the recipe was edited; it does not have the fingerprint that is stored "
+            "with it. Run `repa-cache build --repair`."
+        )
+    return Column(
+        name=name,
+        folder=folder,
+        arrays=tuple(
+            ArraySpec(array["name"], array["dtype"], tuple(array["row_shape"]))
+            for array in attributes["arrays"]
+        ),
+        recipe=recipe,
+        rows=rows,
+        rows_per_shard=rows_per_shard,
+        constants=_read_constants(folder, recipe),
+    )
+
+
+def _read_constants(folder: Path, recipe: Recipe) -> Constants:
+    constants = {}
+    digests: Any = recipe.get("constants", {})
+    for name in digests:
+        try:
+            array: Any = zarr.open_array(folder / name, mode="r")
+            constants[name] = np.asarray(array[...])
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedCacheError(f"{folder / name} cannot be read: {error}") from error
+    if constants_recipe(constants) != digests:
+        raise DamagedCacheError(
+            f"{folder}: {', '.join(digests)} is not what the shards were made with. "
+            f"Run `repa-cache build --rebuild {folder.name}`."
+        )
+    return constants
+
+
+def constants_recipe(constants: Constants) -> dict[str, RecipeValue]:
+    """What a recipe holds of a column's constants: the sha256 of the bytes of each."""
+    return {
+        name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in constants.items()
+    }
+
+
+def check_recipe(column: Column, wanted: Recipe) -> None:
+    """Raise StaleCacheError, naming the fields that differ, unless the recipes are equal.
+
+    wanted: without the constants, which were measured once and are the column's own.
+    """
+    own = {field: column.recipe[field] for field in ("constants",) if field in column.recipe}
+    if changed := differences(column.recipe, {**own, **wanted}):
+        raise StaleCacheError(
+            f"{column.folder} was built by another recipe ({'; '.join(changed)}). Restore these "
+            f"settings, run `repa-cache build --rebuild {column.folder.name}` to make it anew, or "
+            "choose another cache.path."
+        )

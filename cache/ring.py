@@ -1,0 +1,100 @@
+"""Batches of rows, read ahead by threads into a ring of buffers that are used over and over.
+
+Fresh memory for every batch would cost more than reading it: its pages have to be found and
+cleared first.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from itertools import pairwise
+
+from cache.arrays import RowReader
+from cache.errors import CacheReadError
+from cache.shards import Buffer, RowNumbers
+from cache.threads import ReaderThreads
+
+# Pieces smaller than this are not worth a thread's while.
+PIECE_BYTES = 1 << 18
+
+
+class BatchRing:
+    """Batches of several arrays, by step.
+
+    sources: the arrays; rows_of: a step's rows [B]; slots: buffers for a batch, one [B, ...]
+    per source, of which there are as many as batches are read ahead, and one more for the
+    batch in use; stop: the first step that is not read ahead; timeout_seconds: how long a
+    batch may take.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[RowReader],
+        rows_of: Callable[[int], RowNumbers],
+        slots: Sequence[Sequence[Buffer]],
+        *,
+        threads: int,
+        stop: int,
+        timeout_seconds: float,
+    ) -> None:
+        self._sources = sources
+        self._rows_of = rows_of
+        self._slots = slots
+        self._stop = stop
+        self._timeout_seconds = timeout_seconds
+        self._threads = ReaderThreads(threads)
+        self._reads: dict[int, list[Future[None]]] = {}
+        self._owner = os.getpid()
+
+    def take(self, step: int) -> Sequence[Buffer]:
+        """The batch of a step, valid until the next call.
+
+        Raises CacheReadError, or what else the reading raised, if it cannot be delivered.
+        """
+        if step not in self._reads or self._owner != os.getpid():
+            self._start_over()
+        for ahead in range(step, min(step + len(self._slots), max(self._stop, step + 1))):
+            if ahead not in self._reads:
+                self._reads[ahead] = self._read(ahead)
+        self._wait(step, self._reads.pop(step))
+        return self._slots[step % len(self._slots)]
+
+    def close(self) -> None:
+        """Give up what is being read."""
+        self._cancel()
+        self._threads.close()
+
+    def _start_over(self) -> None:
+        """Forget what is being read; reads that have begun hold buffers and have to end first."""
+        if self._owner == os.getpid():
+            wait(self._cancel(), self._timeout_seconds)
+        self._reads, self._owner = {}, os.getpid()
+
+    def _cancel(self) -> list[Future[None]]:
+        """Cancel what can be cancelled, and return the rest."""
+        return [read for reads in self._reads.values() for read in reads if not read.cancel()]
+
+    def _read(self, step: int) -> list[Future[None]]:
+        rows, slot = self._rows_of(step), self._slots[step % len(self._slots)]
+        reads = []
+        for source, buffer in zip(self._sources, slot, strict=True):
+            pieces = max(1, min(self._threads.count, buffer.nbytes // PIECE_BYTES))
+            bounds = [len(rows) * piece // pieces for piece in range(pieces + 1)]
+            for start, end in pairwise(bounds):
+                reads.append(self._threads.submit(source.read, rows[start:end], buffer[start:end]))
+        return reads
+
+    def _wait(self, step: int, reads: Sequence[Future[None]]) -> None:
+        deadline = time.monotonic() + self._timeout_seconds
+        for read in reads:
+            try:
+                read.result(max(deadline - time.monotonic(), 0))
+            except TimeoutError:
+                raise CacheReadError(
+                    f"step {step}: the cache did not deliver its rows within "
+                    f"{self._timeout_seconds:g} s. Look at the disk or network it lies on, or "
+                    "raise train.reading.timeout_seconds."
+                ) from None
+            except OSError as error:
+                raise CacheReadError(f"step {step}: the cache cannot be read: {error}") from error

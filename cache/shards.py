@@ -1,0 +1,255 @@
+"""Where the rows of an uncompressed Zarr array lie in its files, and reading them from there.
+
+Zarr's own reading path opens files, checks indexes and copies several times for each row. Here
+an array's metadata is parsed once, a shard's index once, and a row is one `preadv` into the
+caller's buffer.
+"""
+
+import errno
+import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.chunk_grids import RegularChunkGrid
+from zarr.storage import LocalStore
+
+from cache.errors import DamagedCacheError, IncompleteCacheError
+
+Buffer = npt.NDArray[Any]
+RowNumbers = npt.NDArray[np.int64]
+
+# What devices and file systems ask of offsets, sizes and addresses of unbuffered reads.
+ALIGNMENT = 4096
+INDEX_ENTRY_BYTES = 16
+MOST_OPEN_FILES = 1 << 20
+ABSENT = np.iinfo(np.uint64).max
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of an array lie in files: each holds chunks, each of which holds rows.
+
+    index: where a file's index is, if it has one.
+    """
+
+    rows_per_file: int
+    rows_per_chunk: int
+    row_bytes: int
+    index: Literal["start", "end"] | None
+    has_checksum: bool
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether unbuffered reads of whole rows are possible."""
+        return self.row_bytes % ALIGNMENT == 0 and self.index != "start"
+
+    @property
+    def index_bytes(self) -> int:
+        """Size of a file's index, with its checksum."""
+        chunks = self.rows_per_file // self.rows_per_chunk
+        return chunks * INDEX_ENTRY_BYTES + 4 * self.has_checksum if self.index else 0
+
+
+def find_layout(array: zarr.Array[Any]) -> Layout | None:
+    """The layout of an array whose rows can be read as they lie, or None."""
+    metadata = array.metadata
+    if not isinstance(array.store, LocalStore) or metadata.zarr_format != 3 or not array.ndim:
+        return None
+    grid, codecs = metadata.chunk_grid, metadata.codecs
+    if not isinstance(grid, RegularChunkGrid) or array.dtype.kind not in "fiu":
+        return None
+    file_shape = chunk_shape = grid.chunk_shape
+    index: Literal["start", "end"] | None = None
+    index_codecs: tuple[Any, ...] = ()
+    if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
+        sharding = codecs[0]
+        chunk_shape, codecs = sharding.chunk_shape, sharding.codecs
+        index_codecs, index = sharding.index_codecs, sharding.index_location.value
+    is_whole = file_shape[1:] == chunk_shape[1:] == array.shape[1:]
+    is_plain = _is_little_endian(codecs, array.dtype.itemsize)
+    if not is_whole or not is_plain or (index and not _is_plain_index(index_codecs)):
+        return None
+    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+    return Layout(file_shape[0], chunk_shape[0], row_bytes, index, len(index_codecs) == 2)
+
+
+def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
+    if len(codecs) != 1 or not isinstance(codecs[0], BytesCodec):
+        return False
+    endian = codecs[0].endian
+    return item_bytes == 1 or (endian is not None and endian.value == "little")
+
+
+def _is_plain_index(codecs: tuple[Any, ...]) -> bool:
+    is_checked = len(codecs) == 2 and isinstance(codecs[1], Crc32cCodec)
+    return _is_little_endian(codecs[:1], 8) and (len(codecs) == 1 or is_checked)
+
+
+class ShardFile:
+    """One open file of an array, with its index.
+
+    Closes when nobody uses it any more, so that one thread may drop it while another reads.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._path = path
+        self._layout = layout
+        self._descriptors: list[int] = []
+        try:
+            self._buffered = self._open(0)
+        except FileNotFoundError as error:
+            raise IncompleteCacheError(
+                f"{path} is missing. Run `repa-cache build --repair`."
+            ) from error
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
+        self._bytes = os.fstat(self._buffered).st_size
+        self._offsets = self._read_index() if layout.index else None
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _open(self, flags: int) -> int:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    @cached_property
+    def _unbuffered(self) -> int | None:
+        """A descriptor that bypasses the page cache, where the file system has that."""
+        try:
+            return self._open(os.O_DIRECT)
+        except (OSError, AttributeError):
+            return None
+
+    def _read_index(self) -> list[int]:
+        """Where each chunk begins; -1 if it is absent."""
+        layout = self._layout
+        start = self._bytes - layout.index_bytes if layout.index == "end" else 0
+        content = os.pread(self._buffered, layout.index_bytes, max(start, 0))
+        body = content[:-4] if layout.has_checksum else content
+        checksum = google_crc32c.value(body).to_bytes(4, "little")
+        if len(content) < layout.index_bytes or not content.endswith(
+            checksum if layout.has_checksum else b""
+        ):
+            raise self._damaged("its index is damaged")
+        index = np.frombuffer(body, "<u8").reshape(-1, 2)
+        present = index[:, 0] != ABSENT
+        sizes = index[present, 1]
+        chunk_bytes = layout.rows_per_chunk * layout.row_bytes
+        if (sizes != chunk_bytes).any() or (index[present, 0] > self._bytes - chunk_bytes).any():
+            raise self._damaged("its index points outside of the file")
+        offsets: list[int] = np.where(present, index[:, 0], ABSENT).astype(np.int64).tolist()
+        return offsets
+
+    def _damaged(self, what: str) -> DamagedCacheError:
+        return DamagedCacheError(f"{self._path}: {what}. Run `repa-cache build --repair`.")
+
+    def offset(self, position: int) -> int:
+        """Where a row begins."""
+        layout = self._layout
+        if self._offsets is None:
+            return position * layout.row_bytes
+        chunk, place = divmod(position, layout.rows_per_chunk)
+        offset = self._offsets[chunk]
+        if offset < 0:
+            raise IncompleteCacheError(f"{self._path}: row {position} of the shard is absent.")
+        return offset + place * layout.row_bytes
+
+    def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
+        """Fill a view with the bytes from an offset on."""
+        if unbuffered and self._unbuffered is not None:
+            try:
+                return self._fill(self._unbuffered, offset, view)
+            except OSError as error:
+                # The device asks for a larger alignment than the usual one.
+                if error.errno != errno.EINVAL:
+                    raise
+        return self._fill(self._buffered, offset, view)
+
+    def _fill(self, descriptor: int, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise self._damaged("it is shorter than its index says")
+            done += count
+
+
+class DirectRows:
+    """Reads rows of a local, uncompressed Zarr array straight from its files.
+
+    unbuffered: bypass the page cache where rows and buffers are aligned. Safe to use from
+    several threads, and after fork and spawn.
+    """
+
+    def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool) -> None:
+        store: Any = array.store
+        folder = Path(store.root) / array.path
+        self.shape, self.dtype = array.shape, array.dtype
+        self._layout = layout
+        self._folder = folder
+        self._encode_key = array.metadata.encode_chunk_key
+        self._unbuffered = unbuffered and layout.is_aligned
+        self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but open files, which another process opens for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
+
+    def _open_file(self, number: int) -> ShardFile:
+        key = self._encode_key((number, *(0 for _ in self.shape[1:])))
+        return ShardFile(self._folder / key, self._layout)
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
+        size = self._layout.row_bytes
+        if not len(rows) or not size:
+            return
+        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
+        view = out.reshape(-1).view(np.uint8).data
+        for file, offset, start, stop in self._runs(rows):
+            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
+
+    def _runs(self, rows: RowNumbers) -> Iterator[tuple[ShardFile, int, int, int]]:
+        """File, offset, and places in the buffer of rows that follow one another in a file."""
+        size, per_file = self._layout.row_bytes, self._layout.rows_per_file
+        run: tuple[ShardFile, int, int] | None = None
+        for place, row in enumerate(rows.tolist()):
+            file = self._file(row // per_file)
+            offset = file.offset(row % per_file)
+            if run is not None:
+                before, begin, start = run
+                if before is file and offset == begin + (place - start) * size:
+                    continue
+                yield before, begin, start, place
+            run = file, offset, place
+        if run is not None:
+            yield *run, len(rows)
+
+
+@lru_cache(maxsize=1)
+def open_files_limit() -> int:
+    """How many files one array may keep open, after asking the system for all it grants."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    # Two descriptors a file, several arrays a process, and room for everybody else.
+    return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)

@@ -1,0 +1,183 @@
+"""Looking for everything that can be wrong with a cache, and what mends it.
+
+The chain of evidence: the row table has a fingerprint over keys, labels and content hashes; a
+ledger entry names the images of its shard and seals the shard's checksums together with the
+column's recipe; the checksums cover every byte of every row; whatever else is in a shard's file
+(index, padding) is known beforehand.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from cache import ledger
+from cache.checksums import finite_rows, row_checksums
+from cache.errors import DamagedCacheError
+from cache.layout import LEDGER, ArraySpec, Column
+from cache.metadata import column_names, read_column, root_attributes
+from cache.rows import RowTable, read_rows
+from cache.shards import find_layout
+from cache.writer import shard_tail
+
+# Rows are read for checking in pieces of about this size.
+PIECE_BYTES = 16 << 20
+
+
+class Remedy(StrEnum):
+    """What to do about a fault."""
+
+    BUILD = "repa-cache build"
+    REPAIR = "repa-cache build --repair"
+    REBUILD = "repa-cache build --rebuild"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where, what, and the command that mends it.
+
+    column, shard: which, as far as one shard or column is concerned.
+    """
+
+    where: str
+    what: str
+    remedy: Remedy
+    column: str | None = None
+    shard: int | None = None
+
+
+@dataclass
+class Survey:
+    """What can be said of a cache without reading its shards.
+
+    rows: the row table, if it is intact; shards: those that count as finished, with their
+    ledger entries, which remain to be checked.
+    """
+
+    rows: RowTable | None = None
+    shards: list[tuple[Column, int, bytes]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def survey(path: Path) -> Survey:
+    """Check the row table, the metadata of every column, and completeness."""
+    root_attributes(path)
+    found = Survey()
+    try:
+        found.rows = read_rows(path)
+    except DamagedCacheError as error:
+        found.faults.append(Fault("rows", _cause(error), Remedy.REPAIR))
+        return found
+    for name in column_names(path):
+        try:
+            column = read_column(path, name, len(found.rows))
+        except DamagedCacheError as error:
+            found.faults.append(Fault(name, _cause(error), Remedy.REPAIR, name))
+            continue
+        found.faults += _metadata_faults(column)
+        missing, entries = ledger.missing(column, found.rows), ledger.recorded(column)
+        found.faults += _completeness_faults(column, missing, entries)
+        finished = sorted(set(range(column.shards)) - set(missing))
+        found.shards += [(column, shard, entries[shard]) for shard in finished]
+    return found
+
+
+def _cause(error: DamagedCacheError) -> str:
+    """An error's message without its place and advice, which a fault keeps apart."""
+    return str(error).split(". Run ")[0].split(": ", 1)[-1]
+
+
+def _metadata_faults(column: Column) -> Iterator[Fault]:
+    """Arrays whose metadata is not what the column's attributes imply."""
+    for spec in (*column.arrays, column.crc32c, LEDGER):
+        where = f"{column.name}/{spec.name}"
+        rows = column.shards if spec is LEDGER else column.rows
+        per_file = 1 if spec is LEDGER else column.rows_per_shard
+        try:
+            array = zarr.open_array(column.folder / spec.name, mode="r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield Fault(where, f"its zarr.json cannot be read: {error}", Remedy.REPAIR, column.name)
+            continue
+        layout = find_layout(array)
+        per_chunk = 1 if spec.is_sharded else per_file
+        expected = (spec.row_shape, spec.dtype, per_file, per_chunk)
+        is_as_written = layout is not None and expected == (
+            array.shape[1:],
+            str(array.dtype),
+            layout.rows_per_file,
+            layout.rows_per_chunk,
+        )
+        if not is_as_written or array.shape[0] > rows:
+            yield Fault(where, "its zarr.json was edited", Remedy.REPAIR, column.name)
+
+
+def _completeness_faults(
+    column: Column, missing: Sequence[int], entries: Mapping[int, bytes]
+) -> Iterator[Fault]:
+    if missing:
+        what = f"{len(missing)} of {column.shards} shards are not finished"
+        yield Fault(column.name, what, Remedy.BUILD, column.name)
+    for shard in missing:
+        if shard in entries:
+            what = "its ledger entry is of other images"
+            yield _shard_fault(column, shard, what, Remedy.BUILD)
+        elif column.shard_path(column.arrays[0], shard).exists():
+            what = "its file is there, but it has no ledger entry"
+            yield _shard_fault(column, shard, what, Remedy.BUILD)
+
+
+def _shard_fault(
+    column: Column, shard: int, what: str, remedy: Remedy, array: ArraySpec | None = None
+) -> Fault:
+    name = f"{column.name}/{array.name}" if array else column.name
+    return Fault(f"{name} shard {shard}", what, remedy, column.name, shard)
+
+
+def check_shard(column: Column, shard: int, entry: bytes) -> list[Fault]:
+    """Compare all that lies on disk of a finished shard with its ledger entry."""
+    images, sealed = entry[: ledger.DIGEST_BYTES], entry[ledger.DIGEST_BYTES :]
+    try:
+        is_sealed = ledger.seal(column, shard, images) == sealed
+    except FileNotFoundError:
+        what = "the file of its checksums is missing"
+        return [_shard_fault(column, shard, what, Remedy.REPAIR)]
+    if not is_sealed:
+        what = "the ledger entry does not fit its checksums and recipe"
+        return [_shard_fault(column, shard, what, Remedy.REPAIR)]
+    checksums = np.frombuffer(column.shard_path(column.crc32c, shard).read_bytes(), "<u4")
+    checksums = checksums.reshape(column.rows_per_shard, -1)
+    return [
+        _shard_fault(column, shard, what, Remedy.REPAIR, array)
+        for position, array in enumerate(column.arrays)
+        for what in _file_faults(column, array, shard, checksums[:, position])
+    ]
+
+
+def _file_faults(
+    column: Column, array: ArraySpec, shard: int, checksums: npt.NDArray[np.uint32]
+) -> Iterator[str]:
+    """What is wrong with the file of one shard of one array."""
+    path, count = column.shard_path(array, shard), len(column.shard_rows(shard))
+    if not path.exists():
+        yield "its file is missing"
+        return
+    found, expected = path.stat().st_size, column.shard_bytes(array, shard)
+    if found != expected:
+        yield f"its file has {found:,} bytes instead of {expected:,}"
+        return
+    with path.open("rb") as file:
+        step = max(1, PIECE_BYTES // array.row_bytes)
+        for start in range(0, count, step):
+            rows = np.empty((min(step, count - start), *array.row_shape), array.dtype)
+            file.readinto(rows.reshape(-1).view(np.uint8).data)
+            span = slice(start, start + len(rows))
+            if wrong := int((row_checksums(rows) != checksums[span]).sum()):
+                yield f"{wrong} rows from row {start} of it on do not have their checksum"
+            elif not finite_rows(rows).all():
+                yield "it holds NaN or infinity"
+        if file.read() != shard_tail(column, array, shard):
+            yield "its index or padding is damaged"

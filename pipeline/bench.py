@@ -1,0 +1,96 @@
+"""How fast this machine reads batches of a cache, and what that feeds."""
+
+import os
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import typer
+
+from stages.placement import Placement
+from stages.train.batches import CachedBatches
+from stages.train.run import transformer_config
+from stages.train.settings import TrainSettings
+from stages.train.transformer import training_flops
+
+MEASURE_SECONDS = 5.0
+# What a well-tuned training step reaches on an H100: 40 % of its dense bfloat16 peak.
+GPU_FLOPS = 400e12
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How many images a second can be read, in the order of training.
+
+    cold: from the disk, nothing of it in memory; warm: the same batches once more; needed: by
+    one GPU that trains the configured model.
+    """
+
+    image_bytes: int
+    batch_size: int
+    model: str
+    cold: float
+    warm: float
+    needed: float
+
+
+def measure_reading(settings: TrainSettings, cache: Path, latents: str) -> Reading:
+    """Read batches for some seconds, twice.
+
+    Writes nothing. Asks the system to forget the cached pages of the files that are read.
+    """
+    cold = settings.reading.model_copy(update={"memory_gb": 0.0})
+    endless = settings.model_copy(update={"steps": 1 << 40, "reading": cold})
+    place = Placement(torch.device("cpu"))
+    with closing(CachedBatches(cache, latents, endless, place)) as batches:
+        for name in batches.fingerprints:
+            drop_cached_pages(cache / name)
+        steps, seconds = _read(batches)
+        cold_rate = steps * settings.batch_size / seconds
+        image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
+        flops = training_flops(transformer_config(settings, batches))
+    with closing(CachedBatches(cache, latents, endless, place)) as batches:
+        steps, seconds = _read(batches, steps)
+        warm_rate = steps * settings.batch_size / seconds
+    return Reading(
+        image_bytes, settings.batch_size, settings.model, cold_rate, warm_rate, GPU_FLOPS / flops
+    )
+
+
+def drop_cached_pages(folder: Path) -> None:
+    """Ask the system to forget what it holds in memory of the files below a folder."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in folder.rglob("c.*"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            # Pages that are not on disk yet cannot be forgotten.
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _read(batches: CachedBatches, steps: int = 1 << 40) -> tuple[int, float]:
+    """Read steps until some seconds have passed; returns how many, and the seconds."""
+    start, step, seconds = time.monotonic(), 0, 0.0
+    while step < steps and seconds < MEASURE_SECONDS:
+        batches.take(step)
+        step, seconds = step + 1, time.monotonic() - start
+    return step, seconds
+
+
+def show_bench(reading: Reading) -> None:
+    """Print what was measured, and what it feeds."""
+    for name, rate in (("cold", reading.cold), ("warm", reading.warm)):
+        typer.echo(
+            f"{name}: {rate:,.0f} images/s, {rate * reading.image_bytes / 1e9:.2f} GB/s, "
+            f"{rate / reading.batch_size:,.1f} steps/s of {reading.batch_size} images, "
+            f"feeds {rate / reading.needed:.2g} GPUs"
+        )
+    typer.echo(
+        f"A GPU that computes {GPU_FLOPS / 1e12:.0f} TFLOP/s (an H100 at 40 % of its peak) trains "
+        f"{reading.model} on {reading.needed:,.0f} images/s."
+    )

@@ -1,0 +1,101 @@
+"""How true stored tensors are to what the networks give: encode again, and compare.
+
+R rows, T tokens, D features.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from cache.metadata import check_recipe
+from cache.reader import Cache
+from stages.encode.columns import Maker, load_makers
+from stages.encode.settings import EncodeSettings
+from stages.encode.shards import ShardEncoder
+from stages.encode.sources import SOURCES
+from stages.progress import progress
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How stored rows of an array compare with fresh ones.
+
+    mean, percentile1, minimum: of the cosine between stored and fresh, over tokens, or over
+    images for latents; error: root mean square difference relative to the values; loss_change:
+    of the alignment loss, for predictions half way between the tokens and noise; None for
+    latents.
+    """
+
+    array: str
+    storage: str
+    rows: int
+    mean: float
+    percentile1: float
+    minimum: float
+    error: float
+    loss_change: float | None
+
+
+def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device) -> list[Fidelity]:
+    """Encode `count` rows from all over the cache again, and compare every column.
+
+    Raises StaleCacheError if a column was built by another recipe.
+    """
+    dataset, cache = settings.dataset, Cache(settings.cache.path)
+    source = SOURCES[dataset.source](dataset.path, dataset.resolution)
+    count = min(count, len(cache.rows))
+    rows = np.arange(count) * len(cache.rows) // count
+    measured = []
+    with ThreadPoolExecutor(settings.build.threads) as pool:
+        encoder = ShardEncoder(
+            source, cache.rows, dataset.resolution, settings.build.batch_size, pool
+        )
+        for maker in load_makers(settings, device):
+            reader = cache.column(maker.column)
+            check_recipe(reader.column, maker.recipe)
+            fresh = _encode(maker, encoder, rows.tolist())
+            stored = torch.from_numpy(reader.values(maker.array, rows))
+            measured.append(_compare(maker, stored, fresh))
+    return measured
+
+
+def _encode(maker: Maker, encoder: ShardEncoder, rows: list[int]) -> Tensor:
+    """What the network gives for some rows, float32 [R, ...] on the CPU."""
+    values = []
+    with progress(maker.column.rpartition("/")[2], len(rows), "images") as advance:
+        for images in encoder.batches(rows):
+            values.append(maker.network(images).cpu())
+            advance(len(images), "")
+    return torch.cat(values)
+
+
+def _compare(maker: Maker, stored: Tensor, fresh: Tensor) -> Fidelity:
+    is_tokens = maker.array == "tokens"
+    pairs = [values if is_tokens else values.flatten(1) for values in (stored, fresh)]
+    cosine = cosine_similarity(pairs[0].double(), pairs[1].double(), dim=-1)
+    return Fidelity(
+        array=f"{maker.column}/{maker.array}",
+        storage=str(maker.recipe["storage"]),
+        rows=len(fresh),
+        mean=cosine.mean().item(),
+        percentile1=float(np.quantile(cosine.numpy(), 0.01)),
+        minimum=cosine.min().item(),
+        error=((stored - fresh).norm() / fresh.norm()).item(),
+        loss_change=_loss_change(stored, fresh) if is_tokens else None,
+    )
+
+
+def _loss_change(stored: Tensor, fresh: Tensor) -> float:
+    """How much the alignment loss is off when stored tokens replace fresh ones, [R, T, D].
+
+    The prediction is as far from the tokens as from noise, which is where training spends its
+    time: a cosine of about 0.7.
+    """
+    noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(0))
+    predicted = normalize(fresh, dim=-1) + normalize(noise, dim=-1)
+    losses = [-cosine_similarity(predicted, tokens, dim=-1).mean() for tokens in (stored, fresh)]
+    return (losses[0] - losses[1]).item()

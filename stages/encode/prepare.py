@@ -1,0 +1,138 @@
+"""Laying out a cache before shards are made: its rows, its columns, and mending both.
+
+Whatever can be refused is refused before anything is written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import DamagedCacheError, StaleCacheError
+from cache.files import recover, remove_folder, remove_leftovers
+from cache.layout import FAMILIES, Column
+from cache.locks import BuildLocks
+from cache.metadata import check_recipe, has_column, read_column, root_attributes
+from cache.recipe import differences
+from cache.rows import (
+    RowTable,
+    compare,
+    create_cache,
+    merged,
+    read_rows,
+    read_unchecked_rows,
+    write_rows,
+)
+from cache.verify import Fault
+from stages.encode.columns import Maker
+from stages.encode.describe import open_column
+from stages.encode.repair import mend_columns, mend_rows, strike_damaged_shards
+from stages.encode.settings import CacheSettings
+from stages.encode.shards import ShardEncoder
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may do beyond making what is missing.
+
+    rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
+    over images and labels that changed.
+    """
+
+    rebuild: frozenset[str] = frozenset()
+    repair: bool = False
+    update: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cache whose rows and columns are laid out.
+
+    added: rows that are new to it; damaged: faults that these makers cannot mend.
+    """
+
+    columns: tuple[Column, ...]
+    added: int
+    damaged: tuple[Fault, ...]
+
+
+def known_rows(path: Path) -> RowTable | None:
+    """The rows that an earlier build indexed, if they can be read."""
+    try:
+        return read_unchecked_rows(path) if path.exists() else None
+    except DamagedCacheError:
+        return None
+
+
+def prepare(
+    settings: CacheSettings,
+    options: BuildOptions,
+    makers: Sequence[Maker],
+    encoder: ShardEncoder,
+    threads: int,
+) -> Prepared:
+    """Write what lacks of rows and columns. Nobody else may be preparing.
+
+    encoder: of the rows that the cache shall have, as `wanted_rows` gives them.
+    """
+    path = settings.path
+    if options.repair:
+        mend_columns(path, makers, encoder)
+    for maker in makers:
+        if has_column(path, maker.column) and maker.column not in options.rebuild:
+            check_recipe(read_column(path, maker.column, len(encoder.rows)), maker.recipe)
+    added = _store_rows(settings, encoder.rows)
+    for name in options.rebuild:
+        if has_column(path, name):
+            remove_folder(path / name)
+    columns = tuple(open_column(path, maker, encoder) for maker in makers)
+    damaged = strike_damaged_shards(path, columns, threads) if options.repair else []
+    return Prepared(columns, added, tuple(damaged))
+
+
+def tidy(path: Path) -> None:
+    """Remove what killed builds left. Nobody else may be preparing."""
+    remove_leftovers(path.parent, f"{path.name}.*")
+    if path.exists():
+        recover(path / "rows")
+        for folder in (path, *(path / family for family in FAMILIES)):
+            remove_leftovers(folder)
+
+
+def wanted_rows(
+    settings: CacheSettings, options: BuildOptions, current: RowTable, locks: BuildLocks
+) -> RowTable:
+    """The rows that the cache shall have, for the data set as it is.
+
+    Raises StaleCacheError and RowsChangedError if the cache cannot have them.
+    """
+    path, seed = settings.path, settings.seed
+    if not path.exists():
+        return current.permuted(seed)
+    root = root_attributes(path)
+    fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": seed}
+    if changed := differences({field: root[field] for field in fixed}, fixed):
+        raise StaleCacheError(
+            f"{path}: what is fixed when a cache is made differs ({'; '.join(changed)}). "
+            "Restore cache.rows_per_shard and cache.seed, or choose another cache.path."
+        )
+    if options.repair or options.rebuild:
+        locks.require_alone("mending or rebuilding")
+    if options.repair:
+        mend_rows(path, current, seed)
+    cached = read_rows(path)
+    compare(cached, current).check(path, may_update=options.update)
+    rows = merged(cached, current, seed)
+    if rows.fingerprint != cached.fingerprint:
+        locks.require_alone("taking over a data set that changed")
+    return rows
+
+
+def _store_rows(settings: CacheSettings, rows: RowTable) -> int:
+    """Write the rows, and say how many of them are new."""
+    if not settings.path.exists():
+        create_cache(settings.path, rows, settings.rows_per_shard, settings.seed)
+        return len(rows)
+    cached = read_rows(settings.path)
+    if not cached.equals(rows):
+        write_rows(settings.path, rows)
+    return len(rows) - len(cached)

@@ -1,0 +1,93 @@
+"""Mending a cache: rows from the data set, metadata from the recipe, shards by making them again.
+
+Nothing that is intact is touched. What decides a byte is never guessed: the seals in a column's
+ledger tell whether the configuration's recipe made its shards.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cache import ledger
+from cache.errors import DamagedCacheError, StaleCacheError
+from cache.files import write_atomically
+from cache.layout import Column, Constants
+from cache.metadata import read_group, write_metadata
+from cache.rows import RowTable, merged, read_rows, read_unchecked_rows, write_rows
+from cache.verify import Fault, Remedy, survey
+from stages.encode.columns import Maker
+from stages.encode.describe import describe, provenance
+from stages.encode.faults import find_faults
+from stages.encode.shards import ShardEncoder
+
+
+def mend_rows(path: Path, current: RowTable, seed: int) -> None:
+    """Take a damaged row table from the data set again, in the order in which it was.
+
+    Should that order be lost, the ledgers tell which shards hold other images by now.
+    """
+    try:
+        read_rows(path)
+    except DamagedCacheError:
+        rows = current.permuted(seed)
+        with suppress(DamagedCacheError, KeyError):
+            rows = merged(read_unchecked_rows(path), current, seed)
+        write_rows(path, rows)
+
+
+def mend_columns(path: Path, makers: Sequence[Maker], encoder: ShardEncoder) -> None:
+    """Write damaged metadata of columns anew, from their recipes.
+
+    Raises StaleCacheError if a column was built by another recipe.
+    """
+    broken = {fault.column for fault in survey(path).faults if _is_of_metadata(fault)}
+    for maker in makers:
+        if maker.column in broken:
+            _mend_column(path, maker, encoder)
+
+
+def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -> list[Fault]:
+    """Take damaged shards out of the ledgers, to be made again.
+
+    Returns the faults of other columns, which another configuration has to mend.
+    """
+    faults = [fault for fault in find_faults(path, threads) if fault.remedy is not Remedy.BUILD]
+    own = {column.name: column for column in columns}
+    for fault in faults:
+        if fault.column in own and fault.shard is not None:
+            ledger.strike(own[fault.column], fault.shard)
+    return [fault for fault in faults if fault.column not in own]
+
+
+def _is_of_metadata(fault: Fault) -> bool:
+    return fault.remedy is Remedy.REPAIR and fault.shard is None
+
+
+def _mend_column(path: Path, maker: Maker, encoder: ShardEncoder) -> None:
+    folder = path / maker.column
+    column = describe(path, maker, encoder, _stored_constants(folder, maker))
+    if not ledger.was_made_by(column):
+        raise StaleCacheError(
+            f"{folder}: its metadata is damaged, and its shards were made by another recipe than "
+            f"this configuration has. Run `repa-cache build --rebuild {folder.name}`."
+        )
+    made_by = provenance()
+    with suppress(DamagedCacheError):
+        made_by = read_group(folder).get("provenance", made_by)
+    with TemporaryDirectory() as aside:
+        write_metadata(column, Path(aside), made_by)
+        for file in Path(aside).rglob("zarr.json"):
+            write_atomically(folder / file.relative_to(aside), file.read_bytes())
+
+
+def _stored_constants(folder: Path, maker: Maker) -> Constants:
+    constants: dict[str, Any] = {}
+    for name in maker.storage.constants:
+        array: Any = zarr.open_array(folder / name, mode="r")
+        constants[name] = np.asarray(array[...])
+    return constants

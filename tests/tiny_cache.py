@@ -1,0 +1,75 @@
+"""A small cache without networks: two arrays of random numbers, in three shards."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.layout import ArraySpec, Column
+from cache.metadata import create_column, read_column
+from cache.reader import ColumnReader
+from cache.rows import RowTable, content_hash, create_cache
+from cache.writer import ShardWriter
+
+ROWS, ROWS_PER_SHARD, SEED = 21, 8, 5
+SHARDED = ArraySpec("tokens", "float16", (16, 130))
+DENSE = ArraySpec("class_token", "float16", (130,))
+
+
+def make_rows(count: int = ROWS) -> RowTable:
+    keys = [f"n{i % 3}/photo ü {i}.jpg" for i in range(count)]
+    return RowTable(
+        key=np.array(keys, np.dtypes.StringDType()),
+        label=np.array([i % 3 for i in range(count)], np.int32),
+        source_index=np.arange(count),
+        content_hash=np.array([content_hash(key.encode()) for key in keys], np.uint64),
+        stamp=np.arange(1, count + 1, dtype=np.uint64),
+        classes=("a", "b", "c"),
+    ).permuted(SEED)
+
+
+def values(spec: ArraySpec, rows: int = ROWS) -> np.ndarray:
+    shape = (rows, *spec.row_shape)
+    return np.random.default_rng(len(spec.name)).normal(size=shape).astype(spec.dtype)
+
+
+def make_column(path: Path, name: str = "features/x", rows: int = ROWS) -> Column:
+    recipe = {"model": name, "size": 3, "storage": "float16"}
+    create_column(
+        Column(name, path / name, (SHARDED, DENSE), recipe, rows, ROWS_PER_SHARD),
+        {"created": "today"},
+    )
+    return read_column(path, name, rows)
+
+
+def fill(column: Column, shard: int, rows: RowTable, batch: int = 3) -> None:
+    span = column.shard_rows(shard)
+    with ShardWriter(column, shard, rows.digest(span)) as writer:
+        for start in range(span.start, span.stop, batch):
+            stop = min(start + batch, span.stop)
+            writer.write({spec.name: values(spec)[start:stop] for spec in column.arrays})
+
+
+def make_cache(path: Path) -> Column:
+    """A finished cache with one column."""
+    rows = make_rows()
+    create_cache(path, rows, ROWS_PER_SHARD, SEED)
+    column = make_column(path)
+    for shard in (2, 0, 1):
+        fill(column, shard, rows)
+    return column
+
+
+def read_elsewhere(reader: ColumnReader, queue: Any) -> None:
+    """What a test runs in another process."""
+    queue.put(reader.read("tokens", list(range(ROWS))))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
