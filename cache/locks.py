@@ -3,23 +3,23 @@
 Locks are the file system's own (flock), in a hidden folder beside the cache; the system frees
 those of a process that died, wherever it stopped. Each holder writes into its lock who it is.
 
-    .NAME.zarr.locks/prepare       held while rows and columns are laid out: one at a time
-    .NAME.zarr.locks/HOST-PID      held by every build as long as it runs
-    .NAME.zarr.locks/shard-S       held by whoever makes shard S
+    .NAME.zarr.locks/prepare           held while rows and columns are laid out: one at a time
+    .NAME.zarr.locks/build-HOST-PID    held by every build as long as it runs
+    .NAME.zarr.locks/shard-S           held by whoever makes shard S
 """
 
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cache.errors import CacheBusyError
+from cache.errors import CacheBusyError, CacheWriteError
 
 PREPARE = "prepare"
 
@@ -45,17 +45,36 @@ class BuildLocks:
         self._me = Holder(
             socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         )
+        self._mine = f"build-{self._me.host}-{self._me.pid}"
 
     @contextmanager
     def present(self) -> Iterator[None]:
         """Counts this process among those at work; at the end nothing of it remains."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            with self._held(f"{self._me.host}-{self._me.pid}"):
+            with self._enter():
                 yield
         finally:
+            for entry in self._folder.glob("*"):
+                self._holder(entry.name)
             with suppress(OSError):
                 self._folder.rmdir()
+
+    def _enter(self) -> ExitStack:
+        stack = ExitStack()
+        while True:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CacheWriteError(
+                    f"{self._path.parent} cannot be written: {error.strerror}. A build keeps its "
+                    "locks there; choose another cache.path."
+                ) from error
+            try:
+                stack.enter_context(self._held(self._mine))
+            except FileNotFoundError:
+                # Another build removed the empty folder in between.
+                continue
+            return stack
 
     @contextmanager
     def preparing(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -82,10 +101,9 @@ class BuildLocks:
             )
 
     def others(self) -> list[Holder]:
-        """The other processes at work; what dead ones left is removed."""
-        mine = f"{self._me.host}-{self._me.pid}"
-        names = (entry.name for entry in sorted(self._folder.glob("*-*")))
-        found = (self._holder(n) for n in names if n != mine and not n.startswith("shard-"))
+        """The other processes at work."""
+        names = (entry.name for entry in sorted(self._folder.glob("build-*")))
+        found = (self._holder(name) for name in names if name != self._mine)
         return [holder for holder in found if holder is not None]
 
     @contextmanager

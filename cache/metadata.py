@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
-from cache.files import atomic_folder, write_atomically
+from cache.files import atomic_folder, remove_leftovers, write_atomically
 from cache.layout import FAMILIES, LEDGER, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, differences, fingerprint
 
@@ -119,10 +119,14 @@ def create_column(column: Column, provenance: Mapping[str, Any]) -> None:
 
 
 def resize_column(column: Column) -> None:
-    """Give the arrays of a column the number of rows that the row table has."""
+    """Give the arrays of a column the number of rows that the row table has.
+
+    Only while nobody else prepares the cache.
+    """
     arrays = (*column.arrays, column.crc32c, LEDGER)
     for array in arrays:
         path = column.folder / array.name / "zarr.json"
+        remove_leftovers(path.parent, "zarr.json.*")
         metadata = json.loads(path.read_bytes())
         length = column.shards if array is LEDGER else column.rows
         if metadata["shape"][0] != length:

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 import torch
 import zarr
 from conftest import save_jpeg
+from tiny_cache import content
 
 from cache.errors import RowsChangedError, StaleCacheError
 from cache.reader import Cache
@@ -26,16 +26,6 @@ LATENTS = "latents/tiny-vae"
 
 def built_by(config: Config) -> BuildSummary:
     return build(config.encode, CPU)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a cache that does not hold the time of its making."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    for column in (LATENTS, FEATURES):
-        metadata = json.loads(files[f"{column}/zarr.json"])
-        del metadata["attributes"]["provenance"]
-        files[f"{column}/zarr.json"] = json.dumps(metadata).encode()
-    return files
 
 
 def test_every_row_holds_the_tensors_of_its_own_image(tiny: Callable[..., Config]) -> None:

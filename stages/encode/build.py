@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from cache import ledger
 from cache.errors import CacheWriteError, RepaCacheError
@@ -145,6 +146,6 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CacheWriteError(
-            f"{folder}: the shards that are missing need {needed / 1e9:,.3f} GB, and the disk has "
-            f"{free / 1e9:,.3f} GB left. Make room, or choose another cache.path."
+            f"{folder}: the shards that are missing need {decimal(needed)}, and the disk has "
+            f"{decimal(free)} left. Make room, or choose another cache.path."
         )

@@ -17,7 +17,7 @@ from cache import ledger
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import write_atomically
 from cache.layout import Column, Constants
-from cache.metadata import read_group, write_metadata
+from cache.metadata import check_recipe, has_column, read_column, read_group, write_metadata
 from cache.rows import RowTable, merged, read_rows, read_unchecked_rows, write_rows
 from cache.verify import Fault, Remedy, survey
 from stages.encode.columns import Maker
@@ -43,12 +43,23 @@ def mend_rows(path: Path, current: RowTable, seed: int) -> None:
 def mend_columns(path: Path, makers: Sequence[Maker], encoder: ShardEncoder) -> None:
     """Write damaged metadata of columns anew, from their recipes.
 
-    Raises StaleCacheError if a column was built by another recipe.
+    Raises StaleCacheError if the shards of a damaged column were made by another recipe.
     """
-    broken = {fault.column for fault in survey(path).faults if _is_of_metadata(fault)}
+    faults = [fault for fault in survey(path).faults if fault.shard is None]
+    damaged = {fault.column for fault in faults if fault.remedy is Remedy.REPAIR}
     for maker in makers:
-        if maker.column in broken:
-            _mend_column(path, maker, encoder)
+        if maker.column in damaged or _has_other_recipe(path, maker, encoder):
+            _mend_column(path, maker, encoder, is_damaged=maker.column in damaged)
+
+
+def _has_other_recipe(path: Path, maker: Maker, encoder: ShardEncoder) -> bool:
+    if not has_column(path, maker.column):
+        return False
+    try:
+        check_recipe(read_column(path, maker.column, len(encoder.rows)), maker.recipe)
+    except StaleCacheError:
+        return True
+    return False
 
 
 def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -> list[Fault]:
@@ -64,30 +75,39 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
     return [fault for fault in faults if fault.column not in own]
 
 
-def _is_of_metadata(fault: Fault) -> bool:
-    return fault.remedy is Remedy.REPAIR and fault.shard is None
-
-
-def _mend_column(path: Path, maker: Maker, encoder: ShardEncoder) -> None:
+def _mend_column(path: Path, maker: Maker, encoder: ShardEncoder, *, is_damaged: bool) -> None:
+    """Write what describes a column, if its shards bear witness to the maker's recipe."""
     folder = path / maker.column
-    column = describe(path, maker, encoder, _stored_constants(folder, maker))
-    if not ledger.was_made_by(column):
+    constants = _stored_constants(folder, maker)
+    if constants is not None:
+        column = describe(path, maker, encoder, constants)
+        if ledger.was_made_by(column):
+            _write_over(column)
+            return
+    if is_damaged:
         raise StaleCacheError(
-            f"{folder}: its metadata is damaged, and its shards were made by another recipe than "
-            f"this configuration has. Run `repa-cache build --rebuild {folder.name}`."
+            f"{folder}: what describes it is damaged, and its shards were not made by the recipe "
+            f"of this configuration. Run `repa-cache build --rebuild {folder.name}`."
         )
+
+
+def _write_over(column: Column) -> None:
     made_by = provenance()
     with suppress(DamagedCacheError):
-        made_by = read_group(folder).get("provenance", made_by)
+        made_by = read_group(column.folder).get("provenance", made_by)
     with TemporaryDirectory() as aside:
         write_metadata(column, Path(aside), made_by)
         for file in Path(aside).rglob("zarr.json"):
-            write_atomically(folder / file.relative_to(aside), file.read_bytes())
+            write_atomically(column.folder / file.relative_to(aside), file.read_bytes())
 
 
-def _stored_constants(folder: Path, maker: Maker) -> Constants:
+def _stored_constants(folder: Path, maker: Maker) -> Constants | None:
+    """The constants of a column as they lie there, None if any cannot be read."""
     constants: dict[str, Any] = {}
     for name in maker.storage.constants:
-        array: Any = zarr.open_array(folder / name, mode="r")
+        try:
+            array: Any = zarr.open_array(folder / name, mode="r")
+        except (OSError, ValueError, KeyError):
+            return None
         constants[name] = np.asarray(array[...])
     return constants
