@@ -16,11 +16,13 @@ def finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which rows, [B], of an array [B, ...] hold neither NaN nor infinity."""
     if rows.dtype.kind != "f":
         return np.ones(len(rows), np.bool_)
-    axes = tuple(range(1, rows.ndim))
+    flat = rows.reshape(len(rows), -1)
+    finite: npt.NDArray[np.bool_]
     if rows.dtype == np.float16:
-        # The bits of the exponent: many times faster than asking half-precision numbers.
-        finite = (rows.view(np.uint16) & 0x7C00) != 0x7C00
+        # By their bits, numbers lie below the infinities of either sign: many times faster than
+        # asking half-precision numbers, and without memory for an answer each.
+        bits = flat.view(np.uint16)
+        finite = (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)
     else:
-        finite = np.isfinite(rows)
-    every: npt.NDArray[np.bool_] = finite.all(axis=axes)
-    return every
+        finite = np.isfinite(flat).all(axis=1)
+    return finite

@@ -93,6 +93,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def start_writeback(stream: BinaryIO, start: int, size: int) -> None:
+    """Have the system write bytes of a file to the disk from now on, not when all are there."""
+    stream.flush()
+    if hasattr(os, "posix_fadvise"):
+        # Dirty pages cannot be dropped: on Linux this queues them for writing and returns.
+        os.posix_fadvise(stream.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or the names in a folder, survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -11,7 +11,7 @@ import numpy as np
 from cache import ledger
 from cache.checksums import finite_rows, row_checksums
 from cache.errors import CacheWriteError
-from cache.files import atomic_file, remove_leftovers
+from cache.files import atomic_file, remove_leftovers, start_writeback
 from cache.layout import LEDGER, ArraySpec, Column, Rows
 
 
@@ -64,7 +64,9 @@ class ShardWriter:
             rows = np.ascontiguousarray(batch[array.name])
             self._check(array, rows, size)
             with self._reported():
-                self._streams[array.name].write(rows.data)
+                stream = self._streams[array.name]
+                stream.write(rows.data)
+                start_writeback(stream, self._written * array.row_bytes, rows.nbytes)
             self._checksums[self._written : self._written + size, position] = row_checksums(rows)
         self._written += size
 

@@ -59,11 +59,11 @@ def measure_reading(settings: TrainSettings, cache: Path, latents: str) -> Readi
     )
 
 
-def drop_cached_pages(folder: Path) -> None:
+def drop_cached_pages(folder: Path, name: str = "c.*") -> None:
     """Ask the system to forget what it holds in memory of the files below a folder."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for file in folder.rglob("c.*"):
+    for file in (entry for entry in folder.rglob(name) if entry.is_file()):
         descriptor = os.open(file, os.O_RDONLY)
         try:
             # Pages that are not on disk yet cannot be forgotten.
