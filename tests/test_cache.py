@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import google_crc32c
@@ -18,8 +19,9 @@ from tiny_cache import (
 )
 
 from cache.errors import IncompleteCacheError, NotACacheError, StaleCacheError
+from cache.layout import ArraySpec, Column
 from cache.ledger import missing
-from cache.metadata import check_recipe, read_column
+from cache.metadata import check_recipe, create_column, read_column
 from cache.reader import Cache
 from cache.rows import create_cache, read_rows
 from cache.writer import ShardWriter
@@ -116,3 +118,19 @@ def test_a_folder_that_is_no_cache_and_another_format_are_refused(tmp_path: Path
     zarr.open_group(tmp_path / "x.zarr").attrs["format_version"] = 99
     with pytest.raises(NotACacheError, match="cache format 99"):
         Cache(tmp_path / "x.zarr")
+
+
+def test_writing_a_shard_needs_memory_for_a_batch_and_not_for_the_shard(tmp_path: Path) -> None:
+    rows = make_rows()
+    create_cache(tmp_path / "x.zarr", rows, 1024, SEED)
+    wide = ArraySpec("tokens", "float16", (256, 128))
+    column = Column("features/x", tmp_path / "x.zarr/features/x", (wide,), {}, 1024, 1024)
+    create_column(column, {})
+    batch = np.ones((32, *wide.row_shape), np.float16)
+    tracemalloc.start()
+    with ShardWriter(column, 0, b"") as writer:
+        for _ in range(32):
+            writer.write({"tokens": batch})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < column.shard_bytes(wide, 0) / 20

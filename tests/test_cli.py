@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import save_jpeg
 from PIL import Image
+from tiny_cache import content
 from typer.testing import CliRunner
 
 from pipeline.cli import PRESETS, SUMMARIES, app
@@ -92,9 +95,64 @@ def test_training_on_a_stale_cache_is_refused(folder: Path) -> None:
     assert "resolution: cache 32, configuration 64" in output
 
 
+def test_verify_lists_what_is_wrong_and_build_repair_mends_it(folder: Path) -> None:
+    assert "Run `repa-cache build` first" in invoke("verify", status=1)
+    invoke("build")
+    assert "complete, and every byte is what was written" in invoke("verify")
+    (folder / "tiny.zarr/latents/tiny-vae/moments/c.1.0.0.0").unlink()
+    output = invoke("verify", status=1)
+    assert "latents/tiny-vae/moments shard 1" in output
+    assert "its file is missing" in output
+    assert "repa-cache build --repair" in output
+    assert "1 shards made" in invoke("build", "--repair")
+    assert "complete" in invoke("verify")
+
+
+def test_verify_measures_how_true_the_tensors_are(folder: Path) -> None:
+    int8 = ("--set", "encoders.efficientnet-lite0.storage=int8")
+    invoke("build", *int8)
+    output = invoke("verify", "--fidelity", "9", *int8)
+    latents, tokens = [line.split() for line in output.splitlines() if "/" in line][-2:]
+    assert latents[:3] == ["latents/tiny-vae/moments", "float16", "9"]
+    assert tokens[:3] == ["features/efficientnet-lite0/tokens", "int8", "9"]
+    mean, first, lowest, error, change = map(float, tokens[3:])
+    assert 1 > mean > first > lowest > 0.999
+    assert 0 < error < 0.02
+    assert 0 < abs(change) < 1e-3
+    assert "storage: cache" in invoke("verify", "--fidelity", "9", status=1)
+    assert folder.exists()
+
+
+def test_build_takes_over_changes_and_rebuilds_when_asked(folder: Path) -> None:
+    invoke("build")
+    save_jpeg(folder / "images/class1/3.jpg", seed=1)
+    assert "repa-cache build --update" in invoke("build", status=1)
+    assert "2 shards made" in invoke("build", "--update")
+    save_jpeg(folder / "images/class1/new.jpg", seed=2)
+    assert "22 rows in 2 columns, 0.1 MB; 1 images added; 2 shards made" in invoke("build")
+    assert "3 shards made" in invoke("build", "--rebuild", "tiny-vae")
+    assert "unknown name 'vae'" in invoke("build", "--rebuild", "vae", status=1)
+
+
+def test_bench_says_what_reading_feeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.bench.MEASURE_SECONDS", 0.1)
+    assert "Run `repa-cache build` first" in invoke("bench", status=1)
+    invoke("build")
+    before = content(folder / "tiny.zarr")
+    cold, warm, needed = invoke("bench").splitlines()[-3:]
+    for line, name in ((cold, "cold"), (warm, "warm")):
+        assert re.fullmatch(
+            rf"{name}: [\d,]+ images/s, [\d.]+ GB/s, [\d,.]+ steps/s of 4 images, "
+            r"feeds [\d.e+-]+ GPUs",
+            line,
+        )
+    assert "trains SiT-XS/2 on" in needed
+    assert content(folder / "tiny.zarr") == before
+
+
 def test_a_wrong_configuration_writes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    for command in SUMMARIES:
+    for command in (*SUMMARIES, "build", "verify"):
         assert "train.depth: SiT-XS/2 has 4 blocks" in invoke(
             command, "--set", "train.depth=9", status=1
         )
@@ -123,7 +181,7 @@ def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("name", [*SUMMARIES, "init"])
+@pytest.mark.parametrize("name", [*SUMMARIES, "build", "verify", "init"])
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"Example: repa-cache {name}" in invoke(name, "--help")
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import save_jpeg
+from faults import flip
 
-from cache.errors import IncompleteCacheError
+from cache.errors import DamagedCacheError, IncompleteCacheError
 from pipeline.config import Config
+from stages.encode.build import build
 from stages.interrupt import InterruptedWorkError
 from stages.placement import Placement
 from stages.train import loop
@@ -197,6 +201,39 @@ def test_a_run_does_not_go_on_with_other_tensors(trainable: Callable[..., Config
     path.write_text(json.dumps(state))
     with pytest.raises(RunError, match="made with other columns"):
         trained(trainable())
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    built: Path, tmp_path: Path, trainable: Callable[..., Config]
+) -> None:
+    trained(trainable("train.steps=2"))
+    shutil.copytree(built / "images", tmp_path / "images")
+    shutil.copytree(built / "tiny.zarr", tmp_path / "tiny.zarr")
+    save_jpeg(tmp_path / "images/class1/new.jpg", seed=0)
+    grown = trainable(f"dataset.path={tmp_path / 'images'}", f"cache.path={tmp_path / 'tiny.zarr'}")
+    build(grown.encode, torch.device("cpu"))
+    with pytest.raises(RunError, match="made with other rows"):
+        trained(grown)
+
+
+def test_how_the_cache_is_read_changes_nothing(trainable: Callable[..., Config]) -> None:
+    trained(trainable("train.steps=4"))
+    expected = newest(trainable()).weights("model")
+    shutil.rmtree(trainable().train.run)
+    reading = ("threads=1", "ahead=1", "memory_gb=0", "verify=false", "timeout_seconds=60")
+    trained(trainable("train.steps=4", *(f"train.reading.{setting}" for setting in reading)))
+    for name, tensor in newest(trainable()).weights("model").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_damage_stops_training_with_the_row_named(
+    built: Path, tmp_path: Path, trainable: Callable[..., Config]
+) -> None:
+    shutil.copytree(built / "tiny.zarr", tmp_path / "tiny.zarr")
+    flip(tmp_path / "tiny.zarr/features/efficientnet-lite0/tokens/c.1.0.0", 5000)
+    damaged = trainable(f"cache.path={tmp_path / 'tiny.zarr'}", "train.reading.memory_gb=0")
+    with pytest.raises(DamagedCacheError, match="row 8 is not what was written"):
+        trained(damaged)
 
 
 def test_an_encoder_that_was_not_built_is_refused(

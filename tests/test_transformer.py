@@ -6,7 +6,7 @@ import torch
 from reference import golden_model
 
 from stages.train.settings import MODELS, SIZES
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer, TransformerConfig, training_flops
 
 
 def published(name: str) -> TransformerConfig:
@@ -79,3 +79,10 @@ def test_every_published_size_has_its_number_of_parameters(
 
 def test_heads_divide_every_width() -> None:
     assert all(size.width % (2 * size.heads) == 0 for size in SIZES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "gigaflops"), [("SiT-S/2", 46), ("SiT-B/2", 149), ("SiT-L/2", 496), ("SiT-XL/2", 724)]
+)
+def test_operations_are_those_counted_for_the_published_sizes(name: str, gigaflops: int) -> None:
+    assert training_flops(published(name)) / 1e9 == pytest.approx(gigaflops, rel=0.02)

@@ -134,11 +134,7 @@ def loader_speed(
     def work(_turn: int) -> float:
         stream = iter(loader)
         next(stream)
-        seconds = timed(
-            lambda: [next(stream) for _ in range(steps)], steps * BATCH * ROW_BYTES / 1e9
-        )
-        del stream
-        return seconds
+        return timed(lambda: [next(stream) for _ in range(steps)], steps * BATCH * ROW_BYTES / 1e9)
 
     return work
 
