@@ -38,7 +38,11 @@ class ZarrRows:
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out` with rows."""
-        if len(rows):
+        if self._array.chunks[0] == 1:
+            # Several times faster than asking for all at once, which gains where chunks are shared.
+            for place, row in enumerate(rows.tolist()):
+                out[place] = self._array[row]
+        elif len(rows):
             out[...] = self._array.oindex[rows]
 
 
