@@ -4,7 +4,7 @@ Locks are the file system's own (flock), in a hidden folder beside the cache; th
 those of a process that died, wherever it stopped. Each holder writes into its lock who it is.
 
     .NAME.zarr.locks/prepare           held while rows and columns are laid out: one at a time
-    .NAME.zarr.locks/build-HOST-PID    held by every build as long as it runs
+    .NAME.zarr.locks/build-HOST-PID    held by every build that makes shards
     .NAME.zarr.locks/shard-S           held by whoever makes shard S
 """
 
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from cache.errors import CacheBusyError, CacheWriteError
 
@@ -48,35 +48,6 @@ class BuildLocks:
         self._mine = f"build-{self._me.host}-{self._me.pid}"
 
     @contextmanager
-    def present(self) -> Iterator[None]:
-        """Counts this process among those at work; at the end nothing of it remains."""
-        try:
-            with self._enter():
-                yield
-        finally:
-            for entry in self._folder.glob("*"):
-                self._holder(entry.name)
-            with suppress(OSError):
-                self._folder.rmdir()
-
-    def _enter(self) -> ExitStack:
-        stack = ExitStack()
-        while True:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CacheWriteError(
-                    f"{self._path.parent} cannot be written: {error.strerror}. A build keeps its "
-                    "locks there; choose another cache.path."
-                ) from error
-            try:
-                stack.enter_context(self._held(self._mine))
-            except FileNotFoundError:
-                # Another build removed the empty folder in between.
-                continue
-            return stack
-
-    @contextmanager
     def preparing(self, waiting: Callable[[str], None]) -> Iterator[None]:
         """Nobody else lays out rows and columns meanwhile.
 
@@ -86,6 +57,19 @@ class BuildLocks:
             waiting(f"waiting for {holder}, which prepares {self._path}")
         with self._held(PREPARE, timeout=-1):
             yield
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Counts this process among those that make shards; to be entered while preparing.
+
+        At the end nothing remains of it, nor of those that died.
+        """
+        with self._held(self._mine):
+            try:
+                yield
+            finally:
+                for entry in self._folder.glob("*"):
+                    self._holder(entry.name)
 
     def require_alone(self, purpose: str) -> None:
         """Raise CacheBusyError, naming the holders, if another build is at work.
@@ -101,7 +85,7 @@ class BuildLocks:
             )
 
     def others(self) -> list[Holder]:
-        """The other processes at work."""
+        """The other processes that make shards."""
         names = (entry.name for entry in sorted(self._folder.glob("build-*")))
         found = (self._holder(name) for name in names if name != self._mine)
         return [holder for holder in found if holder is not None]
@@ -109,28 +93,49 @@ class BuildLocks:
     @contextmanager
     def shard(self, shard: int) -> Iterator[Holder | None]:
         """Claim a shard: yields None if this process has it now, or else who has."""
-        try:
-            with self._held(f"shard-{shard}"):
-                yield None
-        except Timeout:
-            yield self._read(f"shard-{shard}")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._held(f"shard-{shard}"))
+                holder = None
+            except Timeout:
+                holder = self._read(f"shard-{shard}")
+            yield holder
 
     @contextmanager
     def _held(self, name: str, timeout: float = 0) -> Iterator[None]:
         path = self._folder / name
-        with FileLock(path, timeout=timeout, is_singleton=False):
+        with self._acquired(path, timeout):
             path.write_text(json.dumps(asdict(self._me)))
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                # Works for the last one to leave.
+                with suppress(OSError):
+                    self._folder.rmdir()
+
+    def _acquired(self, path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
+        while True:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return FileLock(path, timeout=timeout).acquire()
+            except FileNotFoundError:
+                # Another build removed the empty folder in between.
+                continue
+            except Timeout:
+                raise
+            except OSError as error:
+                raise CacheWriteError(
+                    f"{self._path.parent} cannot be written: {error.strerror}. A build keeps its "
+                    "locks there; choose another cache.path."
+                ) from error
 
     def _holder(self, name: str) -> Holder | None:
         """Who holds a lock; None if nobody does, whose lock file is then removed."""
         if not (self._folder / name).exists():
             return None
         try:
-            with FileLock(self._folder / name, timeout=0):
+            with self._acquired(self._folder / name, timeout=0):
                 (self._folder / name).unlink(missing_ok=True)
                 return None
         except Timeout:

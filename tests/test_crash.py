@@ -82,7 +82,7 @@ def test_a_build_killed_at_random_moments_comes_out_the_same(
 def lay_down(path: Path) -> None:
     """All that a build writes, without networks: a cache of 21 rows, then 9 added ones."""
     locks = BuildLocks(path)
-    with locks.present(), locks.preparing(print):
+    with locks.at_work(), locks.preparing(print):
         tidy(path)
         for count in (21, 30):
             rows = make_rows(count)

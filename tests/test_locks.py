@@ -19,7 +19,7 @@ FORK = multiprocessing.get_context("fork")
 def hold(path: Path, ready: Any, release: Any, *, preparing: bool) -> None:
     locks = BuildLocks(path)
     with ExitStack() as stack:
-        stack.enter_context(locks.present())
+        stack.enter_context(locks.at_work())
         if preparing:
             stack.enter_context(locks.preparing(print))
         else:
@@ -65,7 +65,7 @@ def test_a_shard_that_another_process_makes_is_not_claimed_and_its_maker_is_name
     path: Path, other: Other
 ) -> None:
     locks = BuildLocks(path)
-    with locks.present():
+    with locks.at_work():
         with locks.shard(3) as holder:
             assert holder is not None
             assert (holder.pid, holder.host) == (other.pid, socket.gethostname())
@@ -80,7 +80,7 @@ def test_whoever_needs_the_cache_alone_is_refused_with_the_holder_named(
     path: Path, other: Other
 ) -> None:
     locks = BuildLocks(path)
-    with locks.present(), locks.preparing(print):
+    with locks.at_work(), locks.preparing(print):
         with pytest.raises(CacheBusyError) as error:
             locks.require_alone("rebuilding")
         said = rf"process {other.pid} on {re.escape(socket.gethostname())}, since 20\d\d-"
@@ -94,7 +94,7 @@ def test_the_locks_of_a_killed_process_are_free(path: Path) -> None:
     other = Other(path)
     other.die()
     locks = BuildLocks(path)
-    with locks.present(), locks.preparing(print):
+    with locks.at_work(), locks.preparing(print):
         locks.require_alone("rebuilding")
         with locks.shard(3) as holder:
             assert holder is None
@@ -110,7 +110,7 @@ def test_only_one_process_prepares_and_the_next_is_told_for_whom_it_waits(path: 
         other.release.set()
 
     locks = BuildLocks(path)
-    with locks.present(), locks.preparing(waiting):
+    with locks.at_work(), locks.preparing(waiting):
         (text,) = said
         assert text.startswith(f"waiting for process {other.pid} on ")
         assert text.endswith(f", which prepares {path}")
@@ -119,6 +119,6 @@ def test_only_one_process_prepares_and_the_next_is_told_for_whom_it_waits(path: 
 
 def test_nothing_remains_of_locks_that_were_released(path: Path) -> None:
     locks = BuildLocks(path)
-    with locks.present(), locks.preparing(print), locks.shard(0), locks.shard(1):
+    with locks.at_work(), locks.preparing(print), locks.shard(0), locks.shard(1):
         assert len(list(path.with_name(".x.zarr.locks").iterdir())) == 4
     assert list(path.parent.iterdir()) == []

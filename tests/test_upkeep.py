@@ -117,7 +117,7 @@ def test_images_added_while_another_build_is_at_work_have_to_wait(
     monkeypatch.setattr(os, "getpid", lambda: 1)
     other = BuildLocks(copied.cache.path)
     monkeypatch.undo()
-    with other.present(), pytest.raises(CacheBusyError, match="process 1 on"):
+    with other.at_work(), pytest.raises(CacheBusyError, match="process 1 on"):
         built_by(copied)
     assert content(copied.cache.path) == before
     assert built_by(copied).added == 5
@@ -227,6 +227,7 @@ def test_an_int8_cache_is_refused_as_float16_and_rebuilt_on_request(
     int8 = tiny("encoders.efficientnet-lite0.storage=int8")
     with pytest.raises(StaleCacheError, match='storage: cache "float16", configuration "int8"'):
         built_by(int8)
+    assert not int8.cache.path.with_name(".tiny.zarr.locks").exists()
     rebuild = BuildOptions(rebuild=find_columns(int8.encode, ["efficientnet-lite0"]))
     assert built_by(int8, rebuild).shards_made == 3
     assert has_no_fault(int8)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def build(
         root_attributes(path)
     source = SOURCES[dataset.source](dataset.path, dataset.resolution)
     locks = BuildLocks(path)
-    with ThreadPoolExecutor(threads) as pool, locks.present():
+    with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         current = index(source, known_rows(path), pool)
         makers = load_makers(settings, device)
         with locks.preparing(say):
@@ -82,6 +83,7 @@ def build(
                 source, rows, dataset.resolution, settings.build.batch_size, pool
             )
             prepared = prepare(settings.cache, options, makers, encoder, threads)
+            stack.enter_context(locks.at_work())
         made = _make_missing(list(zip(prepared.columns, makers, strict=True)), encoder, locks)
     return BuildSummary(path, len(rows), prepared.columns, prepared.added, made, prepared.damaged)
 
