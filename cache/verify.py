@@ -176,7 +176,7 @@ def _file_faults(
             file.readinto(rows.reshape(-1).view(np.uint8).data)
             span = slice(start, start + len(rows))
             if wrong := int((row_checksums(rows) != checksums[span]).sum()):
-                yield f"{wrong} rows from row {start} of it on do not have their checksum"
+                yield f"checksums differ in {wrong} of its rows {span.start} to {span.stop - 1}"
             elif not finite_rows(rows).all():
                 yield "it holds NaN or infinity"
         if file.read() != shard_tail(column, array, shard):

@@ -71,7 +71,7 @@ PLANTED = {
     "a flipped bit": Planted(
         lambda x: flip(x / "tokens/c.1.0.0", 5000),
         "/tokens shard 1",
-        "1 rows from row 0 of it on do not have their checksum",
+        "checksums differ in 1 of its rows 0 to 7",
     ),
     "a truncated shard": Planted(
         lambda x: truncate(x / "tokens/c.1.0.0"), "/tokens shard 1", " bytes instead of "
@@ -85,7 +85,7 @@ PLANTED = {
     "two swapped shards": Planted(
         lambda x: swap(x / "tokens/c.0.0.0", x / "tokens/c.1.0.0"),
         "/tokens shard 0",
-        "do not have their checksum",
+        "checksums differ in 8 of its rows 0 to 7",
         shards=2,
     ),
     "two shards swapped with their checksums": Planted(

@@ -116,8 +116,9 @@ def frechet_in_features(
 
 def _cached_means(reader: ColumnReader) -> Iterator[Means]:
     """Mean tokens of every cached image, float32 [B, D] at a time."""
-    for shard in range(reader.column.shards):
-        yield _means(reader.values("tokens", reader.column.shard_rows(shard)))
+    rows = range(reader.column.rows)
+    for start in range(0, len(rows), BATCH_IMAGES):
+        yield _means(reader.values("tokens", rows[start : start + BATCH_IMAGES]))
 
 
 def _sample_means(samples: Samples, maker: Maker, title: str) -> Iterator[Means]:
