@@ -179,7 +179,7 @@ def read_ring(folder: Path, rows: int) -> None:
                 works[f"DataLoader, {name}, {workers} workers, {how}"] = loader_speed(
                     dataset, workers, steps, at_once=at_once
                 )
-    speeds = alternate(works, rounds=3)
+    speeds = alternate(works)
     best = max((name for name in rings), key=lambda name: median(speeds[name]))
     show("Batches for training, warm", speeds, best)
 
