@@ -149,18 +149,17 @@ def read_column(path: Path, name: str, rows: int) -> Column:
             f"{folder}: the recipe was edited; it does not have the fingerprint that is stored "
             "with it. Run `repa-cache build --repair`."
         )
-    return Column(
-        name=name,
-        folder=folder,
-        arrays=tuple(
+    try:
+        arrays = tuple(
             ArraySpec(array["name"], array["dtype"], tuple(array["row_shape"]))
             for array in attributes["arrays"]
-        ),
-        recipe=recipe,
-        rows=rows,
-        rows_per_shard=rows_per_shard,
-        constants=_read_constants(folder, recipe),
-    )
+        )
+    except (KeyError, TypeError) as error:
+        raise DamagedCacheError(
+            f"{folder}: the list of its arrays was edited. Run `repa-cache build --repair`."
+        ) from error
+    constants = _read_constants(folder, recipe)
+    return Column(name, folder, arrays, recipe, rows, rows_per_shard, constants)
 
 
 def _read_constants(folder: Path, recipe: Recipe) -> Constants:

@@ -20,7 +20,7 @@ from cache.checksums import finite_rows, row_checksums
 from cache.errors import DamagedCacheError
 from cache.layout import LEDGER, ArraySpec, Column
 from cache.metadata import column_names, read_column, root_attributes
-from cache.rows import RowTable, read_rows
+from cache.rows import read_rows
 from cache.shards import find_layout
 from cache.writer import shard_tail
 
@@ -54,11 +54,9 @@ class Fault:
 class Survey:
     """What can be said of a cache without reading its shards.
 
-    rows: the row table, if it is intact; shards: those that count as finished, with their
-    ledger entries, which remain to be checked.
+    shards: those that count as finished, with their ledger entries, which remain to be checked.
     """
 
-    rows: RowTable | None = None
     shards: list[tuple[Column, int, bytes]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -68,18 +66,18 @@ def survey(path: Path) -> Survey:
     root_attributes(path)
     found = Survey()
     try:
-        found.rows = read_rows(path)
+        rows = read_rows(path)
     except DamagedCacheError as error:
         found.faults.append(Fault("rows", _cause(error), Remedy.REPAIR))
         return found
     for name in column_names(path):
         try:
-            column = read_column(path, name, len(found.rows))
+            column = read_column(path, name, len(rows))
         except DamagedCacheError as error:
             found.faults.append(Fault(name, _cause(error), Remedy.REPAIR, name))
             continue
         found.faults += _metadata_faults(column)
-        missing, entries = ledger.missing(column, found.rows), ledger.recorded(column)
+        missing, entries = ledger.missing(column, rows), ledger.recorded(column)
         found.faults += _completeness_faults(column, missing, entries)
         finished = sorted(set(range(column.shards)) - set(missing))
         found.shards += [(column, shard, entries[shard]) for shard in finished]

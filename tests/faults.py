@@ -106,6 +106,12 @@ PLANTED = {
     "an edited recipe with its fingerprint": Planted(
         edit_recipe_and_fingerprint, " shard 1", "does not fit its checksums and recipe", shards=0
     ),
+    "an edited list of arrays": Planted(
+        lambda x: edit_attribute(x, "arrays", ["tokens"]),
+        "",
+        "the list of its arrays was edited",
+        shards=0,
+    ),
     "an edited shape": Planted(edit_shape, "/tokens", "its zarr.json was edited", shards=0),
     "an array's metadata gone": Planted(
         lambda x: (x / "tokens/zarr.json").unlink(), "/tokens", "zarr.json cannot be read", shards=0

@@ -47,10 +47,7 @@ class Maker:
 
     def encode(self, images: Tensor, constants: Constants) -> Arrays:
         """All arrays of the column for a batch of crops."""
-        return self.store(self.network(images), constants)
-
-    def store(self, values: Tensor, constants: Constants) -> Arrays:
-        """All arrays of the column for what the network gave."""
+        values = self.network(images)
         there = {n: torch.from_numpy(c).to(values.device) for n, c in constants.items()}
         return _on_cpu(self.storage.encode(self.array, values, there))
 

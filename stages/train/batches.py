@@ -123,9 +123,10 @@ class CachedBatches:
         if self._copied is not None:
             # The ring is about to reuse the buffers of the last batch.
             self._copied.synchronize()
-        moments, *stored = (tensor.to(device, non_blocking=True) for tensor in self.take(step))
+        is_pinned = device.type == "cuda"
+        moments, *stored = (tensor.to(device, non_blocking=is_pinned) for tensor in self.take(step))
         labels = self._labels[torch.from_numpy(self.rows(step))].to(device)
-        if device.type == "cuda":
+        if is_pinned:
             self._copied = torch.cuda.Event()
             self._copied.record()
         tokens = [decode(codes) for decode, codes in zip(self._decoders, stored, strict=True)]
