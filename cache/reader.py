@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
-from cache.errors import IncompleteCacheError
-from cache.layout import Column
+from cache.errors import DamagedCacheError, IncompleteCacheError
+from cache.layout import ArraySpec, Column
 from cache.metadata import has_column, read_column, root_attributes
 from cache.rows import RowTable, read_rows
 from cache.shards import Buffer
@@ -47,12 +47,10 @@ class ColumnReader:
 
     def __init__(self, column: Column, *, verify: bool = False) -> None:
         self.column = column
-        self._arrays: dict[str, RowReader] = {}
-        for array in column.arrays:
-            self._arrays[array.name] = open_rows(column.folder / array.name)
+        self._arrays = {array.name: _open_array(column, array) for array in column.arrays}
         if verify:
             checksums = np.empty((column.rows, len(column.arrays)), np.uint32)
-            open_rows(column.folder / column.crc32c.name).read(np.arange(column.rows), checksums)
+            _open_array(column, column.crc32c).read(np.arange(column.rows), checksums)
             for position, (name, rows) in enumerate(self._arrays.items()):
                 own = checksums[:, position].copy()
                 self._arrays[name] = CheckedRows(rows, own, f"{column.folder}/{name}")
@@ -87,3 +85,21 @@ class ColumnReader:
         storage = STORAGES[str(self.column.recipe["storage"])]
         values: npt.NDArray[np.float32] = storage.decode(name, arrays, self.column.constants)
         return values
+
+
+def _open_array(column: Column, spec: ArraySpec) -> RowReader:
+    """A reader for an array that is what its column says of it."""
+    path = column.folder / spec.name
+    try:
+        rows = open_rows(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCacheError(
+            f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
+        ) from error
+    expected = (column.rows, *spec.row_shape)
+    if rows.shape != expected or rows.dtype != spec.dtype:
+        raise DamagedCacheError(
+            f"{path}: its zarr.json was edited: expected {spec.dtype} {expected}, got "
+            f"{rows.dtype} {rows.shape}. Run `repa-cache build --repair`."
+        )
+    return rows

@@ -5,6 +5,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
+from faults import PLANTED
 from tiny_cache import (
     DENSE,
     ROWS,
@@ -18,7 +19,7 @@ from tiny_cache import (
     values,
 )
 
-from cache.errors import IncompleteCacheError, NotACacheError, StaleCacheError
+from cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError, StaleCacheError
 from cache.layout import ArraySpec, Column
 from cache.ledger import missing
 from cache.metadata import check_recipe, create_column, read_column
@@ -67,6 +68,23 @@ def test_a_missing_column_and_an_unfinished_one_are_refused(tmp_path: Path) -> N
     assert missing(column, rows) == [0, 2]
     with pytest.raises(IncompleteCacheError, match="2 of 3 shards are missing"):
         Cache(path).column("features/x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an edited recipe",
+        "an edited list of arrays",
+        "an edited shape",
+        "an array's metadata gone",
+        "a column's metadata gone",
+        "an edited label",
+    ],
+)
+def test_damaged_metadata_is_refused_with_its_remedy(tmp_path: Path, name: str) -> None:
+    PLANTED[name].plant(make_cache(tmp_path / "x.zarr").folder)
+    with pytest.raises(DamagedCacheError, match="repa-cache build --repair"):
+        Cache(tmp_path / "x.zarr").column("features/x")
 
 
 def test_a_shard_made_from_other_images_counts_as_missing(tmp_path: Path) -> None:
