@@ -76,8 +76,8 @@ class CheckedRows:
         wrong = rows[row_checksums(out) != self._checksums[rows]]
         if len(wrong):
             raise DamagedCacheError(
-                f"{self._name}: row {wrong[0]} is not what was written (checksum), and "
-                f"{len(wrong) - 1} others of {len(rows)}. Run `repa-cache build --repair`."
+                f"{self._name}: row {wrong[0]} is not what was written: its checksum differs "
+                f"({len(wrong)} of {len(rows)} rows read). Run `repa-cache build --repair`."
             )
 
 

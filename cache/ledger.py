@@ -53,12 +53,7 @@ def recorded(column: Column) -> dict[int, bytes]:
 
 def missing(column: Column, rows: RowTable) -> list[int]:
     """The shards that have to be made, in order."""
-    finished = recorded(column)
-    return [
-        shard
-        for shard in range(column.shards)
-        if finished.get(shard, b"")[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
-    ]
+    return [shard for shard in range(column.shards) if is_missing(column, rows, shard)]
 
 
 def is_missing(column: Column, rows: RowTable, shard: int) -> bool:

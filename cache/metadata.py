@@ -170,11 +170,13 @@ def _read_constants(folder: Path, recipe: Recipe) -> Constants:
             array: Any = zarr.open_array(folder / name, mode="r")
             constants[name] = np.asarray(array[...])
         except (OSError, ValueError, KeyError) as error:
-            raise DamagedCacheError(f"{folder / name} cannot be read: {error}") from error
+            raise DamagedCacheError(
+                f"{folder}: {name} cannot be read ({error}). Run `repa-cache build --repair`."
+            ) from error
     if constants_recipe(constants) != digests:
         raise DamagedCacheError(
             f"{folder}: {', '.join(digests)} is not what the shards were made with. "
-            f"Run `repa-cache build --rebuild {folder.name}`."
+            "Run `repa-cache build --repair`."
         )
     return constants
 

@@ -33,7 +33,6 @@ class Remedy(StrEnum):
 
     BUILD = "repa-cache build"
     REPAIR = "repa-cache build --repair"
-    REBUILD = "repa-cache build --rebuild"
 
 
 @dataclass(frozen=True)

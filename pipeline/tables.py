@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from cache.verify import Fault, Remedy
+from cache.verify import Fault
 from stages.encode.fidelity import Fidelity
 
 
@@ -14,8 +14,7 @@ def show_faults(faults: Sequence[Fault]) -> None:
     """Print what is wrong with a cache, and what mends it."""
     table = _table("where", "what is wrong", "what mends it")
     for fault in faults:
-        name = f" {fault.column}" if fault.remedy is Remedy.REBUILD else ""
-        table.add_row(fault.where, fault.what, f"{fault.remedy}{name}")
+        table.add_row(fault.where, fault.what, fault.remedy)
     _print(table)
 
 

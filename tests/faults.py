@@ -1,6 +1,7 @@
 """Faults to plant in a finished column, `x`, of at least two shards, with an array `tokens`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,9 @@ PLANTED = {
     "an edited shape": Planted(edit_shape, "/tokens", "its zarr.json was edited", shards=0),
     "an array's metadata gone": Planted(
         lambda x: (x / "tokens/zarr.json").unlink(), "/tokens", "zarr.json cannot be read", shards=0
+    ),
+    "a whole array gone": Planted(
+        lambda x: shutil.rmtree(x / "tokens"), "/tokens", "zarr.json cannot be read", shards=3
     ),
     "a column's metadata gone": Planted(
         lambda x: (x / "zarr.json").unlink(), "", "its zarr.json cannot be read", shards=0

@@ -237,6 +237,25 @@ def test_an_int8_cache_is_refused_as_float16_and_rebuilt_on_request(
     assert content(copied.cache.path) == before
 
 
+@pytest.mark.parametrize("harm", ["flip", "lose", "edit"])
+def test_damaged_channel_scales_are_measured_again(tiny: Callable[..., Config], harm: str) -> None:
+    config = tiny("encoders.efficientnet-lite0.storage=int8")
+    built_by(config)
+    before = content(config.cache.path)
+    folder = config.cache.path / FEATURES / "channel_scale"
+    if harm == "lose":
+        shutil.rmtree(folder)
+    elif harm == "flip":
+        flip(folder / "c/0", 300)
+    else:
+        (folder / "zarr.json").write_text("{}")
+    (fault,) = find_faults(config.cache.path, threads=1)
+    assert (fault.where, fault.remedy) == (FEATURES, "repa-cache build --repair")
+    assert "channel_scale" in fault.what
+    assert built_by(config, REPAIR).shards_made == 0
+    assert content(config.cache.path) == before
+
+
 def test_only_columns_of_the_configuration_can_be_rebuilt(copied: Config) -> None:
     assert find_columns(copied.encode, ["tiny-vae", FEATURES]) == {LATENTS, FEATURES}
     with pytest.raises(UnknownColumnError, match="did you mean 'tiny-vae'"):

@@ -23,12 +23,16 @@ from stages.encode.shards import ShardEncoder
 def open_column(path: Path, maker: Maker, encoder: ShardEncoder) -> Column:
     """The column that a maker fills, made on first use and as long as the row table."""
     if not has_column(path, maker.column):
-        sample = range(min(len(encoder.rows), maker.storage.sample_rows))
-        values = torch.cat([maker.network(images) for images in encoder.batches(sample)])
-        create_column(describe(path, maker, encoder, maker.measure(values)), provenance())
+        create_column(describe(path, maker, encoder, measure(maker, encoder)), provenance())
     column = read_column(path, maker.column, len(encoder.rows))
     resize_column(column)
     return column
+
+
+def measure(maker: Maker, encoder: ShardEncoder) -> Constants:
+    """The constants of a maker's column, from the first rows, which are a random sample."""
+    sample = range(min(len(encoder.rows), maker.storage.sample_rows))
+    return maker.measure(torch.cat([maker.network(batch) for batch in encoder.batches(sample)]))
 
 
 def describe(path: Path, maker: Maker, encoder: ShardEncoder, constants: Constants) -> Column:

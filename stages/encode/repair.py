@@ -4,7 +4,7 @@ Nothing that is intact is touched. What decides a byte is never guessed: the sea
 ledger tell whether the configuration's recipe made its shards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from cache.metadata import check_recipe, has_column, read_column, read_group, wr
 from cache.rows import RowTable, merged, read_rows, read_unchecked_rows, write_rows
 from cache.verify import Fault, Remedy, survey
 from stages.encode.columns import Maker
-from stages.encode.describe import describe, provenance
+from stages.encode.describe import describe, measure, provenance
 from stages.encode.faults import find_faults
 from stages.encode.shards import ShardEncoder
 
@@ -76,10 +76,9 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
 
 
 def _mend_column(path: Path, maker: Maker, encoder: ShardEncoder, *, is_damaged: bool) -> None:
-    """Write what describes a column, if its shards bear witness to the maker's recipe."""
+    """Write what describes a column anew, if its shards bear witness to the maker's recipe."""
     folder = path / maker.column
-    constants = _stored_constants(folder, maker)
-    if constants is not None:
+    for constants in _possible_constants(folder, maker, encoder):
         column = describe(path, maker, encoder, constants)
         if ledger.was_made_by(column):
             _write_over(column)
@@ -97,17 +96,22 @@ def _write_over(column: Column) -> None:
         made_by = read_group(column.folder).get("provenance", made_by)
     with TemporaryDirectory() as aside:
         write_metadata(column, Path(aside), made_by)
-        for file in Path(aside).rglob("zarr.json"):
-            write_atomically(column.folder / file.relative_to(aside), file.read_bytes())
+        for file in (entry for entry in Path(aside).rglob("*") if entry.is_file()):
+            target = column.folder / file.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, file.read_bytes())
 
 
-def _stored_constants(folder: Path, maker: Maker) -> Constants | None:
-    """The constants of a column as they lie there, None if any cannot be read."""
+def _possible_constants(folder: Path, maker: Maker, encoder: ShardEncoder) -> Iterator[Constants]:
+    """The constants of a column as they lie there, and as they are if measured once more."""
     constants: dict[str, Any] = {}
-    for name in maker.storage.constants:
-        try:
+    try:
+        for name in maker.storage.constants:
             array: Any = zarr.open_array(folder / name, mode="r")
-        except (OSError, ValueError, KeyError):
-            return None
-        constants[name] = np.asarray(array[...])
-    return constants
+            constants[name] = np.asarray(array[...])
+    except (OSError, ValueError, KeyError):
+        pass
+    else:
+        yield constants
+    if maker.storage.constants:
+        yield measure(maker, encoder)
