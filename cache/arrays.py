@@ -4,6 +4,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import zarr
 
 from cache.checksums import row_checksums
+from cache.compression import CompressedRows, unwarned
 from cache.errors import DamagedCacheError
 from cache.shards import ALIGNMENT, Buffer, DirectRows, RowNumbers, find_layout
 
@@ -60,6 +62,23 @@ class MemoryRows:
         np.take(self._values, rows, axis=0, out=out, mode="clip")
 
 
+class JoinedRows:
+    """Several arrays of the same shape [N, ...] as one: row r of array i is row i * N + r."""
+
+    def __init__(self, sources: Sequence[RowReader]) -> None:
+        self._rows, *row_shape = sources[0].shape
+        self.shape, self.dtype = (self._rows * len(sources), *row_shape), sources[0].dtype
+        self._sources = sources
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out` with rows."""
+        number, own = np.divmod(rows, self._rows)
+        bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(rows)]
+        for start, stop in pairwise(bounds):
+            if start < stop:
+                self._sources[number[start]].read(own[start:stop], out[start:stop])
+
+
 class CheckedRows:
     """Compares every row that is read with its checksum.
 
@@ -87,10 +106,13 @@ def open_rows(location: Path | str, *, unbuffered: bool | None = None) -> RowRea
     unbuffered: bypass the page cache where possible; if not given, for arrays larger than
     memory, which would only push everything else out of it.
     """
-    array = zarr.open_array(location, mode="r")
+    with unwarned():
+        array = zarr.open_array(location, mode="r")
     layout = find_layout(array)
     if layout is None:
         return ZarrRows(array)
+    if layout.is_compressed:
+        return CompressedRows(array, layout, unbuffered=False)
     if unbuffered is None:
         unbuffered = array.nbytes > physical_memory_bytes()
     return DirectRows(array, layout, unbuffered=unbuffered)

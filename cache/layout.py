@@ -4,15 +4,20 @@
       rows/                       key, label, source_index, content_hash, stamp
       latents/<vae>/              a column: attributes recipe, fingerprint, provenance
         moments                   float16 [N, 2C, h, w]
+        valid                     uint8 [N]: 0 where the image could not be decoded
         crc32c                    uint32 [N, arrays]: one checksum per row and array
         ledger                    uint8 [shards, 64]: which shards are finished
-      features/<encoder>/         a column: tokens, crc32c, ledger
+      features/<encoder>/         a column: tokens, valid, crc32c, ledger
+        class_token               float16 [N, D], where the encoder has one
         token_scale               float16 [N, T], with int8 tokens only
         channel_scale             float32 [D], likewise; a constant of the column
+      pixels/crops/               a column: pixels, valid, crc32c, ledger
+        pixels                    uint8 [N, 3, S, S], compressed
+      .../<column>.flipped/       the same of the mirrored images
 
 All arrays of a column are cut into shards of `rows_per_shard` rows; one file holds one
 shard of one array. Large rows are inner chunks of a sharded array, so that any reader can
-fetch one of them; small rows lie one after another in a plain chunk. Nothing is compressed.
+fetch one of them; small rows lie one after another in a plain chunk. Pixels alone are compressed.
 """
 
 import math
@@ -29,7 +34,8 @@ from cache.recipe import Recipe, fingerprint
 # Rows below a page are read in bulk, not one by one; an index entry each would not pay.
 SHARDED_ROW_BYTES = 4096
 LEDGER_BYTES = 64
-FAMILIES = ("latents", "features")
+FAMILIES = ("latents", "features", "pixels")
+FLIPPED = ".flipped"
 
 Rows = npt.NDArray[Any]
 Constants = Mapping[str, Rows]
@@ -42,16 +48,17 @@ class ArraySpec:
     name: str
     dtype: str
     row_shape: tuple[int, ...]
+    is_compressed: bool = False
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row, before compression."""
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     @property
     def is_sharded(self) -> bool:
         """Whether each row is an inner chunk of its own."""
-        return self.row_bytes >= SHARDED_ROW_BYTES
+        return self.is_compressed or self.row_bytes >= SHARDED_ROW_BYTES
 
     @property
     def fill_value(self) -> float | int:
@@ -67,6 +74,8 @@ class ArraySpec:
 
 
 LEDGER = ArraySpec("ledger", "uint8", (LEDGER_BYTES,))
+# Part of every column.
+VALID = ArraySpec("valid", "uint8", ())
 
 
 @dataclass(frozen=True)
@@ -118,9 +127,16 @@ class Column:
         """The file that holds a shard of one array."""
         return self.folder / array.name / array.shard_key(shard)
 
+    @property
+    def index_bytes(self) -> int:
+        """The size of the index of a sharded array's file."""
+        return 16 * self.rows_per_shard + 4
+
     def shard_bytes(self, array: ArraySpec, shard: int) -> int:
-        """The size of that file: dense shards are padded, sharded ones have an index."""
+        """The size of that file, the most it can be if it is compressed.
+
+        Dense shards are padded, sharded ones have an index.
+        """
         if array.is_sharded:
-            index = 16 * self.rows_per_shard + 4
-            return len(self.shard_rows(shard)) * array.row_bytes + index
+            return len(self.shard_rows(shard)) * array.row_bytes + self.index_bytes
         return self.rows_per_shard * array.row_bytes

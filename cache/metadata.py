@@ -3,18 +3,20 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
+from cache.compression import codec_arguments, unwarned
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
 from cache.files import atomic_folder, remove_leftovers, write_atomically
 from cache.layout import FAMILIES, LEDGER, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, differences, fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def create_root(path: Path, rows_per_shard: int, permutation_seed: int) -> None:
@@ -75,17 +77,18 @@ def column_names(path: Path) -> list[str]:
 def create_array(group: zarr.Group, spec: ArraySpec, rows: int, rows_per_shard: int) -> None:
     """Write the metadata of an array; shards are files that come later."""
     shard_shape = (rows_per_shard, *spec.row_shape)
-    group.create_array(
-        spec.name,
-        shape=(rows, *spec.row_shape),
-        dtype=spec.dtype,
-        chunks=(1, *spec.row_shape) if spec.is_sharded else shard_shape,
-        shards=shard_shape if spec.is_sharded else None,
-        compressors=None,
-        filters=None,
-        fill_value=spec.fill_value,
-        chunk_key_encoding={"name": "default", "separator": "."},
-    )
+    plain: dict[str, Any] = {"filters": None, "compressors": None}
+    with unwarned():
+        group.create_array(
+            spec.name,
+            shape=(rows, *spec.row_shape),
+            dtype=spec.dtype,
+            chunks=(1, *spec.row_shape) if spec.is_sharded else shard_shape,
+            shards=shard_shape if spec.is_sharded else None,
+            fill_value=spec.fill_value,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            **(codec_arguments() if spec.is_compressed else plain),
+        )
 
 
 def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) -> None:
@@ -102,8 +105,7 @@ def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) 
     group.attrs.update(
         {
             "arrays": [
-                {"name": array.name, "dtype": array.dtype, "row_shape": list(array.row_shape)}
-                for array in column.arrays
+                asdict(array) | {"row_shape": list(array.row_shape)} for array in column.arrays
             ],
             "recipe": dict(column.recipe),
             "fingerprint": column.fingerprint,
@@ -151,7 +153,7 @@ def read_column(path: Path, name: str, rows: int) -> Column:
         )
     try:
         arrays = tuple(
-            ArraySpec(array["name"], array["dtype"], tuple(array["row_shape"]))
+            ArraySpec(**{**array, "row_shape": tuple(array["row_shape"])})
             for array in attributes["arrays"]
         )
     except (KeyError, TypeError) as error:

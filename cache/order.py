@@ -23,11 +23,16 @@ def permutation(rows: int, seed: int, epoch: int = 0) -> Rows:
     return np.argsort(keys, kind="stable")
 
 
-@lru_cache(maxsize=2)
-def _epoch(rows: int, seed: int, epoch: int, block: int) -> Rows:
+def block_permutation(rows: int, seed: int, epoch: int, block: int) -> Rows:
+    """A permutation of `range(rows)` that keeps `block` neighbours together."""
     blocks = permutation(math.ceil(rows / block), seed, epoch)
     shuffled = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-    shuffled = shuffled[shuffled < rows]
+    return shuffled[shuffled < rows]
+
+
+@lru_cache(maxsize=2)
+def _epoch(rows: int, seed: int, epoch: int, block: int) -> Rows:
+    shuffled = block_permutation(rows, seed, epoch, block)
     shuffled.flags.writeable = False
     return shuffled
 

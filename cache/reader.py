@@ -1,5 +1,6 @@
 """Reading rows of the finished columns of a cache."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
 from cache.errors import DamagedCacheError, IncompleteCacheError
-from cache.layout import ArraySpec, Column
+from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import has_column, read_column, root_attributes
 from cache.rows import RowTable, read_rows
 from cache.shards import Buffer
@@ -54,6 +55,11 @@ class ColumnReader:
             for position, (name, rows) in enumerate(self._arrays.items()):
                 own = checksums[:, position].copy()
                 self._arrays[name] = CheckedRows(rows, own, f"{column.folder}/{name}")
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Which rows, [N], hold tensors: all but those whose image could not be decoded."""
+        return self.read(VALID.name, np.arange(self.column.rows)).astype(np.bool_)
 
     def rows(self, name: str) -> RowReader:
         """The reader of one array."""

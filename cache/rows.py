@@ -20,7 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder
 from cache.metadata import create_root, read_group
-from cache.order import permutation
+from cache.order import block_permutation
 
 # The table is read whole; a few large chunks keep the number of files small.
 CHUNK_ROWS = 65536
@@ -77,9 +77,12 @@ class RowTable:
         digest.update(self.digest(range(len(self))))
         return digest.hexdigest()
 
-    def permuted(self, seed: int) -> "RowTable":
-        """These rows in the random permutation that a seed gives."""
-        return self.take(permutation(len(self), seed))
+    def permuted(self, seed: int, block: int = 1) -> "RowTable":
+        """These rows in the random permutation that a seed gives.
+
+        block: rows that stay together, because their source gives them together.
+        """
+        return self.take(block_permutation(len(self), seed, 0, block))
 
     def take(self, index: npt.NDArray[np.int64]) -> "RowTable":
         """Some rows."""
@@ -186,16 +189,16 @@ def compare(cached: RowTable, current: RowTable) -> RowChanges:
     )
 
 
-def merged(cached: RowTable, current: RowTable, seed: int) -> RowTable:
+def merged(cached: RowTable, current: RowTable, seed: int, block: int = 1) -> RowTable:
     """The rows of a cache as the data set has them, in the cache's order, and the added ones.
 
-    Every key of `cached` has to be in `current`.
+    Every key of `cached` has to be in `current`. block: as in `RowTable.permuted`.
     """
     new = {key: i for i, key in enumerate(current.key.tolist())}
     kept = [new.pop(key) for key in cached.key.tolist()]
     added = np.array(list(new.values()), np.int64)
     # Numbered by where it begins, so that no two additions are permuted alike.
-    shuffled = added[permutation(len(added), seed, epoch=len(cached))]
+    shuffled = added[block_permutation(len(added), seed, len(cached), block)]
     return current.take(np.concatenate([np.array(kept, np.int64), shuffled]))
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of an uncompressed Zarr array lie in its files, and reading them from there.
+"""Where the rows of a Zarr array lie in its files, and reading them from there.
 
 Zarr's own reading path opens files, checks indexes and copies several times for each row. Here
 an array's metadata is parsed once, a shard's index once, and a row is one `preadv` into the
@@ -40,7 +40,8 @@ ABSENT = np.iinfo(np.uint64).max
 class Layout:
     """How the rows of an array lie in files: each holds chunks, each of which holds rows.
 
-    index: where a file's index is, if it has one.
+    index: where a file's index is, if it has one; is_compressed: whether each row is a chunk as
+    `cache.compression` makes it.
     """
 
     rows_per_file: int
@@ -48,11 +49,13 @@ class Layout:
     row_bytes: int
     index: Literal["start", "end"] | None
     has_checksum: bool
+    is_compressed: bool = False
 
     @property
     def is_aligned(self) -> bool:
         """Whether unbuffered reads of whole rows are possible."""
-        return self.row_bytes % ALIGNMENT == 0 and self.index != "start"
+        is_in_place = not self.is_compressed and self.index != "start"
+        return is_in_place and self.row_bytes % ALIGNMENT == 0
 
     @property
     def index_bytes(self) -> int:
@@ -62,7 +65,7 @@ class Layout:
 
 
 def find_layout(array: zarr.Array[Any]) -> Layout | None:
-    """The layout of an array whose rows can be read as they lie, or None."""
+    """The layout of an array whose rows can be read one by one from its files, or None."""
     metadata = array.metadata
     if not isinstance(array.store, LocalStore) or metadata.zarr_format != 3 or not array.ndim:
         return None
@@ -78,10 +81,14 @@ def find_layout(array: zarr.Array[Any]) -> Layout | None:
         index_codecs, index = sharding.index_codecs, sharding.index_location.value
     is_whole = file_shape[1:] == chunk_shape[1:] == array.shape[1:]
     is_plain = _is_little_endian(codecs, array.dtype.itemsize)
-    if not is_whole or not is_plain or (index and not _is_plain_index(index_codecs)):
+    is_compressed = chunk_shape[0] == 1 and bool(index) and _is_delta_zstd(codecs)
+    if not is_whole or not (is_plain or is_compressed):
+        return None
+    if index and not _is_plain_index(index_codecs):
         return None
     row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
-    return Layout(file_shape[0], chunk_shape[0], row_bytes, index, len(index_codecs) == 2)
+    has_checksum = len(index_codecs) == 2
+    return Layout(file_shape[0], chunk_shape[0], row_bytes, index, has_checksum, is_compressed)
 
 
 def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
@@ -89,6 +96,11 @@ def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
         return False
     endian = codecs[0].endian
     return item_bytes == 1 or (endian is not None and endian.value == "little")
+
+
+def _is_delta_zstd(codecs: tuple[Any, ...]) -> bool:
+    names = [codec.to_dict()["name"] for codec in codecs]
+    return names == ["numcodecs.delta", "bytes", "zstd", "crc32c"]
 
 
 def _is_plain_index(codecs: tuple[Any, ...]) -> bool:
@@ -115,7 +127,7 @@ class ShardFile:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
         self._bytes = os.fstat(self._buffered).st_size
-        self._offsets = self._read_index() if layout.index else None
+        self._index = self._read_index() if layout.index else None
 
     def __del__(self) -> None:
         for descriptor in self._descriptors:
@@ -134,8 +146,8 @@ class ShardFile:
         except (OSError, AttributeError):
             return None
 
-    def _read_index(self) -> list[int]:
-        """Where each chunk begins; -1 if it is absent."""
+    def _read_index(self) -> list[tuple[int, int]]:
+        """Where each chunk begins, -1 if it is absent, and its size."""
         layout = self._layout
         start = self._bytes - layout.index_bytes if layout.index == "end" else 0
         content = os.pread(self._buffered, layout.index_bytes, max(start, 0))
@@ -144,29 +156,37 @@ class ShardFile:
         if len(content) < layout.index_bytes or not content.endswith(
             checksum if layout.has_checksum else b""
         ):
-            raise self._damaged("its index is damaged")
+            raise self.damaged("its index is damaged")
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
-        present = index[:, 0] != ABSENT
-        sizes = index[present, 1]
+        starts, sizes = index[index[:, 0] != ABSENT].T
         chunk_bytes = layout.rows_per_chunk * layout.row_bytes
-        if (sizes != chunk_bytes).any() or (index[present, 0] > self._bytes - chunk_bytes).any():
-            raise self._damaged("its index points outside of the file")
-        offsets: list[int] = np.where(present, index[:, 0], ABSENT).astype(np.int64).tolist()
-        return offsets
-
-    def _damaged(self, what: str) -> DamagedCacheError:
-        return DamagedCacheError(f"{self._path}: {what}. Run `repa-cache build --repair`.")
+        is_wrong_size = not layout.is_compressed and (sizes != chunk_bytes).any()
+        # Sizes first: sums of damaged numbers may wrap around.
+        if is_wrong_size or (sizes > self._bytes).any() or (starts > self._bytes - sizes).any():
+            raise self.damaged("its index points outside of the file")
+        return [(start, size) for start, size in index.astype(np.int64).tolist()]
 
     def offset(self, position: int) -> int:
         """Where a row begins."""
         layout = self._layout
-        if self._offsets is None:
+        if self._index is None:
             return position * layout.row_bytes
         chunk, place = divmod(position, layout.rows_per_chunk)
-        offset = self._offsets[chunk]
+        offset = self._index[chunk][0]
         if offset < 0:
             raise IncompleteCacheError(f"{self._path}: row {position} of the shard is absent.")
         return offset + place * layout.row_bytes
+
+    def chunk(self, position: int) -> bytes:
+        """The whole chunk that holds a row of an array of one row a chunk."""
+        start = self.offset(position)
+        content = bytearray(self._index[position][1] if self._index else self._layout.row_bytes)
+        self._fill(self._buffered, start, memoryview(content))
+        return bytes(content)
+
+    def damaged(self, what: str) -> DamagedCacheError:
+        """The error for content that is not what was written."""
+        return DamagedCacheError(f"{self._path}: {what}. Run `repa-cache build --repair`.")
 
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""
@@ -184,7 +204,7 @@ class ShardFile:
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise self._damaged("it is shorter than its index says")
+                raise self.damaged("it is shorter than its index says")
             done += count
 
 
@@ -213,6 +233,11 @@ class DirectRows:
         vars(self).update(state)
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
 
+    def file(self, row: int) -> tuple[ShardFile, int]:
+        """The file that holds a row, and the row's place in it."""
+        number, position = divmod(row, self._layout.rows_per_file)
+        return self._file(number), position
+
     def _open_file(self, number: int) -> ShardFile:
         key = self._encode_key((number, *(0 for _ in self.shape[1:])))
         return ShardFile(self._folder / key, self._layout)
@@ -229,11 +254,11 @@ class DirectRows:
 
     def _runs(self, rows: RowNumbers) -> Iterator[tuple[ShardFile, int, int, int]]:
         """File, offset, and places in the buffer of rows that follow one another in a file."""
-        size, per_file = self._layout.row_bytes, self._layout.rows_per_file
+        size = self._layout.row_bytes
         run: tuple[ShardFile, int, int] | None = None
         for place, row in enumerate(rows.tolist()):
-            file = self._file(row // per_file)
-            offset = file.offset(row % per_file)
+            file, position = self.file(row)
+            offset = file.offset(position)
             if run is not None:
                 before, begin, start = run
                 if before is file and offset == begin + (place - start) * size:

@@ -1,4 +1,4 @@
-"""How float tensors are stored: as half precision, or as 8-bit codes with scales.
+"""How tensors are stored: as half precision, as 8-bit codes with scales, or as they are.
 
 To add a way, write a class with these methods and name it in `STORAGES`. The same code works on
 numpy arrays and on tensors of any device. B rows, T tokens, D features.
@@ -21,7 +21,7 @@ MARGIN = 1 + 2.0**-10
 
 
 class Storage(Protocol):
-    """One way to store a float32 tensor [B, ...] as arrays of a column, and to get it back.
+    """One way to store a tensor [B, ...] as arrays of a column, and to get it back.
 
     measure: the column's constants, called `constants`, from a sample of `sample_rows` rows;
     encode: the arrays of some rows, the first of them under the tensor's `name`; decode: the
@@ -99,5 +99,25 @@ class Int8:
         return xp.astype(stored, xp.float32) * constants["channel_scale"]
 
 
+class Exact:
+    """Integers as they are."""
+
+    sample_rows: int = 1
+    constants: tuple[str, ...] = ()
+
+    def measure(self, values: Array) -> Arrays:  # noqa: ARG002 - there are no constants
+        return {}
+
+    def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:  # noqa: ARG002
+        return {name: values}
+
+    def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array:  # noqa: ARG002
+        return arrays[name]
+
+    def directions(self, stored: Array, constants: Arrays) -> Array:  # noqa: ARG002
+        return stored
+
+
 # The names that `encoders.NAME.storage` takes.
-STORAGES: Mapping[str, Storage] = {"float16": Float16(), "int8": Int8()}
+FLOAT_STORAGES: Mapping[str, Storage] = {"float16": Float16(), "int8": Int8()}
+STORAGES: Mapping[str, Storage] = {**FLOAT_STORAGES, "uint8": Exact()}

@@ -1,6 +1,6 @@
 """Writing one shard of a column: one owner, streamed, checksummed, recorded last."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import BinaryIO
@@ -10,6 +10,7 @@ import numpy as np
 
 from cache import ledger
 from cache.checksums import finite_rows, row_checksums
+from cache.compression import compress
 from cache.errors import CacheWriteError
 from cache.files import atomic_file, remove_leftovers, start_writeback
 from cache.layout import LEDGER, ArraySpec, Column, Rows
@@ -33,6 +34,7 @@ class ShardWriter:
         self._rows = len(column.shard_rows(shard))
         self._written = 0
         self._checksums = np.zeros((column.rows_per_shard, len(column.arrays)), np.uint32)
+        self._sizes: dict[str, list[int]] = {array.name: [] for array in column.arrays}
         self._files = ExitStack()
         self._streams: dict[str, BinaryIO] = {}
 
@@ -64,11 +66,21 @@ class ShardWriter:
             rows = np.ascontiguousarray(batch[array.name])
             self._check(array, rows, size)
             with self._reported():
-                stream = self._streams[array.name]
-                stream.write(rows.data)
-                start_writeback(stream, self._written * array.row_bytes, rows.nbytes)
+                self._append(array, rows)
             self._checksums[self._written : self._written + size, position] = row_checksums(rows)
         self._written += size
+
+    def _append(self, array: ArraySpec, rows: Rows) -> None:
+        stream = self._streams[array.name]
+        start = stream.tell()
+        if array.is_compressed:
+            chunks = [compress(row) for row in rows]
+            stream.writelines(chunks)
+            self._sizes[array.name] += map(len, chunks)
+        else:
+            stream.write(rows.data)
+            self._sizes[array.name] += [array.row_bytes] * len(rows)
+        start_writeback(stream, start, stream.tell() - start)
 
     def _check(self, array: ArraySpec, rows: Rows, size: int) -> None:
         name = f"{self._column.name}/{array.name}"
@@ -117,26 +129,27 @@ class ShardWriter:
         column, shard = self._column, self._shard
         with self._files:
             for array in column.arrays:
-                self._streams[array.name].write(shard_tail(column, array, shard))
+                tail = shard_tail(column, array, self._sizes[array.name])
+                self._streams[array.name].write(tail)
         with atomic_file(column.shard_path(column.crc32c, shard)) as stream:
             stream.write(self._checksums.data)
         ledger.record(column, shard, self._images)
 
 
-def shard_tail(column: Column, array: ArraySpec, shard: int) -> bytes:
-    """What follows the rows in a shard's file.
+def shard_tail(column: Column, array: ArraySpec, sizes: Sequence[int]) -> bytes:
+    """What follows the rows, of these sizes in bytes, in a shard's file.
 
     Dense: rows of the fill value, up to a full chunk. Sharded: the index of Zarr v3's
     `sharding_indexed`: offset and size of every inner chunk as little-endian uint64, absent
     ones the largest number twice, then the crc32c of all that.
     """
-    rows = len(column.shard_rows(shard))
+    rows = len(sizes)
     if not array.is_sharded:
         padding = (column.rows_per_shard - rows, *array.row_shape)
         return np.full(padding, array.fill_value, array.dtype).tobytes()
     index = np.full((column.rows_per_shard, 2), np.iinfo(np.uint64).max, "<u8")
-    index[:rows, 0] = np.arange(rows, dtype=np.uint64) * np.uint64(array.row_bytes)
-    index[:rows, 1] = array.row_bytes
+    index[:rows, 0] = np.cumsum([0, *sizes[:-1]])
+    index[:rows, 1] = sizes
     content = index.tobytes()
     checksum: int = google_crc32c.value(content)
     return content + checksum.to_bytes(4, "little")

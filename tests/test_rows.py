@@ -107,6 +107,7 @@ def test_the_table_is_replaced_in_one_step_and_recovers_in_between(
     assert sorted(entry.name for entry in path.iterdir()) == [
         "features",
         "latents",
+        "pixels",
         "rows",
         "zarr.json",
     ]
