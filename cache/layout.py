@@ -35,6 +35,7 @@ from cache.recipe import Recipe, fingerprint
 SHARDED_ROW_BYTES = 4096
 LEDGER_BYTES = 64
 FAMILIES = ("latents", "features", "pixels")
+PIXELS = "pixels/crops"
 FLIPPED = ".flipped"
 
 Rows = npt.NDArray[Any]

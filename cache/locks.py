@@ -118,7 +118,8 @@ class BuildLocks:
         while True:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                return FileLock(path, timeout=timeout).acquire()
+                # A shard is claimed by one thread and finished by another.
+                return FileLock(path, timeout=timeout, thread_local=False).acquire()
             except FileNotFoundError:
                 # Another build removed the empty folder in between.
                 continue

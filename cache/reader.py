@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
+from cache.checksums import row_checksums
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import has_column, read_column, root_attributes
@@ -91,6 +92,41 @@ class ColumnReader:
         storage = STORAGES[str(self.column.recipe["storage"])]
         values: npt.NDArray[np.float32] = storage.decode(name, arrays, self.column.constants)
         return values
+
+
+class PartialReader:
+    """Reads the finished shards of a column that may lack others, and compares every checksum."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        specs = (*column.arrays, column.crc32c)
+        self._arrays = [(spec, _open_array(column, spec)) for spec in specs]
+
+    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Buffer]:
+        """Rows [B] of all arrays. Raises DamagedCacheError if they are not what was written."""
+        arrays = {}
+        for spec, reader in self._arrays:
+            arrays[spec.name] = np.empty((len(rows), *spec.row_shape), spec.dtype)
+            reader.read(rows, arrays[spec.name])
+        checksums = arrays.pop(self.column.crc32c.name)
+        for position, (name, values) in enumerate(arrays.items()):
+            if (row_checksums(values) != checksums[:, position]).any():
+                raise DamagedCacheError(
+                    f"{self.column.folder}/{name}: rows do not have their checksums. "
+                    "Run `repa-cache build --repair`."
+                )
+        return arrays
+
+
+def invalid_rows(column: Column, rows: RowTable) -> list[int]:
+    """The rows of finished shards whose image could not be decoded."""
+    missing = set(ledger.missing(column, rows))
+    found: list[int] = []
+    for shard in sorted(set(range(column.shards)) - missing):
+        span = column.shard_rows(shard)
+        valid = np.fromfile(column.shard_path(VALID, shard), np.uint8, len(span))
+        found += (span.start + np.flatnonzero(valid == 0)).tolist()
+    return found
 
 
 def _open_array(column: Column, spec: ArraySpec) -> RowReader:

@@ -28,6 +28,10 @@ NAMED_KEYS = 5
 FIELDS = ("key", "label", "source_index", "content_hash", "stamp")
 
 
+# The content hash of a file that could not be read.
+UNREADABLE = (0, 0)
+
+
 def content_hash(content: bytes) -> tuple[int, int]:
     """The 128-bit XXH3 hash of an image file, as two unsigned 64-bit numbers."""
     value = xxhash.xxh3_128_intdigest(content)

@@ -26,9 +26,10 @@ class Storage(Protocol):
     measure: the column's constants, called `constants`, from a sample of `sample_rows` rows;
     encode: the arrays of some rows, the first of them under the tensor's `name`; decode: the
     tensor, float32; directions: the tensor up to a positive factor per token, from its first
-    array alone, which is all that a cosine sees.
+    array alone, which is all that a cosine sees; is_compressed: whether that array is, on disk.
     """
 
+    is_compressed: bool
     sample_rows: int
     constants: tuple[str, ...]
 
@@ -44,6 +45,7 @@ class Storage(Protocol):
 class Float16:
     """Half precision: 11 bits of precision, up to 65504."""
 
+    is_compressed: bool = False
     sample_rows: int = 1
     constants: tuple[str, ...] = ()
 
@@ -70,6 +72,7 @@ class Int8:
     half a step, 0.5 x token_scale x channel_scale.
     """
 
+    is_compressed: bool = False
     # Images lie in random order: these have some 65,000 tokens of a usual encoder.
     sample_rows: int = 256
     constants: tuple[str, ...] = ("channel_scale",)
@@ -100,8 +103,9 @@ class Int8:
 
 
 class Exact:
-    """Integers as they are."""
+    """Bytes as they are, which the disk holds compressed without loss."""
 
+    is_compressed: bool = True
     sample_rows: int = 1
     constants: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ import typer
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
 from stages.train.run import transformer_config
-from stages.train.settings import TrainSettings
+from stages.train.settings import CachedTensors, TrainSettings
 from stages.train.transformer import training_flops
 
 MEASURE_SECONDS = 5.0
@@ -36,7 +36,7 @@ class Reading:
     needed: float
 
 
-def measure_reading(settings: TrainSettings, cache: Path, latents: str) -> Reading:
+def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
     """Read batches for some seconds, twice.
 
     Writes nothing. Asks the system to forget the cached pages of the files that are read.
@@ -44,14 +44,14 @@ def measure_reading(settings: TrainSettings, cache: Path, latents: str) -> Readi
     cold = settings.reading.model_copy(update={"memory_gb": 0.0})
     endless = settings.model_copy(update={"steps": 1 << 40, "reading": cold})
     place = Placement(torch.device("cpu"))
-    with closing(CachedBatches(cache, latents, endless, place)) as batches:
+    with closing(CachedBatches(tensors, endless, place)) as batches:
         for name in batches.fingerprints:
-            drop_cached_pages(cache / name)
+            drop_cached_pages(tensors.path / name)
         steps, seconds = _read(batches)
         cold_rate = steps * settings.batch_size / seconds
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
         flops = training_flops(transformer_config(settings, batches))
-    with closing(CachedBatches(cache, latents, endless, place)) as batches:
+    with closing(CachedBatches(tensors, endless, place)) as batches:
         steps, seconds = _read(batches, steps)
         warm_rate = steps * settings.batch_size / seconds
     return Reading(

@@ -1,6 +1,7 @@
 """The commands: parse, validate, hand over."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -60,6 +61,20 @@ def build(
     update: Annotated[
         bool, typer.Option("--update", help="Take over images and labels that changed.")
     ] = False,
+    shards: Annotated[
+        str, typer.Option(metavar="A:B", help="Make shards A to B - 1 only, of those missing.")
+    ] = ":",
+    workers: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Processes that encode: as many as there are GPUs."),
+    ] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Have the workers of this Dask cluster encode."),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Print the address of Dask's dashboard.")
+    ] = False,
     config: ConfigPath = Path("pipeline.toml"),
     overrides: Overrides = [],  # noqa: B006
     debug: Debug = False,
@@ -68,13 +83,33 @@ def build(
 
     Start it in several places at once, and they share the work.
 
-    Example: repa-cache build --rebuild dinov2-vit-b
+    Example: repa-cache build --workers 8
     """
     with _reported_errors(debug):
+        part = _parse_shards(shards)
+        if workers and scheduler:
+            raise ConfigError("--workers starts a cluster, --scheduler uses one: give either.")
         settings = _load("build", config, overrides)
         from pipeline.work import do_build
+        from stages.encode.options import BuildOptions, Cluster
 
-        do_build(settings, rebuild=rebuild, repair=repair, update=update)
+        is_clustered = workers > 0 or scheduler is not None
+        options = BuildOptions(
+            repair=repair,
+            update=update,
+            shards=part,
+            cluster=Cluster(workers, scheduler, dashboard) if is_clustered else None,
+        )
+        do_build(settings, options, rebuild)
+
+
+def _parse_shards(text: str) -> slice:
+    """The shards meant by `A:B`, either of which may be left out."""
+    match = re.fullmatch(r"(\d*):(\d*)", text)
+    if not match:
+        raise ConfigError(f"--shards {text}: expected A:B, as 0:100, :100 or 100:.")
+    start, stop = (int(number) if number else None for number in match.groups())
+    return slice(start, stop)
 
 
 @app.command()

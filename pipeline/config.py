@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import RepaCacheError
+from cache.layout import PIXELS
 from stages.encode.encoders import ENCODERS
 from stages.encode.settings import (
     BuildSettings,
@@ -22,7 +23,7 @@ from stages.encode.settings import (
 from stages.encode.sources import EMBEDDED_SOURCES
 from stages.sample.settings import EvaluateSettings, SampleSettings
 from stages.settings import Settings, nearest
-from stages.train.settings import TrainSettings
+from stages.train.settings import CachedTensors, TrainSettings
 
 
 class ConfigError(RepaCacheError):
@@ -40,6 +41,11 @@ class Config(Settings):
     train: TrainSettings
     sample: SampleSettings = SampleSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def tensors(self) -> CachedTensors:
+        """What stage two reads of the cache."""
+        return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip)
 
     @property
     def encode(self) -> EncodeSettings:
@@ -150,11 +156,14 @@ def _contradictions(config: Config, world: int) -> Iterator[str]:
 
 
 def _missing_files(config: Config) -> Iterator[str]:
-    if config.dataset.source not in EMBEDDED_SOURCES:
-        if config.dataset.path is None:
-            yield f"dataset.path: required by the source {config.dataset.source!r}"
-        elif not config.dataset.path.exists():
-            yield f"dataset.path: there is no {config.dataset.path}"
+    dataset = config.dataset
+    if dataset.source not in EMBEDDED_SOURCES:
+        if dataset.path is None:
+            yield f"dataset.path: required by the source {dataset.source!r}"
+        elif not dataset.path.exists() and not (config.cache.path / PIXELS).is_dir():
+            yield f"dataset.path: there is no {dataset.path}"
+    if config.latents.imported and dataset.flip:
+        yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
     for name, encoder in config.encoders.items():
         if encoder.weights is not None and not encoder.weights.is_file():
             yield f"encoders.{name}.weights: there is no file {encoder.weights}"

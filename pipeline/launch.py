@@ -6,26 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cache.errors import RepaCacheError
-from stages.placement import Placement
-
-
-class DeviceError(RepaCacheError):
-    """The device in the configuration is not there."""
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; `auto` takes the first accelerator, or the CPU."""
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        name = found.type if found is not None else "cpu"
-    local = os.environ.get("LOCAL_RANK")
-    try:
-        device = torch.device(f"{name}:{local}" if name == "cuda" and local else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"There is no device {name!r} here: {error}") from error
-    return device
+from stages.placement import Placement, find_device
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def gather(config: Config) -> RunReport:
 
 def used_columns(config: Config) -> list[str]:
     """The columns that a run reads."""
-    return [config.latents.column, *(f"features/{name}" for name in config.train.encoders)]
+    return [name for views in config.tensors.columns(config.train.encoders) for name in views]
 
 
 def curve_names(log: Log) -> list[str]:

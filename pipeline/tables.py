@@ -1,13 +1,20 @@
 """Tables for the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
+import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
+from cache.layout import VALID, Column
 from cache.verify import Fault
 from stages.encode.fidelity import Fidelity
+
+# Of a long list of images.
+SHOWN_IMAGES = 50
 
 
 def show_faults(faults: Sequence[Fault]) -> None:
@@ -28,6 +35,31 @@ def show_fidelity(measured: Sequence[Fidelity]) -> None:
         cosines = (f"{value:.6f}" for value in (one.mean, one.percentile1, one.minimum))
         table.add_row(one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change)
     _print(table)
+
+
+def show_columns(columns: Sequence[Column]) -> None:
+    """Print what a cache holds of some columns."""
+    table = _table("array", "type", "row", "shards", "on disk")
+    for column in columns:
+        for array in (a for a in column.arrays if a != VALID):
+            row = " x ".join(map(str, array.row_shape))
+            paths = [column.shard_path(array, shard) for shard in range(column.shards)]
+            sizes = [path.stat().st_size for path in paths if path.exists()]
+            shards = f"{len(sizes):,} of {column.shards:,}"
+            name = f"{column.name}/{array.name}"
+            table.add_row(name, array.dtype, row, shards, decimal(sum(sizes)))
+    _print(table)
+
+
+def show_invalid(invalid: Mapping[str, str]) -> None:
+    """Print which images could not be decoded, and why."""
+    if not invalid:
+        return
+    typer.echo(f"{len(invalid):,} images could not be decoded. Training never draws their rows:")
+    for key, reason in islice(invalid.items(), SHOWN_IMAGES):
+        typer.echo(f"  {key}: {reason}")
+    if len(invalid) > SHOWN_IMAGES:
+        typer.echo(f"  and {len(invalid) - SHOWN_IMAGES:,} more")
 
 
 def _table(*titles: str) -> Table:

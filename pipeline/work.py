@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import typer
 
@@ -10,32 +11,34 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import Cache
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
-from pipeline.launch import find_device, placement
+from pipeline.launch import placement
 from pipeline.report import gather, show, used_columns, write_report
-from pipeline.tables import show_faults, show_fidelity
+from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid
 from stages.encode.build import build, find_columns
 from stages.encode.columns import declared_recipes
 from stages.encode.faults import find_faults
 from stages.encode.fidelity import measure_fidelity
-from stages.encode.prepare import BuildOptions
+from stages.encode.options import BuildOptions
+from stages.placement import find_device
 from stages.sample.evaluate import evaluate
 from stages.sample.generate import newest_samples, sample
 from stages.train.loop import train
 
 
 def do_build(
-    config: Config, *, rebuild: Sequence[str] = (), repair: bool = False, update: bool = False
+    config: Config, options: BuildOptions | None = None, rebuild: Sequence[str] = ()
 ) -> None:
-    """Fill the cache, and say what was done."""
+    """Fill the cache, and say what was done. rebuild: names of columns to make anew."""
     columns = find_columns(config.encode, rebuild)
-    options = BuildOptions(rebuild=columns, repair=repair, update=update)
+    options = replace(options or BuildOptions(), rebuild=columns)
     made = build(config.encode, find_device(config.build.device), options)
-    what = f"{made.shards_made} shards made" if made.shards_made else "nothing was missing"
+    what = f"{made.counts.shards} shards made" if made.counts.shards else "nothing was missing"
+    if made.missing:
+        what += f", {made.missing} left to make"
     added = f"{made.added:,} images added; " if 0 < made.added < made.rows else ""
-    typer.echo(
-        f"{made.path}: {made.rows:,} rows in {len(made.columns)} columns, "
-        f"{made.data_bytes / 1e6:,.1f} MB; {added}{what}"
-    )
+    show_columns(made.columns)
+    typer.echo(f"{made.path}: {made.rows:,} rows; {added}{what}")
+    show_invalid(made.invalid)
     if made.damaged:
         typer.echo("still damaged, and in no column of this configuration:")
         show_faults(made.damaged)
@@ -58,7 +61,7 @@ def do_verify(config: Config, fidelity_rows: int) -> bool:
 def do_bench(config: Config) -> None:
     """Measure reading, and say what it feeds."""
     _check_cache(config)
-    show_bench(measure_reading(config.train, config.cache.path, config.latents.column))
+    show_bench(measure_reading(config.train, config.tensors))
 
 
 def do_train(config: Config) -> None:
@@ -70,7 +73,7 @@ def do_train(config: Config) -> None:
             settings.run.mkdir(parents=True, exist_ok=True)
             resolved = config.model_dump(mode="json")
             write_atomically(settings.run / "config.json", json.dumps(resolved, indent=2).encode())
-        reached = train(settings, config.cache.path, config.latents.column, place)
+        reached = train(settings, config.tensors, place)
     if not place.is_main:
         return
     write_report(gather(config))

@@ -1,8 +1,33 @@
 """Where a process of a run works."""
 
+import os
 from dataclasses import dataclass
 
 import torch
+
+from cache.errors import RepaCacheError
+
+
+class DeviceError(RepaCacheError):
+    """The device in the configuration is not there."""
+
+
+def find_device(name: str, local: str | None = None) -> torch.device:
+    """The device of this name; `auto` takes the first accelerator, or the CPU.
+
+    local: number of a process on its machine, which takes the GPU of this number; if not given,
+    that of torchrun.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = found.type if found is not None else "cpu"
+    local = local or os.environ.get("LOCAL_RANK")
+    try:
+        device = torch.device(f"{name}:{local}" if name == "cuda" and local else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"There is no device {name!r} here: {error}") from error
+    return device
 
 
 @dataclass(frozen=True)

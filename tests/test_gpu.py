@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config]) -> None:
     config = trainable("train.steps=40")
-    arguments = (config.cache.path, config.latents.column, config.train)
+    arguments = (config.tensors, config.train)
     with (
         closing(CachedBatches(*arguments, Placement(torch.device("cuda")))) as there,
         closing(CachedBatches(*arguments, Placement(torch.device("cpu")))) as here,

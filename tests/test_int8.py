@@ -81,7 +81,7 @@ def test_training_on_int8_tokens_follows_training_on_float16(
             f"train.run={tmp_path / storage}",
         )
         build(config.encode, CPU)
-        train(config.train, config.cache.path, config.latents.column, HERE)
+        train(config.train, config.tensors, HERE)
         log = read_log(config.train.run / "log.jsonl")
         alignment[storage] = [line["alignment/efficientnet-lite0"] for line in log]
     np.testing.assert_allclose(alignment["int8"], alignment["float16"], atol=1e-3)
@@ -95,7 +95,7 @@ def test_training_reads_the_codes_and_not_the_token_scales(tiny: Callable[..., C
     expected = torch.from_numpy(Cache(path).column(column).values("tokens", rows))
     for shard in range(3):
         (path / column / f"token_scale/c.{shard}.0").unlink()
-    batches = CachedBatches(path, config.latents.column, config.train, HERE)
+    batches = CachedBatches(config.tensors, config.train, HERE)
     with closing(batches):
         (tokens,) = batches.read(0).tokens
     torch.testing.assert_close(normalize(tokens, dim=-1), normalize(expected, dim=-1))

@@ -23,7 +23,7 @@ CPU = Placement(torch.device("cpu"))
 
 
 def trained(config: Config) -> Config:
-    train(config.train, config.cache.path, config.latents.column, CPU)
+    train(config.train, config.tensors, CPU)
     return config
 
 

@@ -29,7 +29,7 @@ CPU = Placement(torch.device("cpu"))
 
 
 def trained(config: Config, place: Placement = CPU) -> TrainSummary:
-    return train(config.train, config.cache.path, config.latents.column, place)
+    return train(config.train, config.tensors, place)
 
 
 def losses(config: Config) -> list[tuple[float, ...]]:
@@ -143,11 +143,11 @@ from pathlib import Path
 import torch
 from stages.placement import Placement
 from stages.train.loop import train
-from stages.train.settings import TrainSettings
+from stages.train.settings import CachedTensors, TrainSettings
 settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", depth=2, steps=2,
                          batch_size=4, encoders=("efficientnet-lite0",), log_every=1)
-cache = Path({str(built / "tiny.zarr")!r})
-print(train(settings, cache, "latents/tiny-vae", Placement(torch.device("cpu"))).step)
+tensors = CachedTensors(Path({str(built / "tiny.zarr")!r}), "latents/tiny-vae")
+print(train(settings, tensors, Placement(torch.device("cpu"))).step)
 assert not any(name.startswith("stages.encode") and module for name, module in sys.modules.items())
 """
     done = subprocess.run(
@@ -242,7 +242,7 @@ def test_an_encoder_that_was_not_built_is_refused(
     config = trainable()
     settings = config.train.model_copy(update={"encoders": ("dinov2-vit-b",)})
     with pytest.raises(IncompleteCacheError, match="no column features/dinov2-vit-b"):
-        train(settings, built / "tiny.zarr", config.latents.column, CPU)
+        train(settings, config.tensors, CPU)
 
 
 def test_tokens_on_another_grid_are_refused_with_both_grids(
@@ -251,4 +251,4 @@ def test_tokens_on_another_grid_are_refused_with_both_grids(
     config = trainable()
     settings = config.train.model_copy(update={"model": "SiT-XS/1"})
     with pytest.raises(RunError, match=r"16 tokens \(4 x 4\), SiT-XS/1 has 64 \(8 x 8\)"):
-        train(settings, config.cache.path, config.latents.column, CPU)
+        train(settings, config.tensors, CPU)

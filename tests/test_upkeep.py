@@ -24,8 +24,9 @@ from cache.locks import BuildLocks
 from cache.reader import Cache
 from pipeline.config import Config
 from stages.encode.build import BuildSummary, UnknownColumnError, build, find_columns
+from stages.encode.crops import CropReader
 from stages.encode.faults import find_faults
-from stages.encode.prepare import BuildOptions
+from stages.encode.options import BuildOptions
 from stages.encode.shards import ShardEncoder
 
 CPU = torch.device("cpu")
@@ -51,13 +52,13 @@ def add_images(images: Path, count: int = 5) -> None:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of all images that are decoded and cropped from here on."""
     keys: list[str] = []
-    real = ShardEncoder._crop
+    real = CropReader._decoded_crop
 
-    def crop(self: ShardEncoder, row: int) -> np.ndarray:
+    def crop(self: CropReader, row: int) -> object:
         keys.append(str(self.rows.key[row]))
         return real(self, row)
 
-    monkeypatch.setattr(ShardEncoder, "_crop", crop)
+    monkeypatch.setattr(CropReader, "_decoded_crop", crop)
     return keys
 
 
@@ -81,13 +82,13 @@ def test_added_images_are_appended_and_no_other_is_encoded_again(
     add_images(images)
     encoded.clear()
     made = built_by(config)
-    assert (made.added, made.rows, made.shards_made) == (5, 26, 4)
+    assert (made.added, made.rows, made.counts.shards) == (5, 26, 4)
     assert sorted(encoded) == [f"class{n % 3}/added{n}.jpg" for n in (0, 3, 1, 4, 2)]
     assert has_no_fault(config)
     after = Cache(config.cache.path)
     assert after.rows.key[:21].tolist() == before.rows.key.tolist()
     np.testing.assert_array_equal(after.column(FEATURES).read("tokens", range(21)), tokens)
-    assert built_by(config).shards_made == 0
+    assert built_by(config).counts.shards == 0
 
 
 def test_rows_that_cannot_be_copied_to_a_grown_shard_are_encoded_again(
@@ -105,7 +106,7 @@ def test_a_column_that_has_not_grown_yet_is_refused_by_readers(copied: Config) -
     built_by(copied.model_copy(update={"encoders": {}}))
     with pytest.raises(IncompleteCacheError, match="2 of 4 shards are missing"):
         Cache(copied.cache.path).column(FEATURES)
-    assert built_by(copied).shards_made == 2
+    assert built_by(copied).counts.shards == 2
     assert has_no_fault(copied)
 
 
@@ -130,10 +131,10 @@ def test_a_changed_image_is_taken_over_on_request_and_its_shard_made_again(
     with pytest.raises(RowsChangedError, match=r"1 changed: class1/3\.jpg"):
         built_by(copied)
     made = built_by(copied, BuildOptions(update=True))
-    assert (made.shards_made, made.added) == (2, 0)
+    assert (made.counts.shards, made.added) == (2, 0)
     assert "class1/3.jpg" in encoded
     assert has_no_fault(copied)
-    assert built_by(copied).shards_made == 0
+    assert built_by(copied).counts.shards == 0
 
 
 def test_a_label_that_changed_is_taken_over_without_encoding(
@@ -146,7 +147,7 @@ def test_a_label_that_changed_is_taken_over_without_encoding(
     (copied.dataset.path / "class00").mkdir()
     with pytest.raises(RowsChangedError, match="14 labelled otherwise"):
         built_by(copied)
-    assert built_by(copied, BuildOptions(update=True)).shards_made == 0
+    assert built_by(copied, BuildOptions(update=True)).counts.shards == 0
     assert encoded == []
     rows = Cache(copied.cache.path).rows
     assert rows.classes == ("class0", "class00", "class1", "class2")
@@ -161,10 +162,10 @@ def test_files_that_did_not_change_are_not_read_again(
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))
     (copied.dataset.path / "class1" / "3.jpg").touch()
-    assert built_by(copied).shards_made == 0
+    assert built_by(copied).counts.shards == 0
     assert [name for name in read if name.endswith(".jpg")] == ["3.jpg"]
     read.clear()
-    assert built_by(copied).shards_made == 0
+    assert built_by(copied).counts.shards == 0
     assert not [name for name in read if name.endswith(".jpg")]
 
 
@@ -175,13 +176,13 @@ def test_what_is_damaged_is_mended_and_nothing_else_is_made_again(
     before = content(copied.cache.path)
     PLANTED[name].plant(copied.cache.path / FEATURES)
     assert find_faults(copied.cache.path, threads=1)
-    assert built_by(copied, REPAIR).shards_made == PLANTED[name].shards
+    assert built_by(copied, REPAIR).counts.shards == PLANTED[name].shards
     assert content(copied.cache.path) == before
 
 
 def test_repairing_a_whole_cache_changes_nothing(copied: Config) -> None:
     before = content(copied.cache.path)
-    assert built_by(copied, REPAIR).shards_made == 0
+    assert built_by(copied, REPAIR).counts.shards == 0
     assert content(copied.cache.path) == before
 
 
@@ -192,7 +193,7 @@ def test_a_row_table_that_cannot_be_read_is_taken_from_the_data_set(
     before = content(copied.cache.path)
     (file,) = (f for f in (copied.cache.path / "rows" / array / "c").rglob("*") if f.is_file())
     flip(file, 300)
-    assert built_by(copied, REPAIR).shards_made == 0
+    assert built_by(copied, REPAIR).counts.shards == 0
     assert content(copied.cache.path) == before
 
 
@@ -200,7 +201,7 @@ def test_damage_in_columns_of_other_configurations_is_reported(copied: Config) -
     flip(copied.cache.path / FEATURES / "tokens/c.1.0.0", 9000)
     flip(copied.cache.path / LATENTS / "moments/c.1.0.0.0", 9000)
     made = built_by(copied.model_copy(update={"encoders": {}}), REPAIR)
-    assert made.shards_made == 1
+    assert made.counts.shards == 1
     assert [fault.where for fault in made.damaged] == [f"{FEATURES}/tokens shard 1"]
     assert built_by(copied, REPAIR).damaged == ()
     assert has_no_fault(copied)
@@ -229,11 +230,11 @@ def test_an_int8_cache_is_refused_as_float16_and_rebuilt_on_request(
         built_by(int8)
     assert not int8.cache.path.with_name(".tiny.zarr.locks").exists()
     rebuild = BuildOptions(rebuild=find_columns(int8.encode, ["efficientnet-lite0"]))
-    assert built_by(int8, rebuild).shards_made == 3
+    assert built_by(int8, rebuild).counts.shards == 3
     assert has_no_fault(int8)
     with pytest.raises(StaleCacheError, match='storage: cache "int8", configuration "float16"'):
         built_by(copied)
-    assert built_by(copied, rebuild).shards_made == 3
+    assert built_by(copied, rebuild).counts.shards == 3
     assert content(copied.cache.path) == before
 
 
@@ -252,7 +253,7 @@ def test_damaged_channel_scales_are_measured_again(tiny: Callable[..., Config], 
     (fault,) = find_faults(config.cache.path, threads=1)
     assert (fault.where, fault.remedy) == (FEATURES, "repa-cache build --repair")
     assert "channel_scale" in fault.what
-    assert built_by(config, REPAIR).shards_made == 0
+    assert built_by(config, REPAIR).counts.shards == 0
     assert content(config.cache.path) == before
 
 
@@ -290,13 +291,13 @@ def test_a_cache_is_read_while_another_encoder_is_added(
     shutil.rmtree(copied.cache.path / FEATURES)
     moments = Cache(copied.cache.path).column(LATENTS).read("moments", range(21))
     seen = []
-    original = ShardEncoder.encode
+    original = ShardEncoder._write
 
-    def encode(self: ShardEncoder, *arguments: object) -> None:
+    def write(self: ShardEncoder, *arguments: object) -> None:
         original(self, *arguments)  # type: ignore[arg-type]
         reader = Cache(copied.cache.path).column(LATENTS, verify=True)
         seen.append(np.array_equal(reader.read("moments", range(21)), moments))
 
-    monkeypatch.setattr(ShardEncoder, "encode", encode)
-    assert built_by(tiny()).shards_made == 3
-    assert seen == [True, True, True]
+    monkeypatch.setattr(ShardEncoder, "_write", write)
+    assert built_by(tiny()).counts.shards == 3
+    assert seen == [True] * 8

@@ -20,7 +20,7 @@ class AutoencoderError(RepaCacheError):
 class Autoencoder:
     """A frozen AutoencoderKL in float32, never tiled."""
 
-    def __init__(self, location: str, device: torch.device) -> None:
+    def __init__(self, location: str, device: torch.device, precision: str = "float32") -> None:
         """Load from a hub name or a local folder in the diffusers format."""
         from stages.vision import AutoencoderKL  # a second and more: only where one is used
 
@@ -63,3 +63,16 @@ class Autoencoder:
         raw = latents.to(self._device).float() / config.scaling_factor + (config.shift_factor or 0)
         pixels: Tensor = self._model.decode(raw).sample * 127.5 + 127.5
         return pixels.clamp(0, 255).to(torch.uint8).cpu()
+
+
+def autoencoder_scaling(location: str) -> dict[str, RecipeValue]:
+    """How the latents of an autoencoder are scaled, from its configuration alone."""
+    from stages.vision import AutoencoderKL
+
+    config = AutoencoderKL.load_config(location)
+    return {
+        "model": "AutoencoderKL",
+        "latent_channels": config["latent_channels"],
+        "scaling_factor": config["scaling_factor"],
+        "shift_factor": config.get("shift_factor") or 0.0,
+    }

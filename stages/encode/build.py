@@ -5,8 +5,7 @@ share its file system: each makes the shards that no other has claimed.
 """
 
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,21 +16,24 @@ from rich.filesize import decimal
 
 from cache import ledger
 from cache.errors import CacheWriteError, RepaCacheError
-from cache.layout import Column
-from cache.locks import BuildLocks, Holder
+from cache.layout import FLIPPED, Column
+from cache.locks import BuildLocks
 from cache.metadata import root_attributes
+from cache.reader import invalid_rows
+from cache.rows import RowTable, read_rows
 from cache.verify import Fault
-from stages.encode.columns import load_makers
+from stages.encode.columns import declared_recipes, load_makers
+from stages.encode.crew import make_all
+from stages.encode.device import Device
 from stages.encode.index import index
-from stages.encode.prepare import BuildOptions, known_rows, prepare, tidy, wanted_rows
+from stages.encode.meter import Counts, Meter
+from stages.encode.options import BuildOptions
+from stages.encode.origin import open_crops, open_source
+from stages.encode.prepare import known_rows, prepare, tidy, wanted_rows
 from stages.encode.settings import EncodeSettings
-from stages.encode.shards import ShardEncoder, Work
-from stages.encode.sources import SOURCES
-from stages.progress import Advance, progress, say
+from stages.encode.shards import ShardEncoder
+from stages.progress import progress, say
 from stages.settings import nearest
-
-# How often a build that has nothing left to claim looks whether the others are done.
-POLL_SECONDS = 0.5
 
 
 class UnknownColumnError(RepaCacheError):
@@ -42,21 +44,19 @@ class UnknownColumnError(RepaCacheError):
 class BuildSummary:
     """What a cache holds after a build, and what this build did.
 
-    added: rows that are new to the cache; shards_made: by this process; damaged: faults that
-    need another configuration to be mended.
+    added: rows that are new to the cache; missing: shards that are left to be made; counts: of
+    the work of this build; damaged: faults that need another configuration to be mended;
+    invalid: reasons by the keys of images that could not be decoded.
     """
 
     path: Path
     rows: int
     columns: tuple[Column, ...]
     added: int
-    shards_made: int
+    missing: int
+    counts: Counts
     damaged: tuple[Fault, ...]
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of all rows of all columns."""
-        return sum(column.row_bytes * column.rows for column in self.columns)
+    invalid: Mapping[str, str]
 
 
 def build(
@@ -68,72 +68,70 @@ def build(
     was built by another recipe; neither touches the cache.
     """
     options = options or BuildOptions()
-    dataset, path, threads = settings.dataset, settings.cache.path, settings.build.threads
+    path, threads = settings.cache.path, settings.build.threads
     if path.exists():
         root_attributes(path)
-    source = SOURCES[dataset.source](dataset.path, dataset.resolution)
-    locks = BuildLocks(path)
+    source, locks = open_source(settings), BuildLocks(path)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
-        current = index(source, known_rows(path), pool)
+        if source is None:
+            current, block = read_rows(path), 1
+        else:
+            skip = settings.dataset.on_error == "skip"
+            current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
         makers = load_makers(settings, device)
         with locks.preparing(say):
             tidy(path)
-            rows = wanted_rows(settings.cache, options, current, locks)
-            encoder = ShardEncoder(
-                source, rows, dataset.resolution, settings.build.batch_size, pool
-            )
-            prepared = prepare(settings.cache, options, makers, encoder, threads)
+            rows = wanted_rows(settings.cache, options, current, locks, block)
+            crops = open_crops(settings, source, rows, pool)
+            prepared = prepare(settings.cache, options, makers, crops, threads)
             stack.enter_context(locks.at_work())
-        made = _make_missing(list(zip(prepared.columns, makers, strict=True)), encoder, locks)
-    return BuildSummary(path, len(rows), prepared.columns, prepared.added, made, prepared.damaged)
+        columns = prepared.columns
+        shards = _missing_shards(columns, rows, options.shards)
+        images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
+        advance = stack.enter_context(progress("build", images, "images"))
+        meter = Meter(advance, options.devices)
+        if options.cluster is None:
+            work = list(zip(columns, makers, strict=True))
+            make_all(shards, ShardEncoder(work, crops, Device(device), meter, locks).encode)
+        elif shards:
+            from stages.encode.cluster import make_on_cluster  # most builds need no Dask
+
+            make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
+    return BuildSummary(
+        path=path,
+        rows=len(rows),
+        columns=columns,
+        added=prepared.added,
+        missing=sum(len(ledger.missing(column, rows)) for column in columns),
+        counts=meter.counts,
+        damaged=prepared.damaged,
+        invalid=_invalid(columns, rows, crops.failures),
+    )
 
 
 def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[str]:
     """The columns meant by names of encoders, of the VAE, or of columns.
 
-    Raises UnknownColumnError for a name that the configuration does not have.
+    An encoder's name also stands for its column of mirrored images. Raises UnknownColumnError
+    for a name that the configuration does not have.
     """
-    columns = [settings.latents.column, *(f"features/{name}" for name in settings.encoders)]
-    known = {alias: column for column in columns for alias in (column, Path(column).name)}
+    known: dict[str, set[str]] = {}
+    for column in declared_recipes(settings):
+        plain = column.removesuffix(FLIPPED)
+        for alias in (column, plain, Path(plain).name):
+            known.setdefault(alias, set()).add(column)
     for name in names:
         if name not in known:
             raise UnknownColumnError(f"unknown name {name!r}; {nearest(name, known)}")
-    return frozenset(known[name] for name in names)
+    return frozenset().union(*(known[name] for name in names))
 
 
-def _make_missing(work: Work, encoder: ShardEncoder, locks: BuildLocks) -> int:
-    """Make the shards that lack, but for those that other processes make; returns how many."""
-    missing = [ledger.missing(column, encoder.rows) for column, _ in work]
-    _check_space([column for column, _ in work], missing)
-    shards = sorted(set().union(*missing))
-    made, images = 0, sum(len(work[0][0].shard_rows(shard)) for shard in shards)
-    others: set[Holder] = set()
-    with progress("build", images, "images") as advance:
-        while shards:
-            claimed: dict[int, Holder] = {}
-            for shard in shards:
-                with locks.shard(shard) as holder:
-                    if holder is None:
-                        made += _make_shard(shard, work, encoder, advance)
-                    else:
-                        claimed[shard] = holder
-            for holder in set(claimed.values()) - others:
-                say(f"sharing the work with {holder}")
-            others.update(claimed.values())
-            if claimed:
-                time.sleep(POLL_SECONDS)
-            shards = list(claimed)
-    return made
-
-
-def _make_shard(shard: int, work: Work, encoder: ShardEncoder, advance: Advance) -> int:
-    """Make a claimed shard of every column that still lacks it; returns of how many."""
-    lacking = [(c, maker) for c, maker in work if ledger.is_missing(c, encoder.rows, shard)]
-    if lacking:
-        encoder.encode(shard, lacking, advance)
-    else:
-        advance(len(work[0][0].shard_rows(shard)), "")
-    return len(lacking)
+def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> list[int]:
+    """The shards of a part of the cache that any column lacks, if the disk can hold them."""
+    wanted = set(range(columns[0].shards)[part])
+    missing = [sorted(wanted.intersection(ledger.missing(column, rows))) for column in columns]
+    _check_space(columns, missing)
+    return sorted(set().union(*missing))
 
 
 def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) -> None:
@@ -151,3 +149,12 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
             f"{folder}: the shards that are missing need {decimal(needed)}, and the disk has "
             f"{decimal(free)} left. Make room, or choose another cache.path."
         )
+
+
+def _invalid(
+    columns: Sequence[Column], rows: RowTable, failures: Mapping[str, str]
+) -> dict[str, str]:
+    """The keys of the invalid rows of any finished shard, with reasons."""
+    found = sorted(set().union(*(invalid_rows(column, rows) for column in columns)))
+    keys = [str(rows.key[row]) for row in found]
+    return {key: failures.get(key, "found by an earlier build") for key in keys}

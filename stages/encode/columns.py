@@ -1,98 +1,154 @@
 """The columns a configuration asks for: their recipes, and the networks that make them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.layout import Constants
+from cache.layout import FLIPPED, PIXELS, VALID, Constants
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
-from stages.encode.autoencoder import Autoencoder
-from stages.encode.encoders import ENCODERS
+from stages.encode.autoencoder import Autoencoder, autoencoder_scaling
+from stages.encode.crops import Crops
+from stages.encode.encoders import find_encoder
 from stages.encode.features import FrozenEncoder
+from stages.encode.memory import FittingNetwork
 from stages.encode.settings import EncodeSettings
 
 # Raised whenever the same settings give other bytes than before.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
-Arrays = dict[str, npt.NDArray[Any]]
+MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
+
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Maker:
     """Makes the rows of one column.
 
-    array: the name of its main array; recipe: without the constants; network: a batch of crops,
-    uint8 [B, 3, S, S], to the tensor that is stored, float32 [B, ...].
+    array: the name of its main array; recipe: without the constants; network: a batch of crops
+    to tensors by name [B, ...], the main one among them.
     """
 
     column: str
     array: str
     recipe: Recipe
-    network: Callable[[Tensor], Tensor]
+    network: Callable[[Crops], Tensors]
 
     @property
     def storage(self) -> Storage:
-        """How the tensor is stored."""
+        """How the main tensor is stored."""
         return STORAGES[str(self.recipe["storage"])]
 
-    def measure(self, values: Tensor) -> Constants:
-        """The constants of a new column, from the tensors of a sample of rows."""
-        return _on_cpu(self.storage.measure(values))
+    @torch.inference_mode()
+    def encode(self, crops: Crops, constants: Constants) -> dict[str, Tensor]:
+        """All arrays of the column for a batch of crops, zeros for those that are not valid."""
+        values = dict(self.network(crops))
+        main = values.pop(self.array)
+        there = {n: torch.from_numpy(c).to(main.device) for n, c in constants.items()}
+        arrays = dict(self.storage.encode(self.array, main, there))
+        arrays |= {name: value.half() for name, value in values.items()}
+        valid = torch.from_numpy(crops.valid).to(main.device)
+        if not crops.valid.all():
+            arrays = {name: torch.where(_along(valid, a), a, 0) for name, a in arrays.items()}
+        return {**arrays, VALID.name: valid.to(torch.uint8)}
 
-    def encode(self, images: Tensor, constants: Constants) -> Arrays:
-        """All arrays of the column for a batch of crops."""
-        values = self.network(images)
-        there = {n: torch.from_numpy(c).to(values.device) for n, c in constants.items()}
-        return _on_cpu(self.storage.encode(self.array, values, there))
+    def flipped(self) -> "Maker":
+        """Makes the column of the mirrored images."""
+        return replace(
+            self,
+            column=self.column + FLIPPED,
+            recipe={**self.recipe, **MIRRORED},
+            network=lambda crops: self.network(crops.mirrored()),
+        )
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> Arrays:
-    return {name: np.asarray(tensor.cpu()) for name, tensor in tensors.items()}
+def _along(valid: Tensor, values: Tensor) -> Tensor:
+    """A flag per image, [B], in the shape of values [B, ...] of the images."""
+    return valid.reshape(-1, *(1 for _ in values.shape[1:]))
 
 
 def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
     """What the configuration alone says of every column's recipe, without loading a network."""
-    image: dict[str, RecipeValue] = {
-        "recipe_version": RECIPE_VERSION,
-        "resolution": settings.dataset.resolution,
-        "crop": "ADM centre crop",
-        "compute": "float32",
-    }
-    recipes = {settings.latents.column: image | {"storage": "float16"}}
+    image, latents = _image_recipe(settings), settings.latents
+    origin: dict[str, RecipeValue]
+    origin = {"imported": True} if latents.imported else {"compute": latents.precision}
+    recipes = {latents.column: image | {"storage": "float16"} | origin}
     for name, encoder in settings.encoders.items():
-        spec = ENCODERS[name].recipe(settings.input_size(name))
-        recipes[f"features/{name}"] = image | spec | {"storage": encoder.storage}
+        spec = find_encoder(name).recipe(settings.input_size(name))
+        own: dict[str, RecipeValue] = {"storage": encoder.storage, "compute": encoder.precision}
+        recipes[features_column(name)] = image | spec | own
+    if settings.dataset.flip:
+        recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
+    if settings.dataset.pixels:
+        recipes[PIXELS] = pixels_recipe(settings)
     return recipes
 
 
+def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
+    """The recipe of the crops themselves."""
+    return {**_image_recipe(settings), "storage": "uint8"}
+
+
+def _image_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
+    """What every column's recipe says of the crops."""
+    return {
+        "recipe_version": RECIPE_VERSION,
+        "resolution": settings.dataset.resolution,
+        "crop": "ADM centre crop",
+    }
+
+
+def features_column(encoder: str) -> str:
+    """The name of the column that holds an encoder's tokens."""
+    return f"features/{encoder}"
+
+
 def load_makers(settings: EncodeSettings, device: torch.device) -> list[Maker]:
-    """Load every network and say which column it makes."""
-    encoders = (load_features_maker(settings, encoder, device) for encoder in settings.encoders)
-    return [load_latents_maker(settings, device), *encoders]
+    """Load every network and say which columns it makes."""
+    makers = [load_latents_maker(settings, device)]
+    makers += [load_features_maker(settings, encoder, device) for encoder in settings.encoders]
+    if settings.dataset.flip:
+        makers += [maker.flipped() for maker in makers]
+    if settings.dataset.pixels:
+        recipe = pixels_recipe(settings)
+        makers.append(Maker(PIXELS, "pixels", recipe, lambda crops: {"pixels": crops.images}))
+    return makers
 
 
 def load_latents_maker(settings: EncodeSettings, device: torch.device) -> Maker:
     """Load the autoencoder; its column holds `moments` [N, 2C, h, w]."""
-    autoencoder = Autoencoder(settings.latents.location, device)
-    name = settings.latents.column
-    recipe = declared_recipes(settings)[name] | autoencoder.recipe()
-    return Maker(name, "moments", recipe, autoencoder.encode)
+    latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
+    if latents.imported:
+        scaling = autoencoder_scaling(latents.location)
+        return Maker(latents.column, "moments", recipe | scaling, _imported_moments)
+    autoencoder = Autoencoder(latents.location, device, latents.precision)
+    network = FittingNetwork(latents.column, lambda images: {"moments": autoencoder.encode(images)})
+    return Maker(
+        latents.column,
+        "moments",
+        recipe | autoencoder.recipe(),
+        lambda crops: network(crops.images),
+    )
+
+
+def _imported_moments(crops: Crops) -> Tensors:
+    if crops.moments is None:
+        raise ValueError("the crops were read without moments")
+    return {"moments": crops.moments}
 
 
 def load_features_maker(settings: EncodeSettings, encoder: str, device: torch.device) -> Maker:
-    """Load an encoder of the configuration; its column holds `tokens` [N, T, D]."""
+    """Load an encoder of the configuration.
+
+    Its column holds `tokens` [N, T, D], and `class_token` [N, D] where the encoder has one.
+    """
+    own, name = settings.encoders[encoder], features_column(encoder)
     frozen = FrozenEncoder(
-        ENCODERS[encoder],
-        settings.input_size(encoder),
-        settings.encoders[encoder].weights,
-        device,
+        find_encoder(encoder), settings.input_size(encoder), own.weights, device, own.precision
     )
-    name = f"features/{encoder}"
+    network = FittingNetwork(name, frozen.features)
     recipe = declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256}
-    return Maker(name, "tokens", recipe, frozen.tokens)
+    return Maker(name, "tokens", recipe, lambda crops: network(crops.images))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cache.layout import ArraySpec, Column, Constants
@@ -17,34 +18,45 @@ from cache.metadata import (
     root_attributes,
 )
 from stages.encode.columns import Maker
-from stages.encode.shards import ShardEncoder
+from stages.encode.crops import CropReader
 
 
-def open_column(path: Path, maker: Maker, encoder: ShardEncoder) -> Column:
+def open_column(path: Path, maker: Maker, crops: CropReader) -> Column:
     """The column that a maker fills, made on first use and as long as the row table."""
     if not has_column(path, maker.column):
-        create_column(describe(path, maker, encoder, measure(maker, encoder)), provenance())
-    column = read_column(path, maker.column, len(encoder.rows))
+        create_column(describe(path, maker, crops, measure(maker, crops)), provenance())
+    column = read_column(path, maker.column, len(crops.rows))
     resize_column(column)
     return column
 
 
-def measure(maker: Maker, encoder: ShardEncoder) -> Constants:
+def measure(maker: Maker, crops: CropReader) -> Constants:
     """The constants of a maker's column, from the first rows, which are a random sample."""
-    sample = range(min(len(encoder.rows), maker.storage.sample_rows))
-    return maker.measure(torch.cat([maker.network(batch) for batch in encoder.batches(sample)]))
+    if not maker.storage.constants:
+        return {}
+    sample = crops.batches(range(min(len(crops.rows), maker.storage.sample_rows)))
+    values = [maker.network(batch)[maker.array][torch.from_numpy(batch.valid)] for batch in sample]
+    return {n: np.asarray(c.cpu()) for n, c in maker.storage.measure(torch.cat(values)).items()}
 
 
-def describe(path: Path, maker: Maker, encoder: ShardEncoder, constants: Constants) -> Column:
+def describe(path: Path, maker: Maker, crops: CropReader, constants: Constants) -> Column:
     """The column that a maker fills, with these constants."""
-    arrays = maker.encode(next(encoder.batches(range(1))), constants)
+    arrays = maker.encode(next(crops.batches(range(1))), constants)
     own = {"constants": constants_recipe(constants)} if constants else {}
     return Column(
         name=maker.column,
         folder=path / maker.column,
-        arrays=tuple(ArraySpec(n, str(a.dtype), a.shape[1:]) for n, a in arrays.items()),
+        arrays=tuple(
+            ArraySpec(
+                name,
+                str(array.dtype).removeprefix("torch."),
+                tuple(array.shape[1:]),
+                is_compressed=maker.storage.is_compressed and name == maker.array,
+            )
+            for name, array in arrays.items()
+        ),
         recipe={**maker.recipe, **own},
-        rows=len(encoder.rows),
+        rows=len(crops.rows),
         rows_per_shard=root_attributes(path)["rows_per_shard"],
         constants=constants,
     )

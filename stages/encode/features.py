@@ -29,7 +29,12 @@ class FrozenEncoder:
     """
 
     def __init__(
-        self, spec: EncoderSpec, input_size: int, weights: Path | None, device: torch.device
+        self,
+        spec: EncoderSpec,
+        input_size: int,
+        weights: Path | None,
+        device: torch.device,
+        precision: str = "float32",
     ) -> None:
         self._spec = spec
         self._input_size = input_size
@@ -38,6 +43,9 @@ class FrozenEncoder:
         self.weights_sha256 = weights_sha256(self._model)
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None]
         self._std = torch.tensor(spec.std, device=device)[:, None, None]
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        return {"tokens": self.tokens(images)}
 
     @torch.inference_mode()
     def tokens(self, images: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from cache.metadata import check_recipe
 from cache.reader import Cache
 from stages.encode.columns import Maker, load_makers
+from stages.encode.crops import CropReader
+from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
-from stages.encode.shards import ShardEncoder
-from stages.encode.sources import SOURCES
 from stages.progress import progress
 
 
@@ -45,31 +45,28 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
 
     Raises StaleCacheError if a column was built by another recipe.
     """
-    dataset, cache = settings.dataset, Cache(settings.cache.path)
-    source = SOURCES[dataset.source](dataset.path, dataset.resolution)
-    count = min(count, len(cache.rows))
-    rows = np.arange(count) * len(cache.rows) // count
-    measured = []
+    cache, measured = Cache(settings.cache.path), []
     with ThreadPoolExecutor(settings.build.threads) as pool:
-        encoder = ShardEncoder(
-            source, cache.rows, dataset.resolution, settings.build.batch_size, pool
-        )
+        crops = open_crops(settings, open_source(settings), cache.rows, pool)
         for maker in load_makers(settings, device):
             reader = cache.column(maker.column)
             check_recipe(reader.column, maker.recipe)
-            fresh = _encode(maker, encoder, rows.tolist())
+            valid = np.flatnonzero(reader.valid)
+            rows = valid[np.linspace(0, len(valid), count, endpoint=False, dtype=np.int64)]
+            rows = np.unique(rows)
+            fresh = _encode(maker, crops, rows.tolist())
             stored = torch.from_numpy(reader.values(maker.array, rows))
             measured.append(_compare(maker, stored, fresh))
     return measured
 
 
-def _encode(maker: Maker, encoder: ShardEncoder, rows: list[int]) -> Tensor:
+def _encode(maker: Maker, crops: CropReader, rows: list[int]) -> Tensor:
     """What the network gives for some rows, float32 [R, ...] on the CPU."""
     values = []
     with progress(maker.column.rpartition("/")[2], len(rows), "images") as advance:
-        for images in encoder.batches(rows):
-            values.append(maker.network(images).cpu())
-            advance(len(images), "")
+        for batch in crops.batches(rows):
+            values.append(maker.network(batch)[maker.array].cpu())
+            advance(len(batch), "")
     return torch.cat(values)
 
 

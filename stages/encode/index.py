@@ -5,7 +5,8 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from cache.rows import RowTable, content_hash
+from cache.rows import UNREADABLE, RowTable, content_hash
+from stages.encode.crops import unreadable
 from stages.encode.sources import Source
 from stages.progress import progress
 
@@ -15,11 +16,14 @@ TASK_IMAGES = 256
 Known = Mapping[str, tuple[int, tuple[int, int]]]
 
 
-def index(source: Source, cached: RowTable | None, pool: Executor) -> RowTable:
+def index(
+    source: Source, cached: RowTable | None, pool: Executor, *, skip: bool = False
+) -> RowTable:
     """The rows of a data set in its own order.
 
     cached: the rows of an earlier index; files whose stamp (size and time of change) is the same
-    as then are not read again.
+    as then are not read again; skip: give a file that cannot be read the hash `UNREADABLE`
+    rather than raising ImageError.
     """
     known = _known(cached)
 
@@ -28,8 +32,8 @@ def index(source: Source, cached: RowTable | None, pool: Executor) -> RowTable:
         for position in range(start, min(start + TASK_IMAGES, len(source.keys))):
             stamp = source.stamp(position)
             before, digest = known.get(source.keys[position], (0, (0, 0)))
-            if not stamp or stamp != before:
-                digest = content_hash(source.read(position))
+            if not stamp or stamp != before or digest == UNREADABLE:
+                digest = _hash_of(source, position, skip=skip)
             found.append((stamp, digest))
         return found
 
@@ -46,6 +50,15 @@ def index(source: Source, cached: RowTable | None, pool: Executor) -> RowTable:
         stamp=np.array([stamp for stamp, _ in entries], np.uint64),
         classes=source.classes,
     )
+
+
+def _hash_of(source: Source, position: int, *, skip: bool) -> tuple[int, int]:
+    try:
+        return content_hash(source.read(position))
+    except (OSError, ValueError) as error:
+        if skip:
+            return UNREADABLE
+        raise unreadable(source.keys[position], error) from error
 
 
 def _known(cached: RowTable | None) -> Known:

@@ -24,23 +24,11 @@ from cache.rows import (
 )
 from cache.verify import Fault
 from stages.encode.columns import Maker
+from stages.encode.crops import CropReader
 from stages.encode.describe import open_column
+from stages.encode.options import BuildOptions
 from stages.encode.repair import mend_columns, mend_rows, strike_damaged_shards
 from stages.encode.settings import CacheSettings
-from stages.encode.shards import ShardEncoder
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a build may do beyond making what is missing.
-
-    rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
-    over images and labels that changed.
-    """
-
-    rebuild: frozenset[str] = frozenset()
-    repair: bool = False
-    update: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,24 +55,24 @@ def prepare(
     settings: CacheSettings,
     options: BuildOptions,
     makers: Sequence[Maker],
-    encoder: ShardEncoder,
+    crops: CropReader,
     threads: int,
 ) -> Prepared:
     """Write what lacks of rows and columns. Nobody else may be preparing.
 
-    encoder: of the rows that the cache shall have, as `wanted_rows` gives them.
+    crops: of the rows that the cache shall have, as `wanted_rows` gives them.
     """
     path = settings.path
     if options.repair:
-        mend_columns(path, makers, encoder)
+        mend_columns(path, makers, crops)
     for maker in makers:
         if has_column(path, maker.column) and maker.column not in options.rebuild:
-            check_recipe(read_column(path, maker.column, len(encoder.rows)), maker.recipe)
-    added = _store_rows(settings, encoder.rows)
+            check_recipe(read_column(path, maker.column, len(crops.rows)), maker.recipe)
+    added = _store_rows(settings, crops.rows)
     for name in options.rebuild:
         if has_column(path, name):
             remove_folder(path / name)
-    columns = tuple(open_column(path, maker, encoder) for maker in makers)
+    columns = tuple(open_column(path, maker, crops) for maker in makers)
     damaged = strike_damaged_shards(path, columns, threads) if options.repair else []
     return Prepared(columns, added, tuple(damaged))
 
@@ -99,15 +87,20 @@ def tidy(path: Path) -> None:
 
 
 def wanted_rows(
-    settings: CacheSettings, options: BuildOptions, current: RowTable, locks: BuildLocks
+    settings: CacheSettings,
+    options: BuildOptions,
+    current: RowTable,
+    locks: BuildLocks,
+    block: int = 1,
 ) -> RowTable:
     """The rows that the cache shall have, for the data set as it is.
 
-    Raises StaleCacheError and RowsChangedError if the cache cannot have them.
+    block: images that the data set gives together, and that stay together. Raises
+    StaleCacheError and RowsChangedError if the cache cannot have them.
     """
     path, seed = settings.path, settings.seed
     if not path.exists():
-        return current.permuted(seed)
+        return current.permuted(seed, block)
     root = root_attributes(path)
     fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": seed}
     if changed := differences({field: root[field] for field in fixed}, fixed):
@@ -118,10 +111,10 @@ def wanted_rows(
     if options.repair or options.rebuild:
         locks.require_alone("mending or rebuilding")
     if options.repair:
-        mend_rows(path, current, seed)
+        mend_rows(path, current, seed, block)
     cached = read_rows(path)
     compare(cached, current).check(path, may_update=options.update)
-    rows = merged(cached, current, seed)
+    rows = merged(cached, current, seed, block)
     if rows.fingerprint != cached.fingerprint:
         locks.require_alone("taking over a data set that changed")
     return rows

@@ -21,12 +21,12 @@ from cache.metadata import check_recipe, has_column, read_column, read_group, wr
 from cache.rows import RowTable, merged, read_rows, read_unchecked_rows, write_rows
 from cache.verify import Fault, Remedy, survey
 from stages.encode.columns import Maker
+from stages.encode.crops import CropReader
 from stages.encode.describe import describe, measure, provenance
 from stages.encode.faults import find_faults
-from stages.encode.shards import ShardEncoder
 
 
-def mend_rows(path: Path, current: RowTable, seed: int) -> None:
+def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
     """Take a damaged row table from the data set again, in the order in which it was.
 
     Should that order be lost, the ledgers tell which shards hold other images by now.
@@ -34,13 +34,13 @@ def mend_rows(path: Path, current: RowTable, seed: int) -> None:
     try:
         read_rows(path)
     except DamagedCacheError:
-        rows = current.permuted(seed)
+        rows = current.permuted(seed, block)
         with suppress(DamagedCacheError, KeyError):
-            rows = merged(read_unchecked_rows(path), current, seed)
+            rows = merged(read_unchecked_rows(path), current, seed, block)
         write_rows(path, rows)
 
 
-def mend_columns(path: Path, makers: Sequence[Maker], encoder: ShardEncoder) -> None:
+def mend_columns(path: Path, makers: Sequence[Maker], crops: CropReader) -> None:
     """Write damaged metadata of columns anew, from their recipes.
 
     Raises StaleCacheError if the shards of a damaged column were made by another recipe.
@@ -48,15 +48,15 @@ def mend_columns(path: Path, makers: Sequence[Maker], encoder: ShardEncoder) -> 
     faults = [fault for fault in survey(path).faults if fault.shard is None]
     damaged = {fault.column for fault in faults if fault.remedy is Remedy.REPAIR}
     for maker in makers:
-        if maker.column in damaged or _has_other_recipe(path, maker, encoder):
-            _mend_column(path, maker, encoder, is_damaged=maker.column in damaged)
+        if maker.column in damaged or _has_other_recipe(path, maker, crops):
+            _mend_column(path, maker, crops, is_damaged=maker.column in damaged)
 
 
-def _has_other_recipe(path: Path, maker: Maker, encoder: ShardEncoder) -> bool:
+def _has_other_recipe(path: Path, maker: Maker, crops: CropReader) -> bool:
     if not has_column(path, maker.column):
         return False
     try:
-        check_recipe(read_column(path, maker.column, len(encoder.rows)), maker.recipe)
+        check_recipe(read_column(path, maker.column, len(crops.rows)), maker.recipe)
     except StaleCacheError:
         return True
     return False
@@ -75,11 +75,11 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
     return [fault for fault in faults if fault.column not in own]
 
 
-def _mend_column(path: Path, maker: Maker, encoder: ShardEncoder, *, is_damaged: bool) -> None:
+def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: bool) -> None:
     """Write what describes a column anew, if its shards bear witness to the maker's recipe."""
     folder = path / maker.column
-    for constants in _possible_constants(folder, maker, encoder):
-        column = describe(path, maker, encoder, constants)
+    for constants in _possible_constants(folder, maker, crops):
+        column = describe(path, maker, crops, constants)
         if ledger.was_made_by(column):
             _write_over(column)
             return
@@ -102,7 +102,7 @@ def _write_over(column: Column) -> None:
             write_atomically(target, file.read_bytes())
 
 
-def _possible_constants(folder: Path, maker: Maker, encoder: ShardEncoder) -> Iterator[Constants]:
+def _possible_constants(folder: Path, maker: Maker, crops: CropReader) -> Iterator[Constants]:
     """The constants of a column as they lie there, and as they are if measured once more."""
     constants: dict[str, Any] = {}
     try:
@@ -114,4 +114,4 @@ def _possible_constants(folder: Path, maker: Maker, encoder: ShardEncoder) -> It
     else:
         yield constants
     if maker.storage.constants:
-        yield measure(maker, encoder)
+        yield measure(maker, crops)

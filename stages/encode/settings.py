@@ -3,7 +3,7 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
@@ -20,12 +20,19 @@ EncoderName = Annotated[str, one_of("stages.encode.encoders:ENCODERS")]
 class DatasetSettings(Settings):
     """`[dataset]`: the images.
 
-    path: where a source that reads files finds them; resolution: side of the centre crop in px.
+    path: where a source that reads files finds them; resolution: side of the centre crop in px;
+    flip: whether the mirrored images are encoded too, for training to choose from; pixels:
+    whether the crops are kept, so that encoders can be added without the images; on_error:
+    whether an image that cannot be decoded stops the build or becomes an invalid row, which
+    training never draws.
     """
 
     source: Annotated[str, one_of("stages.encode.sources:SOURCES")]
     path: AnchoredPath | None = None
     resolution: PositiveInt = 256
+    flip: bool = False
+    pixels: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 class CacheSettings(Settings):
@@ -40,9 +47,15 @@ class CacheSettings(Settings):
 
 
 class LatentsSettings(Settings):
-    """`[latents]`: the autoencoder, as a hub name, a local folder, or `demo-autoencoder`."""
+    """`[latents]`: the autoencoder.
+
+    vae: a hub name, a local folder, or `demo-autoencoder`; imported: whether the data set brings
+    its latents along (the source `repa`), so that nothing is encoded.
+    """
 
     vae: str = "stabilityai/sd-vae-ft-mse"
+    precision: Literal["float32", "float16"] = "float32"
+    imported: bool = False
 
     @property
     def column(self) -> str:
@@ -75,7 +88,8 @@ class EncoderSettings(Settings):
 
     weights: AnchoredPath | None = None
     input_size: PositiveInt | None = None
-    storage: Annotated[str, one_of("cache.storage:STORAGES")] = "float16"
+    precision: Literal["float32", "float16"] = "float32"
+    storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
 
 
 class BuildSettings(Settings):

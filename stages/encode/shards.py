@@ -1,102 +1,153 @@
-"""Encoding the images of one shard: read, crop, encode, write."""
+"""Making the shards of columns: crop, encode, write, each while the others go on.
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+Crops are decoded ahead by a pool of threads, one thread feeds the device, and another one writes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from cache import ledger
-from cache.arrays import open_rows
-from cache.checksums import row_checksums
-from cache.errors import DamagedCacheError, IncompleteCacheError, RepaCacheError, RowsChangedError
+from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.layout import Column
-from cache.rows import RowTable, content_hash
+from cache.locks import BuildLocks, Holder
+from cache.reader import PartialReader
 from cache.writer import ShardWriter, write_shards
-from stages.encode.columns import Arrays, Maker
-from stages.encode.images import Pixels, centre_crop, decode
-from stages.encode.sources import Source
-from stages.progress import Advance
+from stages.encode.columns import Maker
+from stages.encode.crops import CropReader, Crops
+from stages.encode.device import Device, Encoded, Job
+from stages.encode.meter import Counts, Meter
 
 Work = Sequence[tuple[Column, Maker]]
 
-
-class ImageError(RepaCacheError):
-    """An image cannot be decoded."""
+# Batches that are computed or written, or wait for either, before the next one is begun.
+BATCHES_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
 class ShardEncoder:
-    """Makes shards of columns from the images of a source.
+    """Makes shards of columns that nobody else is making."""
 
-    resolution: side of the crops in px; batch_size: images per forward pass.
-    """
+    work: Work
+    crops: CropReader
+    device: Device
+    meter: Meter
+    locks: BuildLocks
 
-    source: Source
-    rows: RowTable
-    resolution: int
-    batch_size: int
-    pool: Executor
+    def encode(self, shards: Sequence[int]) -> dict[int, Holder]:
+        """Make shards of all columns that lack them, reading each image once.
 
-    def batches(self, rows: Iterable[int]) -> Iterator[Tensor]:
-        """The crops of some rows, uint8 [B, 3, S, S] at a time."""
-        crops = self.pool.map(self._crop, rows)
-        while some := list(islice(crops, self.batch_size)):
-            yield torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2)
+        Returns those that other processes have claimed. If it raises, shards that are not
+        finished leave nothing behind.
+        """
+        claimed: dict[int, Holder] = {}
+        writes: deque[Future[None]] = deque()
+        with ExitStack() as files, ExitStack() as stack:
+            # Should anything fail, what is computed is written nevertheless.
+            disk = stack.enter_context(ThreadPoolExecutor(1))
+            opened = self._opened(shards, claimed, files)
+            batches = stack.enter_context(closing(self.crops.tagged_batches(opened)))
+            for shard, crops in self.meter.decoded(batches):
+                if len(writes) == BATCHES_IN_FLIGHT:
+                    writes.popleft().result()
+                jobs = shard.jobs(crops)
+                made = self.device.encode(crops, jobs)
+                writes.append(disk.submit(self._write, shard, jobs, made, len(crops)))
+            for write in writes:
+                write.result()
+        return claimed
 
-    def encode(self, shard: int, work: Work, advance: Advance) -> None:
-        """Make a shard of several columns, reading each image once."""
+    def _opened(
+        self, shards: Sequence[int], claimed: dict[int, Holder], files: ExitStack
+    ) -> Iterator[tuple["OpenShard", range]]:
+        """Claims one shard after the other; gives those to be made, with the rows they lack.
+
+        files: closes what is still open in the end.
+        """
+        for number in shards:
+            own = files.enter_context(ExitStack())
+            holder = own.enter_context(self.locks.shard(number))
+            rows = self.crops.rows
+            lacking = [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
+            if holder is not None:
+                claimed[number] = holder
+                own.close()
+            elif not lacking:
+                self.meter.add(Counts(images=len(self.work[0][0].shard_rows(number))))
+                own.close()
+            else:
+                yield self._open(number, lacking, own)
+
+    def _open(self, number: int, work: Work, files: ExitStack) -> tuple["OpenShard", range]:
         columns = [column for column, _ in work]
-        span = columns[0].shard_rows(shard)
-        with write_shards(columns, shard, self.rows.digest(span)) as writers:
-            for column in columns:
-                self._keep_finished_rows(column, shard, writers[column.name])
-            first = min(writer.written for writer in writers.values())
-            advance(first, "")
-            for images in self.batches(span[first:]):
-                for column, maker in work:
-                    fresh = images[max(writers[column.name].written - first, 0) :]
-                    if len(fresh):
-                        writers[column.name].write(maker.encode(fresh, column.constants))
-                first += len(images)
-                advance(len(images), "")
+        span = columns[0].shard_rows(number)
+        images = self.crops.rows.digest(span)
+        writers = files.enter_context(write_shards(columns, number, images))
+        for column in columns:
+            self._keep_finished_rows(column, number, writers[column.name])
+        kept = {name: writer.written for name, writer in writers.items()}
+        first = min(kept.values())
+        self.meter.add(Counts(images=first))
+        return OpenShard(work, writers, files, kept, len(span), first), span[first:]
+
+    def _write(
+        self, shard: "OpenShard", jobs: Sequence[Job], encoded: Encoded, images: int
+    ) -> None:
+        """Write a batch, and with the last one finish the shard."""
+        made, seconds = encoded.wait()
+        with self.meter.spending("disk"):
+            for job, arrays in zip(jobs, made, strict=True):
+                shard.writers[job.column.name].write(arrays)
+            if shard.is_written:
+                shard.files.close()
+                self.meter.add(Counts(shards=len(shard.work)))
+        written = sum(array.nbytes for arrays in made for array in arrays.values())
+        self.meter.add(Counts(images=images, bytes=written, device=seconds))
 
     def _keep_finished_rows(self, column: Column, shard: int, writer: ShardWriter) -> None:
         """Copy the rows that were encoded before images were added to the shard."""
-        count = ledger.finished_rows(column, self.rows, shard)
+        count = ledger.finished_rows(column, self.crops.rows, shard)
         span = column.shard_rows(shard)[:count]
         try:
-            for start in range(span.start, span.stop, self.batch_size):
-                rows = np.arange(start, min(start + self.batch_size, span.stop))
-                writer.write(_read_checked(column, rows))
+            reader = PartialReader(column)
+            for start in range(span.start, span.stop, self.crops.batch_size):
+                rows = np.arange(start, min(start + self.crops.batch_size, span.stop))
+                writer.write(reader.read(rows))
         except (DamagedCacheError, IncompleteCacheError, OSError):
             # Whatever cannot be copied is encoded again.
             return
 
-    def _crop(self, row: int) -> Pixels:
-        """The crop of a row's image, whose file must be the one that was indexed."""
-        key = str(self.rows.key[row])
-        content = self.source.read(int(self.rows.source_index[row]))
-        if content_hash(content) != self.rows.hash_of(row):
-            raise RowsChangedError(f"{key} changed while the cache was built. Run the build again.")
-        try:
-            return centre_crop(decode(content), self.resolution)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{key} cannot be decoded: {error}. Mend or remove it.") from error
 
+@dataclass
+class OpenShard:
+    """A shard that is being made.
 
-def _read_checked(column: Column, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Arrays:
-    """Rows of all arrays of a column that may be unfinished, compared with their checksums."""
-    arrays = {}
-    for spec in (column.crc32c, *column.arrays):
-        arrays[spec.name] = np.empty((len(rows), *spec.row_shape), spec.dtype)
-        open_rows(column.folder / spec.name).read(rows, arrays[spec.name])
-    checksums = arrays.pop(column.crc32c.name)
-    for position, values in enumerate(arrays.values()):
-        if (row_checksums(values) != checksums[:, position]).any():
-            raise DamagedCacheError(f"{column.folder}: rows do not have their checksums.")
-    return arrays
+    files: the claim and the files, which finish the shard when they are closed; kept: rows that
+    columns had before; rows: that it will have; begun: those that the device was given.
+    """
+
+    work: Work
+    writers: Mapping[str, ShardWriter]
+    files: ExitStack
+    kept: Mapping[str, int]
+    rows: int
+    begun: int
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all rows of all columns are in the files."""
+        return all(writer.written == self.rows for writer in self.writers.values())
+
+    def jobs(self, crops: Crops) -> list[Job]:
+        """What to make of the next batch: columns that do not have its rows yet."""
+        done = [max(self.kept[column.name] - self.begun, 0) for column, _ in self.work]
+        self.begun += len(crops)
+        return [
+            Job(column, maker, count)
+            for (column, maker), count in zip(self.work, done, strict=True)
+            if count < len(crops)
+        ]

@@ -57,6 +57,8 @@ class Source:
     classes: tuple[str, ...]
     read: Callable[[int], bytes]
     stamp: Callable[[int], int] = lambda _index: 0
+    block_rows: int = 1
+    moments: Callable[[int], npt.NDArray[np.float32]] | None = None
 
 
 def image_folder(path: Path | None, _resolution: int) -> Source:

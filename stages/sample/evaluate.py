@@ -16,6 +16,7 @@ from cache.files import write_atomically
 from cache.metadata import check_recipe
 from cache.reader import Cache, ColumnReader
 from stages.encode.columns import Maker, load_features_maker
+from stages.encode.crops import Crops
 from stages.encode.settings import EncodeSettings
 from stages.placement import Placement
 from stages.progress import progress
@@ -109,14 +110,14 @@ def frechet_in_features(
         value=frechet_distance(fit_gaussian(drawn), fit_gaussian(reference)),
         images=samples.images,
         reference=str(cache.path),
-        reference_images=len(cache.rows),
+        reference_images=int(column.valid.sum()),
         is_aligned=encoder in samples.aligned_with,
     )
 
 
 def _cached_means(reader: ColumnReader) -> Iterator[Means]:
     """Mean tokens of every cached image, float32 [B, D] at a time."""
-    rows = range(reader.column.rows)
+    rows = np.flatnonzero(reader.valid)
     for start in range(0, len(rows), BATCH_IMAGES):
         yield _means(reader.values("tokens", rows[start : start + BATCH_IMAGES]))
 
@@ -127,8 +128,8 @@ def _sample_means(samples: Samples, maker: Maker, title: str) -> Iterator[Means]
         for start in range(0, samples.images, BATCH_IMAGES):
             indices = range(start, min(start + BATCH_IMAGES, samples.images))
             pixels = np.stack([np.asarray(Image.open(samples.path(i))) for i in indices])
-            tokens = maker.network(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            yield _means(tokens.cpu().numpy())
+            crops = Crops.of(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            yield _means(maker.network(crops)[maker.array].cpu().numpy())
             advance(len(indices), "")
 
 

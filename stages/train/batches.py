@@ -5,7 +5,6 @@ B images of a rank, C latent channels, h and w the latent's sides, T tokens, D f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.arrays import RowReader, aligned_buffer, hold_small
+from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
+from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.order import order
-from cache.reader import Cache
+from cache.reader import Cache, ColumnReader
 from cache.ring import BatchRing
 from cache.storage import STORAGES
 from stages.placement import Placement
-from stages.train.settings import TrainSettings
+from stages.train.randomness import mirrored
+from stages.train.settings import CachedTensors, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,40 @@ def latent_scaling(latents: Column) -> LatentScaling:
 class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
-    path: the cache; latents: the name of its column of latents. Raises IncompleteCacheError if
-    a column is missing or not finished.
+    Raises IncompleteCacheError if a column is missing or not finished.
     """
 
-    def __init__(self, path: Path, latents: str, settings: TrainSettings, place: Placement) -> None:
-        cache = Cache(path)
-        names = (latents, *(f"features/{encoder}" for encoder in settings.encoders))
-        readers = [cache.column(name, verify=settings.reading.verify) for name in names]
-        columns = [reader.column for reader in readers]
+    def __init__(self, tensors: CachedTensors, settings: TrainSettings, place: Placement) -> None:
+        cache, verify = Cache(tensors.path), settings.reading.verify
+        readers = [
+            [cache.column(name, verify=verify) for name in views]
+            for views in tensors.columns(settings.encoders)
+        ]
+        columns = [[reader.column for reader in views] for views in readers]
+        latents, *features = (views[0] for views in columns)
+        self._flip = tensors.flip
         self._settings = settings
         self._place = place
         self._labels = torch.from_numpy(cache.rows.label).long()
-        self._decoders = [Decoder(column, place.device) for column in columns[1:]]
+        self._valid = _valid_rows([reader for views in readers for reader in views])
+        self._decoders = [Decoder(views, place.device) for views in columns[1:]]
         self._copied: torch.cuda.Event | None = None
-        channels, height, width = columns[0].array("moments").row_shape
+        channels, height, width = latents.array("moments").row_shape
         self.classes = len(cache.rows.classes)
         self.latent_shape = (channels // 2, height, width)
-        self.token_shapes = [column.array("tokens").row_shape for column in columns[1:]]
-        self.scaling = latent_scaling(columns[0])
-        self.fingerprints = {column.name: column.fingerprint for column in columns}
-        self.rows_fingerprint = cache.rows.fingerprint
-        arrays = ("moments", *("tokens" for _ in columns[1:]))
-        self._ring = self._make_ring([r.rows(n) for r, n in zip(readers, arrays, strict=True)])
+        self.token_shapes = [column.array("tokens").row_shape for column in features]
+        self.scaling = latent_scaling(latents)
+        self.fingerprints = {
+            column.name: column.fingerprint for views in columns for column in views
+        }
+        self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self._valid)}
+        arrays = ("moments", *("tokens" for _ in features))
+        self._ring = self._make_ring(
+            [
+                JoinedRows([reader.rows(name) for reader in views])
+                for views, name in zip(readers, arrays, strict=True)
+            ]
+        )
 
     def _make_ring(self, sources: Sequence[RowReader]) -> BatchRing:
         reading, slots = self._settings.reading, range(self._settings.reading.ahead + 1)
@@ -105,17 +117,24 @@ class CachedBatches:
         return buffer
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """The rows [B] of a step."""
+        """The rows [B] of a step, among those of valid images.
+
+        Row r of a mirrored image has the number N + r, as if both views were one array.
+        """
         settings, place = self._settings, self._place
-        return order(
+        places = order(
             settings.seed,
             step,
             place.rank,
             place.world,
-            rows=len(self._labels),
+            rows=len(self._valid),
             batch=settings.batch_size,
             block=settings.block_rows,
         )
+        rows = self._valid[places]
+        if self._flip:
+            rows = rows + len(self._labels) * mirrored(settings, step, place)
+        return rows
 
     def read(self, step: int) -> Batch:
         """The batch of a step, on the rank's device; valid until the next one is read."""
@@ -125,11 +144,14 @@ class CachedBatches:
             self._copied.synchronize()
         is_pinned = device.type == "cuda"
         moments, *stored = (tensor.to(device, non_blocking=is_pinned) for tensor in self.take(step))
-        labels = self._labels[torch.from_numpy(self.rows(step))].to(device)
+        rows = torch.from_numpy(self.rows(step))
+        labels = self._labels[rows % len(self._labels)].to(device)
+        views = (rows // len(self._labels)).to(device)
         if is_pinned:
             self._copied = torch.cuda.Event()
             self._copied.record()
-        tokens = [decode(codes) for decode, codes in zip(self._decoders, stored, strict=True)]
+        pairs = zip(self._decoders, stored, strict=True)
+        tokens = [decode(codes, views) for decode, codes in pairs]
         return Batch(moments, labels, tokens)
 
     def take(self, step: int) -> list[Tensor]:
@@ -141,16 +163,29 @@ class CachedBatches:
         self._ring.close()
 
 
-class Decoder:
-    """Turns stored tokens of a column into numbers, on the device."""
+def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:
+    """The rows that hold tensors in every column. Raises IncompleteCacheError if none does."""
+    rows = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
+    if not len(rows):
+        raise IncompleteCacheError("No image of the cache could be decoded when it was built.")
+    return rows
 
-    def __init__(self, column: Column, device: torch.device) -> None:
-        self._storage = STORAGES[str(column.recipe["storage"])]
+
+class Decoder:
+    """Turns stored tokens into numbers, on the device. views: the columns of each view."""
+
+    def __init__(self, views: Sequence[Column], device: torch.device) -> None:
+        self._storage = STORAGES[str(views[0].recipe["storage"])]
         self._constants = {
-            name: torch.from_numpy(values).to(device) for name, values in column.constants.items()
+            name: torch.from_numpy(np.stack([view.constants[name] for view in views])).to(device)
+            for name in views[0].constants
         }
 
-    def __call__(self, stored: Tensor) -> Tensor:
-        """Tokens, float32 [B, T, D], up to a positive factor each."""
-        tokens: Tensor = self._storage.directions(stored, self._constants)
+    def __call__(self, stored: Tensor, views: Tensor) -> Tensor:
+        """Tokens, float32 [B, T, D], up to a positive factor each.
+
+        views: int64 [B], the view that each image is.
+        """
+        constants = {name: values[views][:, None] for name, values in self._constants.items()}
+        tokens: Tensor = self._storage.directions(stored, constants)
         return tokens

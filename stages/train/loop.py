@@ -3,7 +3,6 @@
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from stages.train.losses import Losses, Objective
 from stages.train.optim import update_average
 from stages.train.randomness import Draw
 from stages.train.run import Run
-from stages.train.settings import TrainSettings
+from stages.train.settings import CachedTensors, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,12 @@ class TrainSummary:
     parameters: int
 
 
-def train(settings: TrainSettings, cache: Path, latents: str, place: Placement) -> TrainSummary:
+def train(settings: TrainSettings, tensors: CachedTensors, place: Placement) -> TrainSummary:
     """Train from a cache, or go on from the run's newest checkpoint.
 
-    cache: the cache's folder; latents: the name of its column of latents. A signal stops the
-    run with a checkpoint, raising InterruptedWorkError.
+    A signal stops the run with a checkpoint, raising InterruptedWorkError.
     """
-    batches = CachedBatches(cache, latents, settings, place)
+    batches = CachedBatches(tensors, settings, place)
     run = Run(settings, batches, place)
     draw = Draw(settings, batches.latent_shape, place)
     objective = Objective(settings, batches.scaling, null_class=batches.classes)

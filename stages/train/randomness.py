@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,12 +27,23 @@ class Stream(IntEnum):
     LABELS = 3
     WEIGHTS = 4
     SAMPLING = 5
+    VIEWS = 6
 
 
 def seed_for(seed: int, stream: Stream, *numbers: int) -> int:
     """A 63-bit seed for one member of a stream, such as a step; no two members share one."""
     state = np.random.SeedSequence(seed, spawn_key=(stream, *numbers)).generate_state(1, np.uint64)
     return int(state[0]) >> 1
+
+
+def mirrored(settings: TrainSettings, step: int, place: Placement) -> npt.NDArray[np.bool_]:
+    """Which images, [B], of a rank's part of a step are read mirrored: each with probability 1/2.
+
+    The highest bits of raw Philox output, which numpy guarantees never to change.
+    """
+    source = np.random.Philox(seed_for(settings.seed, Stream.VIEWS, step))
+    drawn = source.random_raw(settings.batch_size) >> 63 == 1
+    return np.split(drawn, place.world)[place.rank]
 
 
 @dataclass(frozen=True)

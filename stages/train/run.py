@@ -38,7 +38,7 @@ class Run:
         self._identity: dict[str, Any] = {
             "settings": settings.model_dump(mode="json", exclude=set(CHANGEABLE)),
             "columns": batches.fingerprints,
-            "rows": {"fingerprint": batches.rows_fingerprint},
+            "rows": batches.rows_identity,
         }
         config = transformer_config(settings, batches)
         check_grids(config, settings, batches)

@@ -1,9 +1,13 @@
 """The section of pipeline.toml that stage two reads, and the sizes of its models."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from cache.layout import FLIPPED
 from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 
@@ -84,3 +88,21 @@ class TrainSettings(Settings):
     def patch(self) -> int:
         """Side of a patch in latents."""
         return MODELS[self.model][1]
+
+
+@dataclass(frozen=True)
+class CachedTensors:
+    """Which tensors a run reads.
+
+    path: the cache; latents: the name of its column of latents; flip: whether half of the images
+    are read mirrored.
+    """
+
+    path: Path
+    latents: str
+    flip: bool = False
+
+    def columns(self, encoders: Sequence[str]) -> list[tuple[str, ...]]:
+        """The names of the columns for latents and encoders, one for each view of an image."""
+        names = (self.latents, *(f"features/{encoder}" for encoder in encoders))
+        return [(name, name + FLIPPED) if self.flip else (name,) for name in names]

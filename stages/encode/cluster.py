@@ -1,0 +1,166 @@
+"""Making shards on a Dask cluster: a task per shard, retried when its worker is lost."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from os import cpu_count
+from uuid import uuid4
+
+import torch
+from dask.distributed import Client, LocalCluster, as_completed, get_worker
+from distributed.scheduler import KilledWorker
+
+from cache.errors import RepaCacheError
+from cache.locks import BuildLocks, Holder
+from cache.metadata import check_recipe, read_column
+from cache.rows import read_rows
+from stages.encode.columns import load_makers
+from stages.encode.crew import make_all
+from stages.encode.device import Device
+from stages.encode.meter import Counts, Meter
+from stages.encode.options import Cluster
+from stages.encode.origin import open_crops, open_source
+from stages.encode.settings import EncodeSettings
+from stages.encode.shards import ShardEncoder
+from stages.placement import find_device
+from stages.progress import say
+
+# Per worker: while one is finished on the disk, the next one is computed.
+SHARDS_AT_ONCE = 2
+
+
+class ClusterError(RepaCacheError):
+    """The cluster cannot be reached, or its workers keep dying."""
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a worker did for one shard.
+
+    claimed: the shard and the process that makes it instead, if there is one; failures: reasons
+    by the keys of images that could not be decoded.
+    """
+
+    claimed: dict[int, Holder]
+    counts: Counts
+    failures: dict[str, str]
+
+
+@contextmanager
+def _connected(cluster: Cluster) -> Iterator[Client]:
+    """A client of the cluster, which is started if need be, and ends with the block."""
+    if cluster.scheduler is not None:
+        try:
+            client = Client(cluster.scheduler, timeout="30s")
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"No Dask scheduler answers at {cluster.scheduler}: {error}"
+            ) from error
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=cluster.workers,
+            threads_per_worker=SHARDS_AT_ONCE,
+            dashboard_address=":0" if cluster.dashboard else None,
+            memory_limit=None,
+            silence_logs="CRITICAL",
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def make_on_cluster(
+    shards: Sequence[int],
+    settings: EncodeSettings,
+    cluster: Cluster,
+    meter: Meter,
+    failures: dict[str, str],
+) -> None:
+    """Have the workers of a cluster, which share the cache's file system, make shards.
+
+    meter, failures: told what they did. Raises ClusterError if there is no
+    cluster, or if its workers keep dying.
+    """
+    order = Order(uuid4().hex, settings.model_dump_json(), cluster.workers)
+    with _connected(cluster) as client:
+        if cluster.dashboard:
+            say(f"Dask's dashboard: {client.dashboard_link}")
+
+        def crew(shards: Sequence[int]) -> dict[int, Holder]:
+            claimed: dict[int, Holder] = {}
+            for report in _reports(client, shards, order):
+                meter.add(report.counts)
+                failures.update(report.failures)
+                claimed.update(report.claimed)
+            return claimed
+
+        make_all(shards, crew)
+
+
+def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[ShardReport]:
+    """What the workers did, as they come to an end with each shard."""
+    try:
+        for future in as_completed(client.map(_make_on_worker, shards, order=order, pure=False)):
+            yield future.result()
+    except KilledWorker as error:
+        raise ClusterError(
+            f"Workers died {error.allowed_failures + 1} times over one shard, most likely for lack "
+            "of memory: reduce build.batch_size, or the number of workers."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker needs to know. build: of which build, for each lays out the cache anew;
+    workers: on its machine, if they were started for this build, else 0.
+    """
+
+    build: str
+    settings: str
+    workers: int
+
+
+_opening = threading.Lock()
+
+
+def _make_on_worker(shard: int, order: Order) -> ShardReport:
+    with _opening:
+        shared = _open(order)
+    own = replace(shared, crops=replace(shared.crops, failures={}), meter=Meter())
+    claimed = own.encode([shard])
+    return ShardReport(claimed, own.meter.counts, own.crops.failures)
+
+
+@lru_cache(maxsize=1)
+def _open(order: Order) -> ShardEncoder:
+    """What the shards that a worker makes have in common: networks, rows and columns."""
+    settings = EncodeSettings.model_validate_json(order.settings)
+    path, threads = settings.cache.path, settings.build.threads
+    if order.workers:
+        torch.set_num_threads(max(1, (cpu_count() or 1) // order.workers))
+        threads = max(1, threads // order.workers)
+    device = _own_device(settings.build.device)
+    rows = read_rows(path)
+    makers = load_makers(settings, device)
+    columns = [read_column(path, maker.column, len(rows)) for maker in makers]
+    for column, maker in zip(columns, makers, strict=True):
+        check_recipe(column, maker.recipe)
+    return ShardEncoder(
+        list(zip(columns, makers, strict=True)),
+        open_crops(settings, open_source(settings), rows, ThreadPoolExecutor(threads)),
+        Device(device),
+        Meter(),
+        BuildLocks(path),
+    )
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of this worker: workers that were started here are numbered as GPUs are."""
+    number = get_worker().name
+    return find_device(name, str(number) if isinstance(number, int) else None)

@@ -1,0 +1,64 @@
+"""Where crops come from: the data set, or the cache itself as far as it holds them."""
+
+from concurrent.futures import Executor
+from pathlib import Path
+
+from cache import ledger
+from cache.errors import DamagedCacheError, StaleCacheError
+from cache.layout import PIXELS
+from cache.metadata import check_recipe, has_column, read_column
+from cache.reader import PartialReader
+from cache.recipe import Recipe
+from cache.rows import RowTable, read_rows
+from stages.encode.columns import pixels_recipe
+from stages.encode.crops import CropReader
+from stages.encode.settings import EncodeSettings
+from stages.encode.sources import SOURCES, Source
+from stages.progress import say
+
+
+def open_source(settings: EncodeSettings) -> Source | None:
+    """The data set, or None if its files are gone but the cache has all of their crops."""
+    dataset, path = settings.dataset, settings.cache.path
+    if dataset.path is not None and not dataset.path.exists() and _has_all_crops(settings):
+        say(f"{dataset.path} is not there: encoding from the crops in {path}")
+        return None
+    return SOURCES[dataset.source](dataset.path, dataset.resolution)
+
+
+def open_crops(
+    settings: EncodeSettings, source: Source | None, rows: RowTable, pool: Executor
+) -> CropReader:
+    """The reader of the crops of a cache's rows."""
+    dataset = settings.dataset
+    return CropReader(
+        source,
+        rows,
+        dataset.resolution,
+        settings.build.batch_size,
+        pool,
+        skip=dataset.on_error == "skip",
+        stored=stored_crops(settings.cache.path, pixels_recipe(settings), rows),
+        with_moments=settings.latents.imported,
+    )
+
+
+def stored_crops(path: Path, recipe: Recipe, rows: RowTable) -> PartialReader | None:
+    """The crops that the cache holds by this recipe, if any."""
+    if not has_column(path, PIXELS):
+        return None
+    try:
+        column = read_column(path, PIXELS, len(rows))
+        check_recipe(column, recipe)
+        return PartialReader(column)
+    except (DamagedCacheError, StaleCacheError):
+        return None
+
+
+def _has_all_crops(settings: EncodeSettings) -> bool:
+    path = settings.cache.path
+    if not has_column(path, PIXELS):
+        return False
+    rows = read_rows(path)
+    stored = stored_crops(path, pixels_recipe(settings), rows)
+    return stored is not None and not ledger.missing(stored.column, rows)
