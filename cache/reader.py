@@ -100,7 +100,7 @@ class PartialReader:
     def __init__(self, column: Column) -> None:
         self.column = column
         specs = (*column.arrays, column.crc32c)
-        self._arrays = [(spec, _open_array(column, spec)) for spec in specs]
+        self._arrays = [(spec, _open_array(column, spec, is_whole=False)) for spec in specs]
 
     def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Buffer]:
         """Rows [B] of all arrays. Raises DamagedCacheError if they are not what was written."""
@@ -129,8 +129,11 @@ def invalid_rows(column: Column, rows: RowTable) -> list[int]:
     return found
 
 
-def _open_array(column: Column, spec: ArraySpec) -> RowReader:
-    """A reader for an array that is what its column says of it."""
+def _open_array(column: Column, spec: ArraySpec, *, is_whole: bool = True) -> RowReader:
+    """A reader for an array that is what its column says of it.
+
+    is_whole: whether it has all rows already, or may be from before images were added.
+    """
     path = column.folder / spec.name
     try:
         rows = open_rows(path)
@@ -139,7 +142,8 @@ def _open_array(column: Column, spec: ArraySpec) -> RowReader:
             f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
         ) from error
     expected = (column.rows, *spec.row_shape)
-    if rows.shape != expected or rows.dtype != spec.dtype:
+    length = expected[0] if is_whole else min(rows.shape[0], expected[0])
+    if rows.shape != (length, *spec.row_shape) or rows.dtype != spec.dtype:
         raise DamagedCacheError(
             f"{path}: its zarr.json was edited: expected {spec.dtype} {expected}, got "
             f"{rows.dtype} {rows.shape}. Run `repa-cache build --repair`."

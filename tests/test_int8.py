@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from cache.order import order
 from cache.reader import Cache
-from cache.storage import STORAGES
+from cache.storage import FLOAT_STORAGES
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.encoders import ENCODERS
@@ -42,7 +42,7 @@ def check_int8(encode: Callable[[Tensor], Tensor], side: int, each: int = 4) -> 
     """Scales measured on half of the crops; cosines of the tokens of the other half."""
     tokens = torch.stack([encode(images) for images in crops(side, each)])
     sample, rest = tokens[:, ::2].flatten(0, 1), tokens[:, 1::2].flatten(0, 1)
-    int8 = STORAGES["int8"]
+    int8 = FLOAT_STORAGES["int8"]
     constants = int8.measure(sample)
     stored = int8.encode("tokens", rest, constants)
     cosine = cosine_similarity(int8.decode("tokens", stored, constants), rest, dim=-1)
@@ -74,7 +74,7 @@ def test_training_on_int8_tokens_follows_training_on_float16(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     alignment = {}
-    for storage in STORAGES:
+    for storage in FLOAT_STORAGES:
         config = tiny(
             f"encoders.efficientnet-lite0.storage={storage}",
             f"cache.path={tmp_path / storage}.zarr",

@@ -236,9 +236,7 @@ def test_damage_stops_training_with_the_row_named(
         trained(damaged)
 
 
-def test_an_encoder_that_was_not_built_is_refused(
-    built: Path, trainable: Callable[..., Config]
-) -> None:
+def test_an_encoder_that_was_not_built_is_refused(trainable: Callable[..., Config]) -> None:
     config = trainable()
     settings = config.train.model_copy(update={"encoders": ("dinov2-vit-b",)})
     with pytest.raises(IncompleteCacheError, match="no column features/dinov2-vit-b"):

@@ -6,6 +6,7 @@ from faults import PLANTED, flip
 from tiny_cache import ROWS_PER_SHARD, SEED, fill, make_cache, make_column, make_rows
 
 from cache.errors import CacheWriteError
+from cache.layout import ArraySpec
 from cache.rows import create_cache
 from cache.verify import Fault, Remedy
 from cache.writer import ShardWriter
@@ -84,9 +85,12 @@ def test_infinities_written_by_other_means_are_found(
     create_cache(tmp_path / "x.zarr", rows, ROWS_PER_SHARD, SEED)
     column = make_column(tmp_path / "x.zarr")
     monkeypatch.setattr("cache.writer.finite_rows", lambda rows: np.ones(len(rows), bool))
-    monkeypatch.setattr(
-        "tiny_cache.values", lambda spec, _: np.full((21, *spec.row_shape), np.inf, spec.dtype)
-    )
+
+    def infinite(spec: ArraySpec, rows: int) -> np.ndarray:
+        kind = np.inf if spec.dtype == "float16" else 1
+        return np.full((rows, *spec.row_shape), kind, spec.dtype)
+
+    monkeypatch.setattr("tiny_cache.values", infinite)
     for shard in range(3):
         fill(column, shard, rows)
     assert {fault.what for fault in faults(tmp_path / "x.zarr")} == {"it holds NaN or infinity"}

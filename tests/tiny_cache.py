@@ -1,4 +1,4 @@
-"""A small cache without networks: two arrays of random numbers, in three shards."""
+"""A small cache without networks: arrays of random numbers, in three shards."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.layout import ArraySpec, Column
+from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column, read_column
 from cache.reader import ColumnReader
 from cache.rows import RowTable, content_hash, create_cache
@@ -16,6 +16,8 @@ from cache.writer import ShardWriter
 ROWS, ROWS_PER_SHARD, SEED = 21, 8, 5
 SHARDED = ArraySpec("tokens", "float16", (16, 130))
 DENSE = ArraySpec("class_token", "float16", (130,))
+COMPRESSED = ArraySpec("pixels", "uint8", (3, 9, 9), is_compressed=True)
+ARRAYS = (SHARDED, DENSE, COMPRESSED, VALID)
 
 
 def make_rows(count: int = ROWS) -> RowTable:
@@ -32,13 +34,14 @@ def make_rows(count: int = ROWS) -> RowTable:
 
 def values(spec: ArraySpec, rows: int = ROWS) -> np.ndarray:
     shape = (rows, *spec.row_shape)
-    return np.random.default_rng(len(spec.name)).normal(size=shape).astype(spec.dtype)
+    numbers = np.random.default_rng(len(spec.name)).normal(size=shape)
+    return (16 * abs(numbers) if spec.dtype == "uint8" else numbers).astype(spec.dtype)
 
 
 def make_column(path: Path, name: str = "features/x", rows: int = ROWS) -> Column:
     recipe = {"model": name, "size": 3, "storage": "float16"}
     create_column(
-        Column(name, path / name, (SHARDED, DENSE), recipe, rows, ROWS_PER_SHARD),
+        Column(name, path / name, ARRAYS, recipe, rows, ROWS_PER_SHARD),
         {"created": "today"},
     )
     return read_column(path, name, rows)

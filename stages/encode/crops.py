@@ -196,8 +196,12 @@ class _Crop:
 
 def _batch(crops: Sequence[_Crop]) -> Crops:
     moments = [crop.moments for crop in crops if crop.moments is not None]
+    # Wherever they come from, all batches have the same layout in memory: it decides how a
+    # network computes, and with that the last bits.
+    images = np.empty((len(crops), *crops[0].pixels.shape), np.uint8)
+    np.stack([crop.pixels for crop in crops], out=images)
     return Crops(
-        images=torch.from_numpy(np.stack([crop.pixels for crop in crops])).permute(0, 3, 1, 2),
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
         valid=np.array([crop.is_valid for crop in crops]),
         moments=torch.from_numpy(np.stack(moments)) if moments else None,
     )
