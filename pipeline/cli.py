@@ -87,13 +87,15 @@ def build(
     """
     with _reported_errors(debug):
         part = _parse_shards(shards)
+        is_clustered = workers > 0 or scheduler is not None
         if workers and scheduler:
             raise ConfigError("--workers starts a cluster, --scheduler uses one: give either.")
+        if dashboard and not is_clustered:
+            raise ConfigError("--dashboard: only builds with --workers or --scheduler have one.")
         settings = _load("build", config, overrides)
         from pipeline.work import do_build
         from stages.encode.options import BuildOptions, Cluster
 
-        is_clustered = workers > 0 or scheduler is not None
         options = BuildOptions(
             repair=repair,
             update=update,

@@ -32,7 +32,5 @@ class FittingNetwork:
                     raise
             else:
                 return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            # Only here are the tensors of the attempt gone.
-            torch.accelerator.empty_cache()
             self._most = (size + 1) // 2
             say(f"{self._name}: out of memory; {self._most} images at a time from here on")
