@@ -32,7 +32,9 @@ def do_build(
     columns = find_columns(config.encode, rebuild)
     options = replace(options or BuildOptions(), rebuild=columns)
     made = build(config.encode, find_device(config.build.device), options)
-    what = f"{made.counts.shards} shards made" if made.counts.shards else "nothing was missing"
+    speed = f"{made.counts.images / made.seconds:,.1f} images/s"
+    shards = f"{made.counts.shards} shards made in {made.seconds:,.0f} s ({speed})"
+    what = shards if made.counts.shards else "nothing was missing"
     if made.missing:
         what += f", {made.missing} left to make"
     added = f"{made.added:,} images added; " if 0 < made.added < made.rows else ""

@@ -44,9 +44,9 @@ class UnknownColumnError(RepaCacheError):
 class BuildSummary:
     """What a cache holds after a build, and what this build did.
 
-    added: rows that are new to the cache; missing: shards that are left to be made; counts: of
-    the work of this build; damaged: faults that need another configuration to be mended;
-    invalid: reasons by the keys of images that could not be decoded.
+    added: rows that are new to the cache; missing: shards that are left to be made; counts,
+    seconds: of the making of shards; damaged: faults that need another configuration to be
+    mended; invalid: reasons by the keys of images that could not be decoded.
     """
 
     path: Path
@@ -55,6 +55,7 @@ class BuildSummary:
     added: int
     missing: int
     counts: Counts
+    seconds: float
     damaged: tuple[Fault, ...]
     invalid: Mapping[str, str]
 
@@ -97,6 +98,7 @@ def build(
             from stages.encode.cluster import make_on_cluster  # most builds need no Dask
 
             make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
+        seconds = meter.seconds
     return BuildSummary(
         path=path,
         rows=len(rows),
@@ -104,6 +106,7 @@ def build(
         added=prepared.added,
         missing=sum(len(ledger.missing(column, rows)) for column in columns),
         counts=meter.counts,
+        seconds=seconds,
         damaged=prepared.damaged,
         invalid=_invalid(columns, rows, crops.failures),
     )

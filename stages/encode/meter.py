@@ -59,8 +59,12 @@ class Meter:
         with self._lock:
             self.counts += counts
             if self._advance is not None:
-                seconds = self._devices * (time.perf_counter() - self._start)
-                self._advance(counts.images, self.counts.note(seconds))
+                self._advance(counts.images, self.counts.note(self._devices * self.seconds))
+
+    @property
+    def seconds(self) -> float:
+        """Since work began."""
+        return time.perf_counter() - self._start
 
     @contextmanager
     def spending(self, what: Literal["decoding", "disk"]) -> Iterator[None]:
