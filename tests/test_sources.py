@@ -28,9 +28,8 @@ def test_every_source_is_stable(name: str, images: Path) -> None:
 
 
 def test_an_image_folder_is_listed_as_torchvision_lists_it(images: Path) -> None:
+    import stages.vision  # noqa: F401, I001 - torchvision imports only after it
     from torchvision.datasets import ImageFolder
-
-    import stages.vision  # noqa: F401 - torchvision imports only after it
 
     (images / "class1" / "deep").mkdir()
     (images / "class1" / "deep" / "A.JPEG").write_bytes((images / "class1" / "0.jpg").read_bytes())
