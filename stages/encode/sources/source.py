@@ -32,8 +32,8 @@ class Source:
     a VAE gave for an image, if the data set brings them along.
 
     The three functions are safe to call from several threads, and in a forked process. They
-    raise OSError or ValueError if one image cannot be had, SourceError if the whole data set
-    is not what it was when it was opened.
+    raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
+    one: if the data set is another than was opened, or moments are missing or misshapen.
     """
 
     keys: tuple[str, ...]
