@@ -1,6 +1,7 @@
 """Class folders with image files below them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,15 @@ def image_folder(path: Path | None, _resolution: int) -> Source:
 
 def images_below(folder: Path) -> list[str]:
     """The images in a folder and the folders in it, as torchvision orders them."""
+    return files_below(folder, is_image)
+
+
+def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[str]:
+    """The names of some of the files in a folder and the folders in it."""
     names = []
     for parent, _, files in sorted(os.walk(folder, followlinks=True)):
         inside = Path(parent).relative_to(folder)
-        names += [(inside / file).as_posix() for file in sorted(files) if is_image(file)]
+        names += [(inside / file).as_posix() for file in sorted(files) if is_wanted(file)]
     return names
 
 
