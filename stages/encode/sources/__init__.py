@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages.encode.sources.folders import image_folder
+from stages.encode.sources.parquet import parquet_rows
+from stages.encode.sources.repa import repa_folder
 from stages.encode.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
 from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.tars import tar_archive
+from stages.encode.sources.zips import zip_archive
 
 __all__ = [
     "EMBEDDED_SOURCES",
@@ -24,6 +28,10 @@ __all__ = [
 # The names that `dataset.source` takes.
 SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
     "imagefolder": image_folder,
+    "zip": zip_archive,
+    "tar": tar_archive,
+    "parquet": parquet_rows,
+    "repa": repa_folder,
     "sample-photos": sample_photos,
 }
 # Those that need no `dataset.path`.
