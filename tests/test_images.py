@@ -1,11 +1,96 @@
 import io
+import struct
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from stages.encode.images import centre_crop, decode
+from stages.encode import images
+from stages.encode.images import MAX_PIXELS, centre_crop, decode
+
+# Ways to write a file: format, options of Pillow, and modes.
+WAYS = (
+    ("jpeg", {}, ("L", "RGB", "CMYK")),
+    ("jpeg", {"progressive": True, "quality": 30, "subsampling": 2}, ("L", "RGB", "CMYK")),
+    ("jpeg", {"exif": 6}, ("L", "RGB")),
+    ("mpo", {"frames": 2}, ("RGB",)),
+    ("png", {}, ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    ("png", {"transparency": 3}, ("L", "P")),
+    ("png", {"transparency": bytes(range(0, 256, 4))}, ("P",)),
+    ("png", {"transparency": (1, 2, 3)}, ("RGB",)),
+    ("png", {"frames": 3}, ("L", "P", "RGB", "RGBA")),
+    ("png", {"frames": 3, "default_image": True}, ("RGB",)),
+    ("png", {"exif": 3}, ("RGB",)),
+    ("gif", {}, ("1", "L", "P", "RGB", "RGBA")),
+    ("gif", {"frames": 3}, ("L", "P", "RGB", "RGBA")),
+    ("gif", {"transparency": 2}, ("L", "P")),
+    ("webp", {}, ("L", "P", "RGB", "RGBA")),
+    ("webp", {"lossless": True, "exif": 8}, ("RGB", "RGBA")),
+    ("webp", {"frames": 3}, ("RGB", "RGBA")),
+    ("bmp", {}, ("1", "L", "P", "RGB", "RGBA")),
+    ("ppm", {}, ("1", "L", "RGB", "RGBA", "I", "F")),
+    ("tiff", {}, ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F")),
+    ("tiff", {"compression": "tiff_lzw"}, ("1", "L", "P", "RGB", "RGBA", "I;16")),
+    ("tiff", {"compression": "jpeg"}, ("L", "RGB", "CMYK")),
+    ("tiff", {"frames": 2, "exif": 6}, ("L", "RGB")),
+)
+SIZES = ((50, 37), (1, 1), (7, 90), (3, 700), (131, 64))
+
+
+def photograph(size: tuple[int, int], mode: str) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA")
+    if mode in {"I", "F", "I;16"}:
+        wide = noise[..., 0].astype(np.int32) * (1 if mode == "F" else 257)
+        return Image.fromarray(wide.astype({"I": "i4", "F": "f4", "I;16": "u2"}[mode]))
+    through = "RGB" if mode in {"P", "CMYK", "YCbCr", "LAB", "1"} else None
+    return image.convert(through).convert(mode) if through else image.convert(mode)
+
+
+def written(kind: str, options: dict[str, Any], size: tuple[int, int], mode: str) -> bytes:
+    image = photograph(size, mode)
+    options = dict(options)
+    if frames := options.pop("frames", 0):
+        turned = image.transpose(Image.Transpose.ROTATE_180)
+        options |= {"save_all": True, "append_images": [turned] * (frames - 1)}
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[274] = options["exif"]
+        options["exif"] = exif
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def odd_files() -> Iterator[Any]:
+    for kind, options, modes in WAYS:
+        for number, mode in enumerate(modes):
+            for size in (SIZES[0], SIZES[1 + number % 4]):
+                name = f"{kind}-{mode}-{size[0]}x{size[1]}-{'-'.join(map(str, options))}"
+                yield pytest.param(kind, options, size, mode, id=name)
+
+
+def plain(content: bytes) -> Image.Image:
+    """The line of the published preprocessing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def plain_crop(image: Image.Image, side: int) -> np.ndarray:
+    """What ADM's crop is, said once more."""
+    while min(image.size) >= side * 2:
+        image = image.resize(tuple(x // 2 for x in image.size), Image.Resampling.BOX)
+    factor = side / min(image.size)
+    image = image.resize(tuple(round(x * factor) for x in image.size), Image.Resampling.BICUBIC)
+    left, top = ((x - side) // 2 for x in image.size)
+    return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -15,16 +100,124 @@ def test_the_crop_is_that_of_adm_to_the_pixel(crops: Any, number: int) -> None:
     np.testing.assert_array_equal(centre_crop(image, expected.shape[0]), expected)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    stream = io.BytesIO()
-    Image.linear_gradient("L").convert("I" if mode == "I;16" else mode).save(stream, "tiff")
-    assert decode(stream.getvalue()).mode == "RGB"
+@pytest.mark.parametrize(("kind", "options", "size", "mode"), list(odd_files()))
+def test_odd_files_become_what_the_published_preprocessing_makes_of_them(
+    kind: str, options: dict[str, Any], size: tuple[int, int], mode: str
+) -> None:
+    content = written(kind, options, size, mode)
+    image = decode(content)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(plain(content)))
+    np.testing.assert_array_equal(centre_crop(image, 32), plain_crop(plain(content), 32))
+
+
+def test_there_are_a_hundred_odd_files() -> None:
+    assert len(list(odd_files())) >= 100
 
 
 def test_exif_rotation_is_not_applied() -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(stream, "jpeg", exif=exif)
-    assert decode(stream.getvalue()).size == (40, 20)
+    assert decode(written("jpeg", {"exif": 6}, (40, 20), "RGB")).size == (40, 20)
+
+
+def with_damaged_exif() -> bytes:
+    """A JPEG file whose metadata claim to be longer than they are, as some of ImageNet do."""
+    entry = struct.pack("<HHHII", 1, 0x010F, 2, 9999, 500)
+    metadata = b"Exif\0\0II*\0\x08\0\0\0" + entry + bytes(4)
+    segment = b"\xff\xe1" + struct.pack(">H", len(metadata) + 2) + metadata
+    content = written("jpeg", {}, (40, 20), "RGB")
+    # In place of JFIF's header, which would spare Pillow a look into the metadata.
+    return content[:2] + segment + content[20:]
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    size, crc = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+    return size + kind + content + crc
+
+
+def png_of_size(width: int, height: int, *more: bytes) -> bytes:
+    """A file of a few bytes that claims a size; `more` chunks follow the first."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(bytes(9)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + data + png_chunk(b"IEND", b"")
+
+
+def harmless() -> dict[str, bytes]:
+    mpo = bytearray(written("mpo", {"frames": 2}, (40, 20), "RGB"))
+    # The tag with the number of images.
+    tag = mpo.index(b"\x01\xb0", mpo.index(b"MPF\0"))
+    mpo[tag : tag + 2] = b"\x09\xb0"
+    return {
+        "Corrupt EXIF|Tag data larger|Possibly corrupt": with_damaged_exif(),
+        "Invalid APNG": png_of_size(2, 2, png_chunk(b"acTL", bytes(8))),
+        "malformed MPO": bytes(mpo),
+        "Palette images with Transparency": written(
+            "png", {"transparency": bytes(9)}, (40, 20), "P"
+        ),
+    }
+
+
+@pytest.mark.parametrize("message", list(harmless()))
+def test_damaged_metadata_are_no_reason_to_warn(message: str) -> None:
+    content = harmless()[message]
+    with pytest.warns(UserWarning, match=message):
+        expected = Image.open(io.BytesIO(content)).convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(expected))
+
+
+def test_no_thread_warns_whatever_the_others_do() -> None:
+    contents = [*harmless().values()] * 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(8) as pool:
+            assert {image.mode for image in pool.map(decode, contents)} == {"RGB"}
+
+
+def test_the_filter_of_warnings_is_set_only_once() -> None:
+    decode(written("png", {}, (2, 2), "L"))
+    before = list(warnings.filters)
+    decode(written("png", {}, (2, 2), "L"))
+    assert before == warnings.filters
+    assert warnings.filters[0] == images.HARMLESS_FILTER
+
+
+@pytest.mark.parametrize("action", ["ignore", "error", "default"])
+@pytest.mark.parametrize("size", [(9_500, 9_500), (20_000, 20_000), (89_478_486, 1)])
+def test_a_bomb_is_refused_before_it_is_decoded(action: Any, size: tuple[int, int]) -> None:
+    assert size[0] * size[1] > MAX_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        tracemalloc.start()
+        with pytest.raises(Image.DecompressionBombError, match="exceeds limit"):
+            decode(png_of_size(*size))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_a_bomb_is_refused_where_pillow_was_told_to_allow_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(ValueError, match="9500 x 9500 pixels, more than 89478485"):
+        decode(png_of_size(9_500, 9_500))
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (3, 9000)])
+def test_an_image_too_long_to_be_resized_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"Resized to 256 px, it has \d+ x \d+ pixels, more than"):
+        centre_crop(Image.new("RGB", size), 256)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp", "bmp", "ppm", "tiff"])
+def test_a_file_that_was_cut_off_is_an_error(kind: str) -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    content = written(kind, {}, (64, 64), "RGB")
+    for size in (0, 5, len(content) // 3, len(content) * 9 // 10):
+        with pytest.raises((OSError, ValueError, SyntaxError)):
+            decode(content[:size])
+
+
+@pytest.mark.parametrize("kind", ["eps", "pdf", "ico", "tga"])
+def test_formats_that_no_data_set_has_are_refused(kind: str) -> None:
+    with pytest.raises(OSError, match="cannot identify"):
+        decode(written(kind, {}, (16, 16), "RGB"))

@@ -1,0 +1,38 @@
+"""Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
+
+To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
+to a `Source`, and name it in `SOURCES`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stages.encode.sources.folders import image_folder
+from stages.encode.sources.parquet import parquet_rows
+from stages.encode.sources.repa import repa_folder
+from stages.encode.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
+from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.tars import tar_archive
+from stages.encode.sources.zips import zip_archive
+
+__all__ = [
+    "EMBEDDED_SOURCES",
+    "SAMPLE_PHOTOGRAPHS",
+    "SOURCES",
+    "Source",
+    "SourceError",
+    "image_folder",
+    "sample_photos",
+]
+
+# The names that `dataset.source` takes.
+SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
+    "imagefolder": image_folder,
+    "zip": zip_archive,
+    "tar": tar_archive,
+    "parquet": parquet_rows,
+    "repa": repa_folder,
+    "sample-photos": sample_photos,
+}
+# Those that need no `dataset.path`.
+EMBEDDED_SOURCES = frozenset({"sample-photos"})
