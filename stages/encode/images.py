@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,6 +42,8 @@ def decode(content: bytes) -> Image.Image:
             # A note that changes no pixel, but `convert` warns if it is more than one colour.
             image.info.pop("transparency", None)
             return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is no image ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombWarning as error:
         raise Image.DecompressionBombError(str(error)) from None
 

@@ -13,17 +13,20 @@ from cache.rows import RowTable, read_rows
 from stages.encode.columns import pixels_recipe
 from stages.encode.crops import CropReader
 from stages.encode.settings import EncodeSettings
-from stages.encode.sources import SOURCES, Source
+from stages.encode.sources import SOURCES, Source, SourceError
 from stages.progress import say
 
 
 def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
-    dataset, path = settings.dataset, settings.cache.path
-    if dataset.path is not None and not dataset.path.exists() and _has_all_crops(settings):
-        say(f"{dataset.path} is not there: encoding from the crops in {path}")
+    dataset = settings.dataset
+    try:
+        return SOURCES[dataset.source](dataset.path, dataset.resolution)
+    except SourceError as error:
+        if not _has_all_crops(settings):
+            raise
+        say(f"{error} Encoding from the crops in {settings.cache.path}.")
         return None
-    return SOURCES[dataset.source](dataset.path, dataset.resolution)
 
 
 def open_crops(

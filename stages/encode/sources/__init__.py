@@ -17,6 +17,7 @@ from stages.encode.sources.zips import zip_archive
 
 __all__ = [
     "EMBEDDED_SOURCES",
+    "FOLDER_SOURCES",
     "SAMPLE_PHOTOGRAPHS",
     "SOURCES",
     "Source",
@@ -36,3 +37,5 @@ SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
 }
 # Those that need no `dataset.path`.
 EMBEDDED_SOURCES = frozenset({"sample-photos"})
+# Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
+FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
