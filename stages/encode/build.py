@@ -83,7 +83,7 @@ def build(
         with locks.preparing(say):
             tidy(path)
             rows = wanted_rows(settings.cache, options, current, locks, block)
-            crops = open_crops(settings, source, rows, pool)
+            crops = open_crops(settings, source, rows, pool, device)
             prepared = prepare(settings.cache, options, makers, crops, threads)
             stack.enter_context(locks.at_work())
         columns = prepared.columns

@@ -158,7 +158,7 @@ def _open(order: Order) -> ShardEncoder:
         check_recipe(column, maker.recipe)
     return ShardEncoder(
         list(zip(columns, makers, strict=True)),
-        open_crops(settings, open_source(settings), rows, ThreadPoolExecutor(threads)),
+        open_crops(settings, open_source(settings), rows, ThreadPoolExecutor(threads), device),
         Device(device),
         Meter(),
         BuildLocks(path),

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.layout import FLIPPED, PIXELS, VALID, Constants
+from cache.layout import FLIPPED, PIXELS, VALID
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.autoencoder import Autoencoder, autoencoder_scaling
@@ -43,16 +45,19 @@ class Maker:
         return STORAGES[str(self.recipe["storage"])]
 
     @torch.inference_mode()
-    def encode(self, crops: Crops, constants: Constants) -> dict[str, Tensor]:
+    def encode(
+        self, crops: Crops, constants: Mapping[str, Tensor | npt.NDArray[Any]]
+    ) -> dict[str, Tensor]:
         """All arrays of the column for a batch of crops, zeros for those that are not valid."""
         values = dict(self.network(crops))
         main = values.pop(self.array)
-        there = {n: torch.from_numpy(c).to(main.device) for n, c in constants.items()}
+        there = {n: torch.as_tensor(c, device=main.device) for n, c in constants.items()}
         arrays = dict(self.storage.encode(self.array, main, there))
         arrays |= {name: value.half() for name, value in values.items()}
-        valid = torch.from_numpy(crops.valid).to(main.device)
-        if not crops.valid.all():
-            arrays = {name: torch.where(_along(valid, a), a, 0) for name, a in arrays.items()}
+        valid = torch.from_numpy(crops.valid)
+        if not valid.all():
+            mask = valid.to(main.device)
+            arrays = {name: torch.where(_along(mask, a), a, 0) for name, a in arrays.items()}
         return {**arrays, VALID.name: valid.to(torch.uint8)}
 
     def flipped(self) -> "Maker":

@@ -70,10 +70,6 @@ class Crops:
         moments = None if self.moments is None else self.moments.to(device)
         return replace(self, images=self.images.to(device, non_blocking=True), moments=moments)
 
-    def pinned(self) -> "Crops":
-        """The same with images in memory from which a GPU copies by itself."""
-        return replace(self, images=self.images.pin_memory())
-
     def mirrored(self) -> "Crops":
         """The mirror images."""
         return replace(self, images=self.images.flip(-1))
@@ -92,8 +88,9 @@ class CropReader:
     crops in px; batch_size: images per batch; skip: whether an image that cannot be decoded
     becomes an invalid row rather than an error; stored: the column of crops, if there is one,
     which is read instead of files as far as it is finished; with_moments: whether batches have
-    the moments that the source brings along; failures: the reason by the key of an image that
-    could not be decoded, filled on the way.
+    the moments that the source brings along; pin_memory: whether images lie in memory from which
+    a GPU copies by itself; failures: the reason by the key of an image that could not be decoded,
+    filled on the way.
     """
 
     source: Source | None
@@ -104,6 +101,7 @@ class CropReader:
     skip: bool = False
     stored: PartialReader | None = None
     with_moments: bool = False
+    pin_memory: bool = False
     failures: dict[str, str] = field(default_factory=dict)
 
     def batches(self, rows: Sequence[int]) -> Iterator[Crops]:
@@ -117,23 +115,22 @@ class CropReader:
 
         The next group is asked for when the last one is not yet through.
         """
-        ahead: deque[tuple[Tag, list[Future[_Crop]]]] = deque()
+        ahead: deque[tuple[Tag, _Batch]] = deque()
         try:
             for tag, rows in groups:
                 for start in range(0, len(rows), self.batch_size):
-                    some = rows[start : start + self.batch_size]
-                    ahead.append((tag, [self.pool.submit(self._crop, row) for row in some]))
+                    ahead.append((tag, _Batch(self, rows[start : start + self.batch_size])))
                     if len(ahead) > BATCHES_AHEAD:
-                        yield ahead[0][0], _batch([future.result() for future in ahead[0][1]])
+                        yield ahead[0][0], ahead[0][1].whole.result()
                         ahead.popleft()
             while ahead:
-                yield ahead[0][0], _batch([future.result() for future in ahead[0][1]])
+                yield ahead[0][0], ahead[0][1].whole.result()
                 ahead.popleft()
         finally:
-            for future in (future for _, futures in ahead for future in futures):
-                future.cancel()
+            for _, batch in ahead:
+                batch.cancel()
 
-    def _crop(self, row: int) -> "_Crop":
+    def crop(self, row: int) -> "_Crop":
         """A row's crop."""
         crop = self._stored_crop(row)
         if crop is None:
@@ -194,14 +191,31 @@ class _Crop:
     moments: npt.NDArray[np.float32] | None = None
 
 
-def _batch(crops: Sequence[_Crop]) -> Crops:
+class _Batch:
+    """A batch that a pool is decoding: its crops, and the whole of them."""
+
+    def __init__(self, reader: CropReader, rows: Sequence[int]) -> None:
+        self._crops = [reader.pool.submit(reader.crop, row) for row in rows]
+        # It waits for crops that the pool has begun before it, so that it cannot wait for ever.
+        self.whole = reader.pool.submit(_assemble, self._crops, pin_memory=reader.pin_memory)
+
+    def cancel(self) -> None:
+        """Give up what has not begun."""
+        self.whole.cancel()
+        for crop in self._crops:
+            crop.cancel()
+
+
+def _assemble(parts: Sequence[Future[_Crop]], *, pin_memory: bool) -> Crops:
+    crops = [part.result() for part in parts]
     moments = [crop.moments for crop in crops if crop.moments is not None]
     # Wherever they come from, all batches have the same layout in memory: it decides how a
     # network computes, and with that the last bits.
-    images = np.empty((len(crops), *crops[0].pixels.shape), np.uint8)
-    np.stack([crop.pixels for crop in crops], out=images)
+    shape = (len(crops), *crops[0].pixels.shape)
+    images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+    np.stack([crop.pixels for crop in crops], out=images.numpy())
     return Crops(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        images=images.permute(0, 3, 1, 2),
         valid=np.array([crop.is_valid for crop in crops]),
         moments=torch.from_numpy(np.stack(moments)) if moments else None,
     )

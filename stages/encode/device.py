@@ -34,19 +34,29 @@ class Device:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lock = threading.Lock()
+        self._constants: dict[str, dict[str, Tensor]] = {}
 
     def encode(self, crops: Crops, jobs: Sequence[Job]) -> "Encoded":
         """Compute columns of a batch of crops; a GPU goes on with it after this returns."""
         is_cuda = self._device.type == "cuda"
-        crops = crops.pinned() if is_cuda else crops
         selected: AbstractContextManager[object] = (
             torch.cuda.device(self._device) if is_cuda else nullcontext()
         )
         with self._lock, selected:
             start = _now(is_cuda)
             there = crops.to(self._device)
-            tensors = [_on_host(_make(there, job), is_cuda) for job in jobs]
+            tensors = [_on_host(self._make(there, job), is_cuda) for job in jobs]
             return Encoded(tensors, start, _now(is_cuda))
+
+    def _make(self, crops: Crops, job: Job) -> dict[str, Tensor]:
+        column = job.column
+        if column.name not in self._constants:
+            # Once: a copy from ordinary memory has to wait for all that the device has to do.
+            self._constants[column.name] = {
+                name: torch.from_numpy(values).to(self._device)
+                for name, values in column.constants.items()
+            }
+        return job.maker.encode(crops[job.done :], self._constants[column.name])
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,6 @@ class Encoded:
             seconds = self._start.elapsed_time(self._end) / 1000
         arrays = [{n: np.asarray(t) for n, t in tensors.items()} for tensors in self._tensors]
         return arrays, seconds
-
-
-def _make(crops: Crops, job: Job) -> dict[str, Tensor]:
-    return job.maker.encode(crops[job.done :], job.column.constants)
 
 
 def _on_host(tensors: Mapping[str, Tensor], is_cuda: bool) -> dict[str, Tensor]:

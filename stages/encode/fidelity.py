@@ -47,7 +47,7 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
     """
     cache, measured = Cache(settings.cache.path), []
     with ThreadPoolExecutor(settings.build.threads) as pool:
-        crops = open_crops(settings, open_source(settings), cache.rows, pool)
+        crops = open_crops(settings, open_source(settings), cache.rows, pool, device)
         for maker in load_makers(settings, device):
             reader = cache.column(maker.column)
             check_recipe(reader.column, maker.recipe)

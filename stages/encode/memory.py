@@ -31,6 +31,8 @@ class FittingNetwork:
                 if size == 1:
                     raise
             else:
+                if len(parts) == 1:
+                    return parts[0]
                 return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             self._most = (size + 1) // 2
             say(f"{self._name}: out of memory; {self._most} images at a time from here on")

@@ -3,6 +3,8 @@
 from concurrent.futures import Executor
 from pathlib import Path
 
+import torch
+
 from cache import ledger
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.layout import PIXELS
@@ -30,9 +32,13 @@ def open_source(settings: EncodeSettings) -> Source | None:
 
 
 def open_crops(
-    settings: EncodeSettings, source: Source | None, rows: RowTable, pool: Executor
+    settings: EncodeSettings,
+    source: Source | None,
+    rows: RowTable,
+    pool: Executor,
+    device: torch.device,
 ) -> CropReader:
-    """The reader of the crops of a cache's rows."""
+    """The reader of the crops of a cache's rows, for networks on a device."""
     dataset = settings.dataset
     return CropReader(
         source,
@@ -43,6 +49,7 @@ def open_crops(
         skip=dataset.on_error == "skip",
         stored=stored_crops(settings.cache.path, pixels_recipe(settings), rows),
         with_moments=settings.latents.imported,
+        pin_memory=device.type == "cuda",
     )
 
 

@@ -184,9 +184,8 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
         print(f"round {turn}: {made.counts.note(made.seconds)}", flush=True)
     for name, values in speeds.items():
         ratios = [a / b for a, b in zip(speeds["this project"], values, strict=True)]
-        print(
-            f"  {name:<16} {median(values):8.1f} images/s   this project / this: {median(ratios):.2f}"
-        )
+        speed = f"{median(values):8.1f} images/s"
+        print(f"  {name:<16} {speed}   this project / this: {median(ratios):.2f}")
 
 
 def main() -> None:
