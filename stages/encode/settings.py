@@ -1,20 +1,34 @@
 """The sections of pipeline.toml that stage one reads."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
-from stages.encode.encoders import ENCODERS
+from stages.encode.encoders import EncoderError, find_encoder
+from stages.encode.vae_folder import AutoencoderError, downsampling, read_vae_config
 from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # Pixels per latent along a side, of models whose config.json is on the hub.
-HUB_DOWNSAMPLING = {"stabilityai/sd-vae-ft-mse": 8, "stabilityai/sd-vae-ft-ema": 8}
+HUB_DOWNSAMPLING = {
+    "stabilityai/sd-vae-ft-mse": 8,
+    "stabilityai/sd-vae-ft-ema": 8,
+    "stabilityai/sdxl-vae": 8,
+    "madebyollin/sdxl-vae-fp16-fix": 8,
+}
 
-EncoderName = Annotated[str, one_of("stages.encode.encoders:ENCODERS")]
+
+def _known_encoder(name: str) -> str:
+    try:
+        find_encoder(name)
+    except EncoderError as error:
+        raise ValueError(error) from error
+    return name
+
+
+EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class DatasetSettings(Settings):
@@ -49,8 +63,9 @@ class CacheSettings(Settings):
 class LatentsSettings(Settings):
     """`[latents]`: the autoencoder.
 
-    vae: a hub name, a local folder, or `demo-autoencoder`; imported: whether the data set brings
-    its latents along (the source `repa`), so that nothing is encoded.
+    vae: a hub name, a local folder, or `demo-autoencoder`; precision: in which it computes;
+    imported: whether the data set brings its latents along (the source `repa`), so that nothing
+    is encoded.
     """
 
     vae: str = "stabilityai/sd-vae-ft-mse"
@@ -71,19 +86,31 @@ class LatentsSettings(Settings):
     @property
     def downsampling(self) -> int | None:
         """Pixels per latent along a side, as far as it is known without a download."""
-        path = Path(self.location) / "config.json"
-        if not path.is_file():
+        folder = Path(self.location)
+        if not folder.is_dir():
             return HUB_DOWNSAMPLING.get(self.vae)
-        blocks: list[str] = json.loads(path.read_text())["block_out_channels"]
-        return 1 << (len(blocks) - 1)
+        return None if self.problem else downsampling(read_vae_config(folder))
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with a local folder, if anything is."""
+        folder = Path(self.location)
+        if self.location.startswith((".", "/")) and not folder.is_dir():
+            return f"there is no folder {self.location}"
+        try:
+            if folder.is_dir():
+                read_vae_config(folder)
+        except AutoencoderError as error:
+            return str(error)
+        return None
 
 
 class EncoderSettings(Settings):
     """`[encoders.NAME]`: one frozen encoder.
 
     weights: a local file to load instead of timm's hub; input_size: side of its input in px,
-    where another than the published one is wanted; storage: how tokens are kept, at 2 bytes a
-    number (float16) or 1 (int8).
+    where another than the published one is wanted; precision: in which it computes; storage: how
+    tokens are kept, at 2 bytes a number (float16) or 1 (int8).
     """
 
     weights: AnchoredPath | None = None
@@ -114,9 +141,9 @@ class EncodeSettings(Settings):
 
     def input_size(self, encoder: str) -> int:
         """Side of an encoder's input in px."""
-        published = ENCODERS[encoder].size_for(self.dataset.resolution)
+        published = find_encoder(encoder).size_for(self.dataset.resolution)
         return self.encoders[encoder].input_size or published
 
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""
-        return self.input_size(encoder) // ENCODERS[encoder].stride
+        return self.input_size(encoder) // find_encoder(encoder).stride
