@@ -20,7 +20,7 @@ from stages.encode.settings import (
     EncodeSettings,
     LatentsSettings,
 )
-from stages.encode.sources import EMBEDDED_SOURCES
+from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
 from stages.sample.settings import EvaluateSettings, SampleSettings
 from stages.settings import Settings, nearest
 from stages.train.settings import CachedTensors, TrainSettings
@@ -170,11 +170,14 @@ def _contradictions(config: Config, world: int) -> Iterator[str]:
 
 def _missing_files(config: Config) -> Iterator[str]:
     dataset = config.dataset
-    if dataset.source not in EMBEDDED_SOURCES:
-        if dataset.path is None:
-            yield f"dataset.path: required by the source {dataset.source!r}"
-        elif not dataset.path.exists() and not (config.cache.path / PIXELS).is_dir():
-            yield f"dataset.path: there is no {dataset.path}"
+    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+        yield f"dataset.path: required by the source {dataset.source!r}"
+    # Folders may be gone once their crops are in the cache.
+    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
+    if is_needed and dataset.path is not None and not dataset.path.is_dir():
+        yield f"dataset.path: there is no folder {dataset.path}"
+    if config.latents.imported and dataset.source != "repa":
+        yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
     yield from _missing_weights(config)

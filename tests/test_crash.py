@@ -23,7 +23,6 @@ from pipeline.config import Config
 from stages.encode.prepare import tidy
 
 HERE = Path(__file__).parent
-KILLS = 50
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,13 @@ def test_a_build_killed_at_every_shard_boundary_never_makes_a_shard_twice(
     check(attempts, undisturbed)
 
 
+@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow), 15])
 def test_a_build_killed_at_random_moments_comes_out_the_same(
-    tiny: Callable[..., Config], images: Path
+    tiny: Callable[..., Config], images: Path, kills: int
 ) -> None:
     tiny()
-    undisturbed, *attempts = under_fire(images.parent / "pipeline.toml", "random", str(KILLS))
-    assert sum(not attempt.survived for attempt in attempts) == KILLS
+    undisturbed, *attempts = under_fire(images.parent / "pipeline.toml", "random", str(kills))
+    assert sum(not attempt.survived for attempt in attempts) == kills
     assert attempts[-1].survived
     check(attempts, undisturbed)
 

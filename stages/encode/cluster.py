@@ -29,6 +29,7 @@ from stages.encode.shards import ShardEncoder
 from stages.placement import find_device
 from stages.progress import say
 
+CONNECT_SECONDS = 10
 # Per worker: while one is finished on the disk, the next one is computed.
 SHARDS_AT_ONCE = 2
 
@@ -55,7 +56,7 @@ def _connected(cluster: Cluster) -> Iterator[Client]:
     """A client of the cluster, which is started if need be, and ends with the block."""
     if cluster.scheduler is not None:
         try:
-            client = Client(cluster.scheduler, timeout="30s")
+            client = Client(cluster.scheduler, timeout=CONNECT_SECONDS)
         except (OSError, ValueError) as error:
             raise ClusterError(
                 f"No Dask scheduler answers at {cluster.scheduler}: {error}"
