@@ -1,11 +1,17 @@
 """Where a process of a run works."""
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
 
 from cache.errors import RepaCacheError
+
+# Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+MOST_KEPT_BYTES = 2**31 - 1
 
 
 class DeviceError(RepaCacheError):
@@ -27,7 +33,23 @@ def find_device(name: str, local: str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"There is no device {name!r} here: {error}") from error
+    if device.type == "cpu":
+        _keep_freed_memory()
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep the memory of tensors that are gone, for those that follow.
+
+    By default it gives large blocks back, and the system clears their pages each time anew: a
+    fifth of the time of training on a CPU, and a third of that of encoding.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, MOST_KEPT_BYTES)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,29 @@
 """How fast images are encoded, against the networks alone and the published way.
 
-    python tests/benchmarks/encode.py FOLDER [--networks small|real] [--images 512] [--rounds 5]
-        [--device cuda --precision float16 --batch 128 --threads 16 --encoders dinov2-vit-b,...]
+    python tests/benchmarks/encode.py FOLDER [--networks small|real] [--resolution 256]
+        [--height 375] [--images 512] [--rounds 5] [--batch 32] [--threads 4]
+        [--device cuda] [--precision float16] [--encoders dinov2-vit-b,dinov2-vit-l]
 
-All three encode the same photographs of 500 x 375 px (JPEG) with the same networks:
+All three encode the same photographs (JPEG, 4:3, 375 px high) with the same networks:
 
 - this project: `repa-cache build`, from files on disk to a finished cache;
 - the networks alone: the forward passes on crops that lie in memory already, nothing stored;
-- the published way: one image at a time, and a `.npy` file for each tensor of it.
+- the published way: one image at a time, and a `.npy` file for each tensor of it, in a process
+  of its own.
 
 They alternate, round after round; a ratio is the median over the rounds. Real networks have the
 real architectures with random weights, so that nothing is downloaded. FOLDER is left empty.
 """
 
 import argparse
+import multiprocessing
 import platform
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -34,18 +38,18 @@ from stages.encode.crops import Crops
 from stages.encode.encoders import find_encoder
 from stages.encode.images import centre_crop, decode
 from stages.encode.photographs import LICENCES, open_photograph
+from stages.encode.settings import EncodeSettings
 from stages.encode.weights import create_network
 from stages.placement import find_device
 from stages.vision import AutoencoderKL
 
-SIZE = (500, 375)
 CLASSES = 10
 
 CONFIG = """
 [dataset]
 source = "imagefolder"
 path = "images"
-resolution = 256
+resolution = {resolution}
 
 [cache]
 path = "cache.zarr"
@@ -79,15 +83,16 @@ STABLE_DIFFUSION = {
 }
 
 
-def write_photographs(folder: Path, count: int) -> None:
+def write_photographs(folder: Path, count: int, height: int) -> None:
     """JPEG files cut from photographs, no two alike, with the noise of a camera."""
-    photographs = [open_photograph(name, 500) for name in LICENCES]
+    width = height * 4 // 3
+    photographs = [open_photograph(name, width) for name in LICENCES]
     generator = np.random.default_rng(0)
     for number in range(count):
         photograph = photographs[number % len(photographs)]
-        left = int(generator.integers(0, photograph.width - SIZE[0] + 1))
-        top = int(generator.integers(0, photograph.height - SIZE[1] + 1))
-        pixels = np.asarray(photograph.crop((left, top, left + SIZE[0], top + SIZE[1])))
+        left = int(generator.integers(0, photograph.width - width + 1))
+        top = int(generator.integers(0, photograph.height - height + 1))
+        pixels = np.asarray(photograph.crop((left, top, left + width, top + height)))
         noisy = pixels + generator.normal(0, 4, pixels.shape)
         path = folder / f"class{number % CLASSES}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,37 +103,30 @@ def write_networks(folder: Path, options: argparse.Namespace) -> Config:
     """A configuration with the networks that are to be measured."""
     vae, encoders = "demo-autoencoder", {"efficientnet-lite0": ""}
     if options.networks == "real":
-        vae = "sd-vae"
-        AutoencoderKL(**STABLE_DIFFUSION).save_pretrained(folder / vae)
-        encoders = {}
+        vae, encoders = str(folder / "sd-vae"), {}
+        AutoencoderKL(**STABLE_DIFFUSION).save_pretrained(vae)
         for name in options.encoders.split(","):
             spec = find_encoder(name)
-            network = create_network(spec, spec.size_for(256))
+            network = create_network(spec, spec.size_for(options.resolution))
             torch.save(network.state_dict(), folder / f"{name}.pth")
             encoders[name] = f'weights = "{name}.pth"'
-    text = CONFIG.format(vae=vae, shard=options.shard, **vars(options))
+    text = CONFIG.format(vae=vae, **vars(options))
     for name, weights in encoders.items():
         text += ENCODER.format(name=name, weights=weights, precision=options.precision)
     (folder / "pipeline.toml").write_text(text)
-    return load_config(
-        folder / "pipeline.toml",
-        [f"latents.vae={folder / vae}"] if "-" in vae and vae != "demo-autoencoder" else [],
-    )
+    return load_config(folder / "pipeline.toml")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The three ways to encode the same images."""
+    """Two ways to encode the same images; seconds for all of them."""
 
     config: Config
     makers: list[Maker]
     device: torch.device
-    files: list[Path]
     crops: list[Crops]
-    folder: Path
 
     def built(self) -> tuple[float, BuildSummary]:
-        """Seconds of the whole build but for loading networks."""
         shutil.rmtree(self.config.cache.path, ignore_errors=True)
         made = build(self.config.encode, self.device)
         return made.seconds, made
@@ -140,48 +138,48 @@ class Bench:
                 there = crops.to(self.device)
                 for maker in self.makers:
                     maker.network(there)
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def published(self, count: int) -> float:
-        """Seconds for all images, from those of the first `count`."""
-        shutil.rmtree(self.folder / "npy", ignore_errors=True)
-        (self.folder / "npy").mkdir()
-        start = time.perf_counter()
-        for number, file in enumerate(self.files[:count]):
-            pixels = torch.from_numpy(centre_crop(decode(file.read_bytes()), 256).copy())
-            crops = Crops.of(pixels.permute(2, 0, 1)[None].to(self.device))
-            for maker in self.makers:
-                for name, tensor in maker.network(crops).items():
-                    np.save(self.folder / "npy" / f"{number}-{name}.npy", tensor[0].cpu().numpy())
-        return (time.perf_counter() - start) * len(self.files) / count
-
-    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - start
 
 
-def batches(files: list[Path], size: int) -> Iterator[Crops]:
-    for start in range(0, len(files), size):
-        pixels = [centre_crop(decode(f.read_bytes()), 256) for f in files[start : start + size]]
+def publish(settings: EncodeSettings, device: str, files: list[Path], answers: Connection) -> None:
+    """Encode files one by one whenever asked to, and answer with the seconds for each."""
+    makers = load_makers(settings, torch.device(device))
+    folder = settings.cache.path.with_name("npy")
+    while answers.recv():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        start = time.perf_counter()
+        for number, file in enumerate(files):
+            pixels = centre_crop(decode(file.read_bytes()), settings.dataset.resolution)
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device)
+            for maker in makers:
+                for name, tensor in maker.network(Crops.of(image)).items():
+                    np.save(folder / f"{number}-{name}.npy", tensor[0].cpu().numpy())
+        answers.send((time.perf_counter() - start) / len(files))
+
+
+def batches(files: list[Path], options: argparse.Namespace) -> Iterator[Crops]:
+    for start in range(0, len(files), options.batch):
+        some = files[start : start + options.batch]
+        pixels = [centre_crop(decode(file.read_bytes()), options.resolution) for file in some]
         yield Crops.of(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> None:
-    images, few = len(bench.files), min(options.published, len(bench.files))
+def measure(bench: Bench, published: Connection, images: int, rounds: int) -> None:
     speeds: dict[str, list[float]] = {"this project": [], "networks alone": [], "published way": []}
-    for turn in range(options.rounds + 1):
+    for turn in range(rounds + 1):
         seconds, made = bench.built()
-        round_speeds = (
-            images / seconds,
-            images / bench.networks_alone(),
-            images / bench.published(few),
-        )
+        alone = bench.networks_alone()
+        published.send(True)
+        each = published.recv()
         if turn == 0:
             continue  # Warms up.
-        for name, speed in zip(speeds, round_speeds, strict=True):
+        for name, speed in zip(speeds, (images / seconds, images / alone, 1 / each), strict=True):
             speeds[name].append(speed)
         print(f"round {turn}: {made.counts.note(made.seconds)}", flush=True)
+    published.send(False)
     for name, values in speeds.items():
         ratios = [a / b for a, b in zip(speeds["this project"], values, strict=True)]
         speed = f"{median(values):8.1f} images/s"
@@ -195,8 +193,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--networks", choices=("small", "real"), default="small")
     parser.add_argument("--encoders", default="dinov2-vit-b")
+    parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--height", type=int, default=375)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument(
         "--published", type=int, default=64, help="images encoded the published way"
@@ -208,17 +208,23 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    write_photographs(folder / "images", options.images)
+    write_photographs(folder / "images", options.images, options.height)
     config = write_networks(folder, options)
     device = find_device(options.device)
     files = sorted((folder / "images").rglob("*.jpg"))
-    crops = list(batches(files, options.batch))
+    crops = list(batches(files, options))
     makers = load_makers(config.encode, device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "timm", "diffusers", "pillow"))
     print(f"{name}, {torch.get_num_threads()} threads; {packages}")
-    print(", ".join(maker.column for maker in makers), options.precision, f"batch {options.batch}")
-    measure(Bench(config, makers, device, files, crops, folder), options)
+    columns = ", ".join(maker.column for maker in makers)
+    print(f"{columns}; {options.precision}, batch {options.batch}, {options.resolution} px")
+    context, (here, there) = multiprocessing.get_context("spawn"), multiprocessing.Pipe()
+    few = files[:: max(1, len(files) // options.published)]
+    child = context.Process(target=publish, args=(config.encode, options.device, few, there))
+    child.start()
+    measure(Bench(config, makers, device, crops), here, len(files), options.rounds)
+    child.join()
     shutil.rmtree(folder)
 
 
