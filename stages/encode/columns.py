@@ -17,6 +17,7 @@ from stages.encode.encoders import find_encoder
 from stages.encode.features import FrozenEncoder
 from stages.encode.memory import FittingNetwork
 from stages.encode.settings import EncodeSettings
+from stages.encode.vae_folder import AutoencoderError
 
 # Raised whenever the same settings give other bytes than before.
 RECIPE_VERSION = 2
@@ -128,7 +129,8 @@ def load_latents_maker(settings: EncodeSettings, device: torch.device) -> Maker:
     latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
     if latents.imported:
         scaling = autoencoder_scaling(latents.location)
-        return Maker(latents.column, "moments", recipe | scaling, _imported_moments)
+        imported = _imported_moments(latents.downsampling)
+        return Maker(latents.column, "moments", recipe | scaling, imported)
     autoencoder = Autoencoder(latents.location, device, latents.precision)
     network = FittingNetwork(latents.column, lambda images: {"moments": autoencoder.encode(images)})
     return Maker(
@@ -139,10 +141,23 @@ def load_latents_maker(settings: EncodeSettings, device: torch.device) -> Maker:
     )
 
 
-def _imported_moments(crops: Crops) -> Tensors:
-    if crops.moments is None:
-        raise ValueError("the crops were read without moments")
-    return {"moments": crops.moments}
+def _imported_moments(downsampling: int | None) -> Callable[[Crops], Tensors]:
+    """Takes moments from crops. Raises AutoencoderError if they are not of the crops' size."""
+
+    def network(crops: Crops) -> Tensors:
+        assert crops.moments is not None, "crops were read without moments"
+        channels, *found = crops.moments.shape[1:]
+        wanted = (
+            [side // downsampling for side in crops.images.shape[2:]] if downsampling else found
+        )
+        if found != wanted:
+            raise AutoencoderError(
+                f"latents.imported: the data set's moments are {[channels, *found]}, expected "
+                f"{[channels, *wanted]} for this resolution and autoencoder."
+            )
+        return {"moments": crops.moments}
+
+    return network
 
 
 def load_features_maker(settings: EncodeSettings, encoder: str, device: torch.device) -> Maker:
