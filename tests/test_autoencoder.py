@@ -133,6 +133,11 @@ def test_another_kind_of_autoencoder_is_refused_before_anything_runs(damaged: Pa
     assert settings.downsampling is None
 
 
+def test_latents_that_are_scaled_channel_by_channel_are_refused(damaged: Path) -> None:
+    rewrite_config(damaged, latents_mean=[0.0, 0.1, 0.2, 0.3])
+    check_refused(damaged, "has a mean and a deviation for each channel of its latents")
+
+
 def test_torn_and_missing_and_foreign_weights_are_refused_whole(damaged: Path) -> None:
     weights = damaged / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stages.encode.images import centre_crop, decode
 from stages.encode.options import BuildOptions
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
+from stages.vision import timm
 
 CPU = torch.device("cpu")
 LATENTS, FEATURES = "latents/tiny-vae", "features/efficientnet-lite0"
@@ -182,3 +184,31 @@ def test_images_that_were_added_are_decoded_and_the_others_are_not(
     built_by(tiny("dataset.pixels=true"))
     # The last shard was not full, and is made again from its first new row on.
     assert set(decoded) <= set(range(16, 22))
+
+
+def test_class_tokens_are_kept_beside_the_tokens_of_any_timm_model(
+    tiny: Callable[..., Config], images: Path
+) -> None:
+    name, weights = "vit_tiny_patch16_224.augreg_in21k", images.parent / "vit.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), weights)
+    settings = {"storage": "int8", "input_size": 64, "weights": weights}
+    overrides = [f'encoders."{name}".{key}={value}' for key, value in settings.items()]
+    both, added = tiny(*overrides, "cache.path=both.zarr"), tiny(*overrides)
+    built_by(both)
+    built_by(tiny())
+    assert built_by(added).counts.shards == 3
+    assert content(added.cache.path) == content(both.cache.path)
+    cache = Cache(added.cache.path)
+    column = cache.column(f"features/{name}", verify=True)
+    assert [a.name for a in column.column.arrays] == [
+        "tokens",
+        "token_scale",
+        "class_token",
+        "valid",
+    ]
+    maker = next(m for m in load_makers(added.encode, CPU) if m.column == f"features/{name}")
+    crops = Crops.of(torch.tensor(crop_of(added, 5)).permute(2, 0, 1)[None])
+    for array, fresh in maker.network(crops).items():
+        stored = column.values(array, [5]) if array == "tokens" else column.read(array, [5])
+        cosine = torch.cosine_similarity(torch.from_numpy(stored).float(), fresh, dim=-1)
+        assert cosine.min() > 0.999, array

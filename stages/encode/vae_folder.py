@@ -36,9 +36,17 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
 
 
 def check_is_autoencoder_kl(config: Mapping[str, Any], location: str) -> None:
-    """Raise AutoencoderError if a configuration is that of another network."""
+    """Raise AutoencoderError if a configuration is that of another network.
+
+    Likewise if its latents are scaled channel by channel, which training does not do.
+    """
     if (kind := config.get("_class_name", KIND)) != KIND:
         raise AutoencoderError(f"{location} holds an {kind}, expected an {KIND}")
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise AutoencoderError(
+            f"{location} has a mean and a deviation for each channel of its latents "
+            "(latents_mean, latents_std); only one scale and shift for all is supported"
+        )
 
 
 def downsampling(config: Mapping[str, Any]) -> int:
