@@ -55,7 +55,8 @@ def show_invalid(invalid: Mapping[str, str]) -> None:
     """Print which images could not be decoded, and why."""
     if not invalid:
         return
-    typer.echo(f"{len(invalid):,} images could not be decoded. Training never draws their rows:")
+    images = "1 image" if len(invalid) == 1 else f"{len(invalid):,} images"
+    typer.echo(f"{images} could not be decoded. Training never draws the rows of these:")
     for key, reason in islice(invalid.items(), SHOWN_IMAGES):
         typer.echo(f"  {key}: {reason}")
     if len(invalid) > SHOWN_IMAGES:

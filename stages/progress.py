@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +25,14 @@ console = Console(stderr=True)
 
 # Called with the number of finished units and a short text to show beside the rate.
 Advance = Callable[[int, str], None]
+
+
+class _Bar(Progress):
+    """A bar with its note below, where a narrow terminal has room for both."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["note"], style="dim") for task in self.tasks)
 
 
 class _Rate(ProgressColumn):
@@ -66,9 +74,8 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with _Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, unit=unit, note="")
         yield lambda units, note: bar.update(task, advance=units, note=note)
 

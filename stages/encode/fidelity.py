@@ -4,7 +4,7 @@ R rows, T tokens, D features.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,7 +47,10 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
     """
     cache, measured = Cache(settings.cache.path), []
     with ThreadPoolExecutor(settings.build.threads) as pool:
-        crops = open_crops(settings, open_source(settings), cache.rows, pool, device)
+        source = open_source(settings)
+        crops = open_crops(settings, source, cache.rows, pool, device)
+        if source is not None:
+            crops = replace(crops, stored=None)
         for maker in load_makers(settings, device):
             reader = cache.column(maker.column)
             check_recipe(reader.column, maker.recipe)
@@ -72,6 +75,7 @@ def _encode(maker: Maker, crops: CropReader, rows: list[int]) -> Tensor:
 
 def _compare(maker: Maker, stored: Tensor, fresh: Tensor) -> Fidelity:
     is_tokens = maker.array == "tokens"
+    stored, fresh = stored.float(), fresh.float()
     pairs = [values if is_tokens else values.flatten(1) for values in (stored, fresh)]
     cosine = cosine_similarity(pairs[0].double(), pairs[1].double(), dim=-1)
     return Fidelity(
