@@ -12,19 +12,16 @@ import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_cache import ARRAYS, COMPRESSED, DENSE, ROWS, SHARDED, make_cache, read_elsewhere, values
+from tiny_cache import ARRAYS, ROWS, SHARDED, make_cache, read_elsewhere, values
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from cache.arrays import (
-    JoinedRows,
     MemoryRows,
     RowReader,
     ZarrRows,
     aligned_buffer,
-    hold_small,
     open_rows,
 )
-from cache.compression import CompressedRows, unwarned
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.reader import Cache
 from cache.shards import DirectRows
@@ -124,25 +121,6 @@ def test_a_column_reads_any_rows_in_any_order(finished: Path, rows: list[int]) -
         np.testing.assert_array_equal(reader.read(spec.name, rows), values(spec)[rows])
 
 
-@settings(max_examples=20)
-@given(ROW_LISTS)
-def test_compressed_rows_are_what_zarr_python_reads(finished: Path, rows: list[int]) -> None:
-    path = finished / "features/x" / COMPRESSED.name
-    source = open_rows(path)
-    assert type(source) is CompressedRows
-    with unwarned():
-        expected = zarr.open_array(path, mode="r").oindex[np.array(rows, np.int64)]
-    np.testing.assert_array_equal(read(source, rows), expected)
-
-
-def test_several_arrays_are_read_as_one(finished: Path) -> None:
-    rows = Cache(finished).column("features/x").rows(SHARDED.name)
-    joined, numbers = JoinedRows([rows, rows, rows]), [40, 3, 2, 62, 0, 21]
-    np.testing.assert_array_equal(read(joined, numbers), read(rows, [n % 21 for n in numbers]))
-    assert joined.shape == (63, *SHARDED.row_shape)
-    assert len(read(joined, [])) == 0
-
-
 def test_rows_are_read_into_the_callers_buffer(finished: Path) -> None:
     buffer = np.zeros((2, *SHARDED.row_shape), np.float16)
     reader = Cache(finished).column("features/x")
@@ -237,19 +215,6 @@ def test_arrays_larger_than_memory_are_read_unbuffered(
         supports_unbuffered(path / "c/0/0/0"),
         False,
     ]
-
-
-def test_memory_holds_the_smallest_arrays_that_fit(finished: Path) -> None:
-    reader = Cache(finished).column("features/x")
-    sources = [reader.rows("tokens"), reader.rows("class_token")]
-    for budget, kinds in (
-        (0, [DirectRows, DirectRows]),
-        (21 * DENSE.row_bytes, [DirectRows, MemoryRows]),
-        (21 * (DENSE.row_bytes + SHARDED.row_bytes), [MemoryRows, MemoryRows]),
-    ):
-        held = hold_small(sources, budget)
-        assert [type(source) for source in held] == kinds
-        np.testing.assert_array_equal(read(held[0], [9, 0]), values(SHARDED)[[9, 0]])
 
 
 def damaged(folder: Path, change: Callable[[bytearray], None]) -> Path:

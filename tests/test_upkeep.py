@@ -14,12 +14,7 @@ from conftest import save_jpeg
 from faults import PLANTED, flip
 from tiny_cache import content
 
-from cache.errors import (
-    CacheBusyError,
-    IncompleteCacheError,
-    RowsChangedError,
-    StaleCacheError,
-)
+from cache.errors import CacheBusyError, IncompleteCacheError, RowsChangedError, StaleCacheError
 from cache.locks import BuildLocks
 from cache.reader import Cache
 from pipeline.config import Config
@@ -290,13 +285,12 @@ def test_a_cache_is_read_while_another_encoder_is_added(
 ) -> None:
     shutil.rmtree(copied.cache.path / FEATURES)
     moments = Cache(copied.cache.path).column(LATENTS).read("moments", range(21))
-    seen = []
-    original = ShardEncoder._write
+    seen, original = [], ShardEncoder._write
 
     def write(self: ShardEncoder, *arguments: object) -> None:
         original(self, *arguments)  # type: ignore[arg-type]
-        reader = Cache(copied.cache.path).column(LATENTS, verify=True)
-        seen.append(np.array_equal(reader.read("moments", range(21)), moments))
+        stored = Cache(copied.cache.path).column(LATENTS, verify=True).read("moments", range(21))
+        seen.append(np.array_equal(stored, moments))
 
     monkeypatch.setattr(ShardEncoder, "_write", write)
     assert built_by(tiny()).counts.shards == 3

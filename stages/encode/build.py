@@ -97,6 +97,9 @@ def build(
         elif shards:
             from stages.encode.cluster import make_on_cluster  # most builds need no Dask
 
+            # Workers on this machine need the memory of its devices.
+            makers.clear()
+            torch.cuda.empty_cache()
             make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
         seconds = meter.seconds
     return BuildSummary(

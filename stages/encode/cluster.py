@@ -86,8 +86,8 @@ def make_on_cluster(
 ) -> None:
     """Have the workers of a cluster, which share the cache's file system, make shards.
 
-    meter, failures: told what they did. Raises ClusterError if there is no
-    cluster, or if its workers keep dying.
+    meter, failures: told what they did. Raises ClusterError if there is no cluster, or if its
+    workers keep dying.
     """
     if cluster.dashboard and find_spec("bokeh") is None:
         raise ClusterError(
@@ -123,8 +123,10 @@ def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker needs to know. build: of which build, for each lays out the cache anew;
-    workers: on its machine, if they were started for this build, else 0.
+    """What a worker needs to know.
+
+    build: a name of its own, because rows and columns may differ from build to build; workers: on
+    the worker's machine, if they were started for this build, else 0.
     """
 
     build: str

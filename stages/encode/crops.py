@@ -25,10 +25,8 @@ from stages.encode.sources import Source
 # Batches that are decoded while a network works on another one.
 BATCHES_AHEAD = 2
 
-
 # What reading, Pillow and cropping raise for files that are no images.
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-
 
 Tag = TypeVar("Tag")
 
