@@ -81,7 +81,8 @@ def find_layout(array: zarr.Array[Any]) -> Layout | None:
         index_codecs, index = sharding.index_codecs, sharding.index_location.value
     is_whole = file_shape[1:] == chunk_shape[1:] == array.shape[1:]
     is_plain = _is_little_endian(codecs, array.dtype.itemsize)
-    is_compressed = chunk_shape[0] == 1 and bool(index) and _is_delta_zstd(codecs)
+    is_single = chunk_shape[0] == 1 and bool(index)
+    is_compressed = is_single and array.dtype == np.uint8 and _is_delta_zstd(codecs)
     if not is_whole or not (is_plain or is_compressed):
         return None
     if index and not _is_plain_index(index_codecs):
@@ -99,8 +100,10 @@ def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
 
 
 def _is_delta_zstd(codecs: tuple[Any, ...]) -> bool:
-    names = [codec.to_dict()["name"] for codec in codecs]
-    return names == ["numcodecs.delta", "bytes", "zstd", "crc32c"]
+    described = [codec.to_dict() for codec in codecs]
+    names = [codec["name"] for codec in described]
+    is_of_bytes = described[0].get("configuration") == {"dtype": "|u1"}
+    return names == ["numcodecs.delta", "bytes", "zstd", "crc32c"] and is_of_bytes
 
 
 def _is_plain_index(codecs: tuple[Any, ...]) -> bool:

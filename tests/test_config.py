@@ -42,7 +42,7 @@ def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., 
         ("dataset.resolution=34", "dataset.resolution: 34 is no multiple of the VAE's 4 px"),
         ("dataset.resolution=20", "train.model: SiT-XS/2 cannot cut latents of side 5"),
         ("dataset.path=nowhere", "dataset.path: there is no "),
-        ("latents.vae=./nowhere", "latents.vae: there is no folder ./nowhere"),
+        ("latents.vae=./nowhere", "latents.vae: there is no folder /"),
         ("encoders.efficientnet-lite0.weights=w.pth", "weights: there is no file "),
         ("encoders.efficientnet-lite0.input_size=60", "60 is no multiple of its patches of 16 px"),
         ("encoders.efficientnet-lite0.input_size=96", "6 x 6, those of SiT-XS/2 on 4 x 4; set"),
@@ -106,3 +106,13 @@ def test_the_paper_s_settings_are_the_defaults_of_its_preset(tmp_path: Path) -> 
     assert (train.batch_size, train.learning_rate, train.ema_decay) == (256, 1e-4, 0.9999)
     assert (config.sample.solver, config.sample.steps) == ("euler-maruyama", 250)
     assert config.encode.token_grid("dinov2-vit-b") == 16
+
+
+def test_a_relative_autoencoder_lies_beside_the_configuration(
+    tiny: Callable[..., Config], tiny_vae: Path, images: Path
+) -> None:
+    shutil.copytree(tiny_vae, images.parent / "vaes" / "mine")
+    config = tiny("latents.vae=./vaes/mine")
+    assert config.latents.location == str(images.parent / "vaes" / "mine")
+    assert config.latents.downsampling == 4
+    assert config.latents.column == "latents/mine"

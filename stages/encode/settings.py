@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, PositiveInt, ValidationInfo
 
 from stages.encode.encoders import EncoderError, find_encoder
 from stages.encode.vae_folder import AutoencoderError, downsampling, read_vae_config
@@ -60,15 +60,22 @@ class CacheSettings(Settings):
     seed: Seed = 0
 
 
+def _anchor_folder(vae: str, info: ValidationInfo) -> str:
+    """What begins with a dot is no hub name, but relative to the folder of pipeline.toml."""
+    if info.context and vae.startswith("."):
+        return str((info.context["folder"] / vae).absolute())
+    return vae
+
+
 class LatentsSettings(Settings):
     """`[latents]`: the autoencoder.
 
-    vae: a hub name, a local folder, or `demo-autoencoder`; precision: in which it computes;
-    imported: whether the data set brings its latents along (the source `repa`), so that nothing
-    is encoded.
+    vae: a hub name, a local folder that begins with `.` or `/`, or `demo-autoencoder`; precision:
+    in which it computes; imported: whether the data set brings its latents along (the source
+    `repa`), so that nothing is encoded.
     """
 
-    vae: str = "stabilityai/sd-vae-ft-mse"
+    vae: Annotated[str, AfterValidator(_anchor_folder)] = "stabilityai/sd-vae-ft-mse"
     precision: Literal["float32", "float16"] = "float32"
     imported: bool = False
 
@@ -95,7 +102,7 @@ class LatentsSettings(Settings):
     def problem(self) -> str | None:
         """What is wrong with a local folder, if anything is."""
         folder = Path(self.location)
-        if self.location.startswith((".", "/")) and not folder.is_dir():
+        if folder.is_absolute() and not folder.is_dir():
             return f"there is no folder {self.location}"
         try:
             if folder.is_dir():
