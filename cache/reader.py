@@ -1,5 +1,6 @@
 """Reading rows of the finished columns of a cache."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -118,11 +119,10 @@ class PartialReader:
         return arrays
 
 
-def invalid_rows(column: Column, rows: RowTable) -> list[int]:
-    """The rows of finished shards whose image could not be decoded."""
-    missing = set(ledger.missing(column, rows))
+def invalid_rows(column: Column, missing: Sequence[int]) -> list[int]:
+    """The rows of all but the missing shards whose image could not be decoded."""
     found: list[int] = []
-    for shard in sorted(set(range(column.shards)) - missing):
+    for shard in sorted(set(range(column.shards)).difference(missing)):
         span = column.shard_rows(shard)
         valid = np.fromfile(column.shard_path(VALID, shard), np.uint8, len(span))
         found += (span.start + np.flatnonzero(valid == 0)).tolist()

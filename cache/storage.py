@@ -1,7 +1,7 @@
 """How tensors are stored: as half precision, as 8-bit codes with scales, or as they are.
 
-To add a way, write a class with these methods and name it in `STORAGES`. The same code works on
-numpy arrays and on tensors of any device. B rows, T tokens, D features.
+To add a way, write a class with these methods and name it in `FLOAT_STORAGES`. The same code
+works on numpy arrays and on tensors of any device. B rows, T tokens, D features.
 """
 
 from collections.abc import Mapping
@@ -42,15 +42,18 @@ class Storage(Protocol):
     def directions(self, stored: Array, constants: Arrays) -> Array: ...
 
 
-class Float16:
+class _WithoutConstants:
+    sample_rows: int = 0
+    constants: tuple[str, ...] = ()
+
+    def measure(self, values: Array) -> Arrays:  # noqa: ARG002
+        return {}
+
+
+class Float16(_WithoutConstants):
     """Half precision: 11 bits of precision, up to 65504."""
 
     is_compressed: bool = False
-    sample_rows: int = 1
-    constants: tuple[str, ...] = ()
-
-    def measure(self, values: Array) -> Arrays:  # noqa: ARG002 - there are no constants
-        return {}
 
     def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:  # noqa: ARG002
         xp = array_namespace(values)
@@ -102,15 +105,10 @@ class Int8:
         return xp.astype(stored, xp.float32) * constants["channel_scale"]
 
 
-class Exact:
+class Exact(_WithoutConstants):
     """Bytes as they are, which the disk holds compressed without loss."""
 
     is_compressed: bool = True
-    sample_rows: int = 1
-    constants: tuple[str, ...] = ()
-
-    def measure(self, values: Array) -> Arrays:  # noqa: ARG002 - there are no constants
-        return {}
 
     def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:  # noqa: ARG002
         return {name: values}

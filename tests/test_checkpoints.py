@@ -190,7 +190,7 @@ def test_images_of_512_px_have_four_times_the_tokens(
     large = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
     torch.save(state, tmp_path / "w.pth")
     encoder = FrozenEncoder(tiny(name), ENCODERS[name].size_for(512), tmp_path / "w.pth", CPU)
-    tokens = encoder.tokens(large)
+    tokens = encoder.features(large)["tokens"]
     expected = run_vit(state, inputs(large, side, IMAGENET), heads=2)
     assert tokens.shape == (2, 32**2, published.WIDTH)
     torch.testing.assert_close(tokens, published.norm(expected, state, "norm", 1e-6)[:, 1:])

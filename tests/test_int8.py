@@ -52,7 +52,7 @@ def check_int8(encode: Callable[[Tensor], Tensor], side: int, each: int = 4) -> 
 
 def test_int8_tokens_of_efficientnet_have_the_direction_of_its_tokens() -> None:
     encoder = FrozenEncoder(ENCODERS["efficientnet-lite0"], 256, None, CPU)
-    check_int8(encoder.tokens, side=128)
+    check_int8(lambda images: encoder.features(images)["tokens"], side=128)
 
 
 @pytest.mark.slow

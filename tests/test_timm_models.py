@@ -71,7 +71,7 @@ def test_a_feature_map_becomes_a_token_for_every_place_row_by_row(
     with torch.inference_mode():
         features = network.forward_features(encoder._preprocess(crops / 255))
     grid = features if is_channels_last else features.permute(0, 2, 3, 1)
-    tokens = encoder.tokens(crops)
+    tokens = encoder.features(crops)["tokens"]
     assert tokens.shape == (2, 49, grid.shape[-1])
     torch.testing.assert_close(tokens[:, 7 * 2 + 3], grid[:, 2, 3])
 

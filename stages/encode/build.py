@@ -102,16 +102,18 @@ def build(
             torch.cuda.empty_cache()
             make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
         seconds = meter.seconds
+    missing = [ledger.missing(column, rows) for column in columns]
+    invalid = set().union(*map(invalid_rows, columns, missing))
     return BuildSummary(
         path=path,
         rows=len(rows),
         columns=columns,
         added=prepared.added,
-        missing=sum(len(ledger.missing(column, rows)) for column in columns),
+        missing=sum(map(len, missing)),
         counts=meter.counts,
         seconds=seconds,
         damaged=prepared.damaged,
-        invalid=_invalid(columns, rows, crops.failures),
+        invalid=_reasons([str(rows.key[row]) for row in sorted(invalid)], crops.failures),
     )
 
 
@@ -157,10 +159,6 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
         )
 
 
-def _invalid(
-    columns: Sequence[Column], rows: RowTable, failures: Mapping[str, str]
-) -> dict[str, str]:
-    """The keys of the invalid rows of any finished shard, with reasons."""
-    found = sorted(set().union(*(invalid_rows(column, rows) for column in columns)))
-    keys = [str(rows.key[row]) for row in found]
+def _reasons(keys: Sequence[str], failures: Mapping[str, str]) -> dict[str, str]:
+    """Why images could not be decoded, as far as this build came across them."""
     return {key: failures.get(key, "found by an earlier build") for key in keys}

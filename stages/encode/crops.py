@@ -128,18 +128,25 @@ class CropReader:
             for _, batch in ahead:
                 batch.cancel()
 
-    def crop(self, row: int) -> "_Crop":
-        """A row's crop."""
-        crop = self._stored_crop(row)
+    def stored_rows(self, rows: Sequence[int]) -> frozenset[int]:
+        """Which of some rows have their crop in the cache."""
+        if self.stored is None:
+            return frozenset()
+        column = self.stored.column
+        shard_of = {row: row // column.rows_per_shard for row in rows}
+        missing = {s for s in set(shard_of.values()) if ledger.is_missing(column, self.rows, s)}
+        return frozenset(row for row, shard in shard_of.items() if shard not in missing)
+
+    def crop(self, row: int, *, is_stored: bool) -> "_Crop":
+        """A row's crop. is_stored: whether the cache has it."""
+        crop = self._stored_crop(row) if is_stored else None
         if crop is None:
             crop = self._decoded_crop(row)
         return replace(crop, moments=self._moments(row)) if self.with_moments else crop
 
     def _stored_crop(self, row: int) -> "_Crop | None":
+        """The crop in the cache; None if it is damaged, and its image can be decoded again."""
         if self.stored is None:
-            return None
-        column = self.stored.column
-        if ledger.is_missing(column, self.rows, row // column.rows_per_shard):
             return None
         try:
             arrays = self.stored.read(np.array([row]))
@@ -193,7 +200,10 @@ class _Batch:
     """A batch that a pool is decoding: its crops, and the whole of them."""
 
     def __init__(self, reader: CropReader, rows: Sequence[int]) -> None:
-        self._crops = [reader.pool.submit(reader.crop, row) for row in rows]
+        stored = reader.stored_rows(rows)
+        self._crops = [
+            reader.pool.submit(reader.crop, row, is_stored=row in stored) for row in rows
+        ]
         # It waits for crops that the pool has begun before it, so that it cannot wait for ever.
         self.whole = reader.pool.submit(_assemble, self._crops, pin_memory=reader.pin_memory)
 

@@ -58,10 +58,6 @@ class FrozenEncoder:
         inputs = self._preprocess(images.to(self._device).float() / 255)
         return compute(self._forward, inputs, self._precision)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """The patch tokens of images, uint8 [B, 3, S, S], float32 [B, T, D]."""
-        return self.features(images)["tokens"]
-
     def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
         prefix, tokens = run_to_layer(self._model, inputs, self._spec.layer)
         if self._spec.has_class_token:

@@ -1,13 +1,12 @@
 """Batches that a device has no memory for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from stages.encode.precision import Network
 from stages.progress import say
-
-Network = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class FittingNetwork:

@@ -70,17 +70,19 @@ class ShardEncoder:
         """
         for number in shards:
             own = files.enter_context(ExitStack())
-            holder = own.enter_context(self.locks.shard(number))
-            rows = self.crops.rows
-            lacking = [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
-            if holder is not None:
+            if holder := own.enter_context(self.locks.shard(number)):
                 claimed[number] = holder
                 own.close()
-            elif not lacking:
+            elif lacking := self._lacking(number):
+                yield self._open(number, lacking, own)
+            else:
                 self.meter.add(Counts(images=len(self.work[0][0].shard_rows(number))))
                 own.close()
-            else:
-                yield self._open(number, lacking, own)
+
+    def _lacking(self, number: int) -> Work:
+        """The columns that do not have a shard, and their makers."""
+        rows = self.crops.rows
+        return [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
 
     def _open(self, number: int, work: Work, files: ExitStack) -> tuple["OpenShard", range]:
         columns = [column for column, _ in work]

@@ -3,12 +3,20 @@
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from stages.encode.sources.source import SourceError, stamp_of
+from stages.progress import progress
+
+Item = TypeVar("Item")
+Opened = TypeVar("Opened")
+
+THREADS = 8
 
 # Reads a number of bytes from an offset on.
 ReadAt = Callable[[int, int], bytes]
@@ -82,6 +90,19 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def opened_ahead(
+    items: Sequence[Item], work: Callable[[Item], Opened], unit: str
+) -> Iterator[Opened]:
+    """What `work` finds in each of many files, in order, with progress.
+
+    What it reads lies far apart: threads wait for the disk together.
+    """
+    with ThreadPoolExecutor(THREADS) as pool, progress("open", len(items), unit) as advance:
+        for opened in pool.map(work, items):
+            yield opened
+            advance(1, "")
 
 
 def _read_at(descriptor: int, start: int, count: int) -> bytes:

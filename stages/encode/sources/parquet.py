@@ -1,22 +1,18 @@
 """Images in parquet files, as Hugging Face keeps ImageNet."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.encode.sources.archives import files_of
+from stages.encode.sources.archives import files_of, opened_ahead
 from stages.encode.sources.labels import numbered
 from stages.encode.sources.names import check_unique, member_name
 from stages.encode.sources.source import Labels, Source, SourceError
-from stages.progress import progress
 
 if TYPE_CHECKING:
     from stages.encode.sources.parquet_files import ParquetFile
 
 SUFFIX = ".parquet"
-# Footers and labels are small: threads wait for the disk together.
-THREADS = 8
 
 
 def parquet_rows(path: Path | None, _resolution: int) -> Source:
@@ -34,11 +30,7 @@ def parquet_rows(path: Path | None, _resolution: int) -> Source:
             f"dataset.source: parquet needs {error.name}. Run `pip install 'pyarrow>=17'`."
         ) from error
     archives = files_of(path, SUFFIX)
-    files: list[ParquetFile] = []
-    with ThreadPoolExecutor(THREADS) as pool, progress("open", len(archives), "files") as advance:
-        for file in pool.map(ParquetFile.of, archives):
-            files.append(file)
-            advance(1, "")
+    files = list(opened_ahead(archives, ParquetFile.of, "files"))
     labels, classes = _labels(files, path)
     groups = RowGroups(files)
     return Source(

@@ -1,7 +1,6 @@
 """Images in tar files, read in place: ImageNet's tar of tars, class folders, webdataset shards."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,15 +15,12 @@ from stages.encode.sources.archives import (
     files_of,
     locate,
     means_several,
+    opened_ahead,
 )
 from stages.encode.sources.labels import numbered
 from stages.encode.sources.names import check_unique, class_folders
 from stages.encode.sources.source import Labels, Source, SourceError, is_image
 from stages.encode.sources.tar_members import TAR, Member, check_uncompressed, list_members
-from stages.progress import progress
-
-# Headers lie far apart: threads wait for the disk together.
-THREADS = 8
 
 
 @collector_paused()
@@ -72,12 +68,10 @@ def _classes(read: ReadAt, tars: Sequence[Member], where: Path) -> Iterator[Memb
     def members(tar: Member) -> list[Member]:
         return list_members(read, tar.start, tar.start + tar.size, f"{where}/{tar.name}")
 
-    with ThreadPoolExecutor(THREADS) as pool, progress("open", len(tars), "tars") as advance:
-        for folder, found in zip(folders, pool.map(members, tars), strict=True):
-            # Also of an empty tar, so that it does not go unnoticed.
-            yield Member(f"{folder}/", 0, 0)
-            yield from (member._replace(name=f"{folder}/{member.name}") for member in found)
-            advance(1, "")
+    for folder, found in zip(folders, opened_ahead(tars, members, "tars"), strict=True):
+        # Also of an empty tar, so that it does not go unnoticed.
+        yield Member(f"{folder}/", 0, 0)
+        yield from (member._replace(name=f"{folder}/{member.name}") for member in found)
 
 
 def _shards(archives: Sequence[Archive]) -> Source:
@@ -90,13 +84,11 @@ def _shards(archives: Sequence[Archive]) -> Source:
     shards: list[int] = []
     members: list[Member] = []
     numbers: list[int] = []
-    with ThreadPoolExecutor(THREADS) as pool, progress("open", len(archives), "tars") as advance:
-        for shard, (found, labels) in enumerate(pool.map(samples, archives)):
-            name = archives[shard].path.name
-            members += [member._replace(name=f"{name}/{member.name}") for member in found]
-            shards += [shard] * len(found)
-            numbers += labels
-            advance(1, "")
+    for shard, (found, labels) in enumerate(opened_ahead(archives, samples, "tars")):
+        name = archives[shard].path.name
+        members += [member._replace(name=f"{name}/{member.name}") for member in found]
+        shards += [shard] * len(found)
+        numbers += labels
     return _source(archives, shards, members, *numbered(numbers, archives[0].path.parent))
 
 
