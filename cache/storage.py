@@ -26,10 +26,12 @@ class Storage(Protocol):
     measure: the column's constants, called `constants`, from a sample of `sample_rows` rows;
     encode: the arrays of some rows, the first of them under the tensor's `name`; decode: the
     tensor, float32; directions: the tensor up to a positive factor per token, from its first
-    array alone, which is all that a cosine sees; is_compressed: whether that array is, on disk.
+    array alone, which is all that a cosine sees; beside: the other arrays; is_compressed: whether
+    the first one is, on disk.
     """
 
     is_compressed: bool
+    beside: tuple[str, ...]
     sample_rows: int
     constants: tuple[str, ...]
 
@@ -42,7 +44,8 @@ class Storage(Protocol):
     def directions(self, stored: Array, constants: Arrays) -> Array: ...
 
 
-class _WithoutConstants:
+class _OneArray:
+    beside: tuple[str, ...] = ()
     sample_rows: int = 0
     constants: tuple[str, ...] = ()
 
@@ -50,7 +53,7 @@ class _WithoutConstants:
         return {}
 
 
-class Float16(_WithoutConstants):
+class Float16(_OneArray):
     """Half precision: 11 bits of precision, up to 65504."""
 
     is_compressed: bool = False
@@ -76,6 +79,7 @@ class Int8:
     """
 
     is_compressed: bool = False
+    beside: tuple[str, ...] = ("token_scale",)
     # Images lie in random order: these have some 65,000 tokens of a usual encoder.
     sample_rows: int = 256
     constants: tuple[str, ...] = ("channel_scale",)
@@ -105,7 +109,7 @@ class Int8:
         return xp.astype(stored, xp.float32) * constants["channel_scale"]
 
 
-class Exact(_WithoutConstants):
+class Exact(_OneArray):
     """Bytes as they are, which the disk holds compressed without loss."""
 
     is_compressed: bool = True

@@ -18,7 +18,9 @@ def placement(device_name: str) -> Iterator[Placement]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Processes also agree on things that are in no GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend)
     try:
         yield Placement(device, torch.distributed.get_rank(), world)
     finally:

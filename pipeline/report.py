@@ -20,9 +20,12 @@ from cache.reader import Cache
 from pipeline.config import Config
 from stages.sample.evaluate import Result, read_results
 from stages.sample.generate import Samples, newest_samples
-from stages.train.log import read_log
+from stages.train.log import log_path, read_log
+from stages.train.objectives import OBJECTIVES
 
 Log = list[dict[str, float]]
+# The losses of denoising, of SiT and of DiT.
+TERMS = {term for objective in OBJECTIVES.values() for term in objective.terms}
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class RunReport:
             speed = median(line["steps_per_second"] for line in self.log)
             facts["training"] = f"{self.log[-1]['step']:,} steps at {speed:.2f} steps/s"
             for name in curve_names(self.log):
-                first, last = self.log[0][name], self.log[-1][name]
-                facts[f"  {name}"] = f"{first:.4f} at the start, {last:.4f} at the end"
+                _, values = curve(self.log, name)
+                facts[f"  {name}"] = f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end"
             facts["loss curves"] = str(self.curves)
         if self.samples.grid.is_file():
             facts["sample grid"] = str(self.samples.grid)
@@ -79,7 +82,7 @@ def gather(config: Config) -> RunReport:
         config=config,
         rows=len(cache.rows),
         columns=[cache.column(name).column for name in used_columns(config)],
-        log=read_log(config.train.run / "log.jsonl"),
+        log=read_log(log_path(config.train.run)),
         checkpoint=newest.folder,
         samples=samples,
         results=read_results(samples),
@@ -92,8 +95,15 @@ def used_columns(config: Config) -> list[str]:
 
 
 def curve_names(log: Log) -> list[str]:
-    """The losses in a log."""
-    return [name for name in log[-1] if name == "denoising" or name.startswith("alignment/")]
+    """The losses in a log, over all levels of noise."""
+    names = dict.fromkeys(name for line in log for name in line)
+    return [n for n in names if n in TERMS or (n.startswith("alignment/") and "@" not in n)]
+
+
+def curve(log: Log, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a loss, which not every line has."""
+    lines = [line for line in log if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def show(report: RunReport) -> None:
@@ -136,11 +146,10 @@ def write_report(report: RunReport) -> None:
 def draw_curves(log: Log, path: Path) -> None:
     """Draw each loss by step as PNG: what was logged, and its moving average."""
     names = curve_names(log)
-    steps = [line["step"] for line in log]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(4.5 * len(names), 3), layout="constrained", dpi=150)
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            values = [line[name] for line in log]
+            steps, values = curve(log, name)
             axes.plot(steps, values, color="#9aa5b1", linewidth=0.8)
             axes.plot(steps, _smoothed(values), color="#c2410c", linewidth=1.8)
             axes.set_title(name)

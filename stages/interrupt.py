@@ -1,6 +1,8 @@
 """Stopping at a safe point: Ctrl-C and SIGTERM ask, the work answers when it can."""
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -8,6 +10,8 @@ from types import FrameType
 from cache.errors import RepaCacheError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Signals within this time of the first are taken for it.
+SAME_SECONDS = 1.0
 
 
 class InterruptedWorkError(RepaCacheError):
@@ -26,13 +30,22 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turns the first signal into a request; a second one ends the process as usual."""
+    """Turns the first signal into a request; a second one ends the process as usual.
+
+    Those that follow at once are the same one: torchrun passes on what the terminal has already
+    sent to all of its processes.
+    """
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    first = math.inf
 
-    def note(_number: int, _frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
         request.is_made = True
-        restore()
+        first = min(first, time.monotonic())
+        if time.monotonic() - first > SAME_SECONDS:
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number, handler in before.items():

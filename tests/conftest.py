@@ -50,6 +50,11 @@ def sit_repa() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def dit() -> Golden:
+    return read_golden("dit")
+
+
+@pytest.fixture(scope="session")
 def crops() -> Golden:
     return read_golden("center_crop_adm")
 

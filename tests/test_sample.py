@@ -14,7 +14,7 @@ from stages.placement import Placement
 from stages.sample import generate
 from stages.sample.evaluate import EvaluateError, evaluate, read_results
 from stages.sample.generate import SampleError, Samples, newest_samples, sample
-from stages.sample.sampler import GuidanceError, Sampler
+from stages.sample.sampler import GuidanceError, Sampler, make_sampled
 from stages.sample.solvers import SOLVERS
 from stages.train.checkpoint import latest
 from stages.train.loop import train
@@ -106,7 +106,8 @@ def test_noise_and_label_depend_on_the_index_alone(trainable: Callable[..., Conf
     config = trained(trainable())
     checkpoint = latest(config.train.run)
     assert checkpoint is not None
-    sampler = Sampler(config.sample, checkpoint, CPU.device)
+    model = make_sampled(checkpoint.model, checkpoint.weights("ema"), CPU.device)
+    sampler = Sampler(config.sample, model, "linear", CPU.device)
     together = sampler.latents([3, 4, 5])
     for position, index in enumerate([3, 4, 5]):
         torch.testing.assert_close(sampler.latents([index])[0], together[position])

@@ -20,7 +20,7 @@ from cache.recipe import differences
 from stages.encode.autoencoder import Autoencoder
 from stages.placement import Placement, barrier
 from stages.progress import progress
-from stages.sample.sampler import Sampler
+from stages.sample.sampler import Sampler, make_sampled
 from stages.sample.settings import SampleSettings
 from stages.train import checkpoint
 from stages.train.checkpoint import Checkpoint
@@ -81,7 +81,9 @@ def sample(settings: SampleSettings, run: Path, vae: str, place: Placement) -> t
     barrier(place)
     lacking = [index for index in samples.missing() if index % place.world == place.rank]
     if lacking:
-        sampler = Sampler(settings, newest, place.device)
+        model = make_sampled(newest.model, newest.weights("ema"), place.device)
+        interpolant = newest.state["settings"]["interpolant"]
+        sampler = Sampler(settings, model, interpolant, place.device)
         autoencoder = Autoencoder(vae, place.device)
         with progress("sample", len(lacking), "images", quiet=not place.is_main) as advance:
             for start in range(0, len(lacking), settings.batch_size):

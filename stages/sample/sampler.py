@@ -3,7 +3,7 @@
 B images, C latent channels, h and w the latent's sides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from cache.errors import RepaCacheError
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import SOLVERS
-from stages.train.checkpoint import Checkpoint
 from stages.train.randomness import Stream, seed_for
 from stages.train.transformer import Transformer, TransformerConfig
 
@@ -25,13 +24,13 @@ class Sampler:
     """Draws the latents of numbered images; noise and label depend on the number alone."""
 
     def __init__(
-        self, settings: SampleSettings, checkpoint: Checkpoint, device: torch.device
+        self, settings: SampleSettings, model: Transformer, interpolant: str, device: torch.device
     ) -> None:
         self._settings = settings
         self._device = device
-        self._interpolant: str = checkpoint.state["settings"]["interpolant"]
-        self._model = load_average(checkpoint, device)
-        self._config = self._model.config
+        self._interpolant = interpolant
+        self._model = model
+        self._config = model.config
         if settings.guidance != 1 and not self._config.has_null_class:
             raise GuidanceError(
                 f"sample.guidance is {settings.guidance}, but the model was trained without label "
@@ -90,10 +89,10 @@ class GuidedField:
         return velocity.to(state.device).double()
 
 
-def load_average(checkpoint: Checkpoint, device: torch.device) -> Transformer:
-    """The moving average of a checkpoint, without its projectors."""
-    config = TransformerConfig(**checkpoint.state["model"])
+def make_sampled(
+    config: TransformerConfig, weights: Mapping[str, Tensor], device: torch.device
+) -> Transformer:
+    """A model with some weights, without its projectors."""
     model = Transformer(replace(config, features=()))
-    weights = checkpoint.weights("ema")
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("projectors.")})
     return model.eval().requires_grad_(False).to(device)

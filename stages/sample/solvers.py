@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stages.train.objectives import INTERPOLANTS
+from stages.train.interpolants import INTERPOLANTS
 
 # (latents [B, C, h, w] in float64, time, start of the step) to the velocity, in float64.
 Field = Callable[[Tensor, float, float], Tensor]

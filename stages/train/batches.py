@@ -4,7 +4,7 @@ B images of a rank, C latent channels, h and w the latent's sides, T tokens, D f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,28 @@ from cache.reader import Cache, ColumnReader
 from cache.ring import BatchRing
 from cache.storage import STORAGES
 from stages.placement import Placement
+from stages.train.alignment import ALIGNMENTS
 from stages.train.randomness import mirrored
 from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.transfer import Transfer
 
 
 @dataclass(frozen=True)
 class Batch:
     """moments: float16 [B, 2C, h, w]; labels: int64 [B]; tokens: float32 [B, T, D] each.
 
-    Tokens stored as int8 are known up to a factor each, which no cosine sees.
+    Tokens stored as int8 are known up to a factor each, unless the alignment asks for more.
     """
 
     moments: Tensor
     labels: Tensor
     tokens: list[Tensor]
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Equal parts of the images."""
+        tensors = (self.moments, self.labels, *self.tokens)
+        chunks = zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
+        return [Batch(moments, labels, list(tokens)) for moments, labels, *tokens in chunks]
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,19 @@ def latent_scaling(latents: Column) -> LatentScaling:
 class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
-    Raises IncompleteCacheError if a column is missing or not finished.
+    is_aligned: whether the encoders' tokens are read; stop: the first step that is not read
+    ahead. Raises IncompleteCacheError if a column is missing or not finished.
     """
 
-    def __init__(self, tensors: CachedTensors, settings: TrainSettings, place: Placement) -> None:
+    def __init__(
+        self,
+        tensors: CachedTensors,
+        settings: TrainSettings,
+        place: Placement,
+        *,
+        is_aligned: bool = True,
+        stop: int | None = None,
+    ) -> None:
         cache, verify = Cache(tensors.path), settings.reading.verify
         readers = [
             [cache.column(name, verify=verify) for name in views]
@@ -72,14 +89,12 @@ class CachedBatches:
         ]
         columns = [[reader.column for reader in views] for views in readers]
         latents, *features = (views[0] for views in columns)
-        self._flip = tensors.flip
-        self._settings = settings
-        self._place = place
-        self._labels = torch.from_numpy(cache.rows.label).long()
+        self._flip, self._settings, self._place = tensors.flip, settings, place
+        self._images = len(cache.rows)
+        self._labels = torch.from_numpy(cache.rows.label).long().to(place.device)
         self._valid = _valid_rows([reader for views in readers for reader in views])
-        self._decoders = [Decoder(views, place.device) for views in columns[1:]]
-        self._copied: torch.cuda.Event | None = None
         channels, height, width = latents.array("moments").row_shape
+        self.keys = cache.rows.key
         self.classes = len(cache.rows.classes)
         self.latent_shape = (channels // 2, height, width)
         self.token_shapes = [column.array("tokens").row_shape for column in features]
@@ -88,22 +103,26 @@ class CachedBatches:
             column.name: column.fingerprint for views in columns for column in views
         }
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self._valid)}
-        arrays = ("moments", *("tokens" for _ in features))
-        self._ring = self._make_ring(
-            [
-                JoinedRows([reader.rows(name) for reader in views])
-                for views, name in zip(readers, arrays, strict=True)
-            ]
-        )
+        exact = ALIGNMENTS[settings.alignment].needs_lengths
+        self._decoders = [Decoder(views, place.device, exact) for views in columns[1:]]
+        if not is_aligned:
+            self._decoders = []
+        arrays = [(readers[0], "moments")]
+        for views, decoder in zip(readers[1:], self._decoders, strict=False):
+            arrays += [(views, name) for name in decoder.arrays]
+        sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
+        stop = settings.steps if stop is None else stop
+        self._ring = self._make_ring(sources, stop)
+        self._transfer = Transfer(self._take_with_rows, place.device, stop)
 
-    def _make_ring(self, sources: Sequence[RowReader]) -> BatchRing:
+    def _make_ring(self, sources: Sequence[RowReader], stop: int) -> BatchRing:
         reading, slots = self._settings.reading, range(self._settings.reading.ahead + 1)
         return BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
             self.rows,
             [[self._buffer(source) for source in sources] for _ in slots],
             threads=reading.threads,
-            stop=self._settings.steps,
+            stop=stop,
             timeout_seconds=reading.timeout_seconds,
         )
 
@@ -121,7 +140,14 @@ class CachedBatches:
 
         Row r of a mirrored image has the number N + r, as if both views were one array.
         """
-        settings, place = self._settings, self._place
+        return self._rows(step, self._place)
+
+    def images(self, step: int) -> npt.NDArray[np.int64]:
+        """The rows of the images that all ranks together see in a step, whichever view."""
+        return self._rows(step, replace(self._place, rank=0, world=1)) % self._images
+
+    def _rows(self, step: int, place: Placement) -> npt.NDArray[np.int64]:
+        settings = self._settings
         places = order(
             settings.seed,
             step,
@@ -133,30 +159,32 @@ class CachedBatches:
         )
         rows = self._valid[places]
         if self._flip:
-            rows = rows + len(self._labels) * mirrored(settings, step, place)
+            rows = rows + self._images * mirrored(settings, step, place)
         return rows
 
     def read(self, step: int) -> Batch:
         """The batch of a step, on the rank's device; valid until the next one is read."""
-        device = self._place.device
-        if self._copied is not None:
-            # The ring is about to reuse the buffers of the last batch.
-            self._copied.synchronize()
-        is_pinned = device.type == "cuda"
-        moments, *stored = (tensor.to(device, non_blocking=is_pinned) for tensor in self.take(step))
-        rows = torch.from_numpy(self.rows(step))
-        labels = self._labels[rows % len(self._labels)].to(device)
-        views = (rows // len(self._labels)).to(device)
-        if is_pinned:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        pairs = zip(self._decoders, stored, strict=True)
-        tokens = [decode(codes, views) for decode, codes in pairs]
-        return Batch(moments, labels, tokens)
+        moments, *stored, rows = self._transfer.get(step)
+        views = rows // self._images
+        tokens = []
+        for decode in self._decoders:
+            tokens.append(decode(stored[: len(decode.arrays)], views))
+            stored = stored[len(decode.arrays) :]
+        return Batch(moments, self._labels[rows % self._images], tokens)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time spent waiting for the cache."""
+        return self._transfer.wait_seconds
 
     def take(self, step: int) -> list[Tensor]:
         """Moments and tokens of a step as they are stored, in memory."""
         return [torch.from_numpy(buffer) for buffer in self._ring.take(step)]
+
+    def _take_with_rows(self, step: int) -> list[Tensor]:
+        rows = torch.from_numpy(self.rows(step))
+        is_copied = self._place.device.type == "cuda"
+        return [*self.take(step), rows.pin_memory() if is_copied else rows]
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -172,20 +200,31 @@ def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:
 
 
 class Decoder:
-    """Turns stored tokens into numbers, on the device. views: the columns of each view."""
+    """Turns stored tokens into numbers, on the device.
 
-    def __init__(self, views: Sequence[Column], device: torch.device) -> None:
+    views: the columns of each view; exact: whether the length of a token matters; arrays: the
+    names of those it needs.
+    """
+
+    def __init__(self, views: Sequence[Column], device: torch.device, exact: bool) -> None:
         self._storage = STORAGES[str(views[0].recipe["storage"])]
+        self._exact = exact
+        self.arrays = ("tokens", *(self._storage.beside if exact else ()))
         self._constants = {
             name: torch.from_numpy(np.stack([view.constants[name] for view in views])).to(device)
             for name in views[0].constants
         }
 
-    def __call__(self, stored: Tensor, views: Tensor) -> Tensor:
-        """Tokens, float32 [B, T, D], up to a positive factor each.
+    def __call__(self, stored: Sequence[Tensor], views: Tensor) -> Tensor:
+        """Tokens, float32 [B, T, D]; if not exact, up to a positive factor each.
 
-        views: int64 [B], the view that each image is.
+        stored: the arrays' rows; views: int64 [B], the view that each image is.
         """
         constants = {name: values[views][:, None] for name, values in self._constants.items()}
-        tokens: Tensor = self._storage.directions(stored, constants)
+        tokens: Tensor
+        if self._exact:
+            arrays = dict(zip(self.arrays, stored, strict=True))
+            tokens = self._storage.decode("tokens", arrays, constants)
+        else:
+            tokens = self._storage.directions(stored[0], constants)
         return tokens

@@ -2,13 +2,16 @@
 
 RUN/checkpoints/step-00010000/
   model.safetensors, ema.safetensors     weights under the published names
-  optimizer.pt                           the optimiser's state
+  optimizer/                             the optimiser's state, of torch.distributed.checkpoint
+  meter.safetensors                      what was measured since the last line of the log
   state.json                             step, settings, model, fingerprints of the columns
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from cache.files import atomic_folder
+from stages.placement import Placement, barrier
+from stages.train.parallel import whole
+from stages.train.transformer import TransformerConfig
 
 State = Mapping[str, Any]
 
@@ -34,20 +42,46 @@ class Checkpoint:
         content: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return content
 
+    @property
+    def model(self) -> TransformerConfig:
+        """What its weights are of."""
+        return TransformerConfig(**self.state["model"])
+
+    @property
+    def step(self) -> int:
+        """The number of steps made."""
+        return int(self.folder.name.removeprefix("step-"))
+
     def weights_file(self, name: str) -> Path:
         """The file of `model` or `ema`."""
         return self.folder / f"{name}.safetensors"
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model` or `ema`, on the CPU."""
+        """The tensors of `model` or `ema`, or of `meter`, on the CPU."""
         return load_file(self.weights_file(name))
 
-    def optimiser(self) -> dict[str, Any]:
-        """The optimiser's state dict."""
-        content: dict[str, Any] = torch.load(
-            self.folder / "optimizer.pt", map_location="cpu", weights_only=True
-        )
-        return content
+    def load_optimiser(self, state: dict[str, Any], *, is_sharded: bool) -> None:
+        """Fill a state dict of the optimiser, of which each process may hold a part."""
+        with _alone_unwarned():
+            load(state, checkpoint_id=self.folder / "optimizer", no_dist=not is_sharded)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds; tensors may be held in parts by the processes.
+
+    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
+    """
+
+    weights: Mapping[str, Mapping[str, Tensor]]
+    optimiser: State
+    measured: Tensor
+    state: State
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
@@ -60,23 +94,52 @@ def latest(run: Path) -> Checkpoint | None:
     return next(reversed(checkpoints(run)), None)
 
 
-def save(
-    run: Path,
-    step: int,
-    weights: Mapping[str, Mapping[str, Tensor]],
-    optimiser: State,
-    state: State,
-    keep: int,
-) -> Checkpoint:
-    """Write a checkpoint in one step; remove all but the newest `keep`, and what a crash left."""
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    with atomic_folder(folder) as aside:
-        for name, tensors in weights.items():
-            contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, aside / f"{name}.safetensors")
-        torch.save(optimiser, aside / "optimizer.pt")
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
-    outdated = [old.folder for old in checkpoints(run)[:-keep]]
-    for rest in (*outdated, *folder.parent.glob(".step-*.partial")):
+def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded: bool) -> None:
+    """Write a checkpoint in one step; all processes have to if they hold parts of it."""
+    if not (place.is_main or is_sharded):
+        return
+    with _shared_folder(folder_of(run, step), place, is_sharded) as aside:
+        folder = aside / "optimizer"
+        with _alone_unwarned():
+            save_state(dict(content.optimiser), checkpoint_id=folder, no_dist=not is_sharded)
+        for name, tensors in content.weights.items():
+            gathered = {}
+            for key, tensor in tensors.items():
+                full = whole(tensor.detach())
+                if place.is_main:
+                    gathered[key] = full.cpu().contiguous()
+            if place.is_main:
+                save_file(gathered, aside / f"{name}.safetensors")
+        if place.is_main:
+            save_file({"rows": content.measured}, aside / "meter.safetensors")
+            (aside / "state.json").write_text(json.dumps({"step": step, **content.state}, indent=2))
+
+
+@contextmanager
+def _alone_unwarned() -> Iterator[None]:
+    """Without torch's warning that a process saves or loads alone, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)")
+        yield
+
+
+@contextmanager
+def _shared_folder(folder: Path, place: Placement, is_shared: bool) -> Iterator[Path]:
+    """A folder that is there whole or not at all, into which all processes write."""
+    with atomic_folder(folder) if place.is_main else nullcontext() as aside:
+        name = [aside]
+        if is_shared:
+            torch.distributed.broadcast_object_list(name)
+        assert name[0] is not None
+        yield name[0]
+        if is_shared:
+            barrier(place)
+
+
+def remove_outdated(run: Path, keep: int, keep_every: int | None) -> None:
+    """Remove all but the newest `keep` and those of every N-th step, and what a crash left."""
+    for old in checkpoints(run)[:-keep]:
+        if keep_every is None or old.step % keep_every:
+            shutil.rmtree(old.folder)
+    for rest in (run / "checkpoints").glob(".step-*.partial"):
         shutil.rmtree(rest)
-    return Checkpoint(folder)

@@ -1,23 +1,31 @@
 """Stage two: the training loop."""
 
 import time
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from stages.interrupt import InterruptedWorkError, StopRequest, stop_request
+from stages.interrupt import InterruptedWorkError, stop_request
 from stages.placement import Placement
 from stages.progress import progress
+from stages.train import checkpoint
 from stages.train.batches import CachedBatches
 from stages.train.log import RunLog
-from stages.train.losses import Losses, Objective
-from stages.train.optim import update_average
+from stages.train.losses import TrainingLoss
+from stages.train.meter import Interval, Meter
+from stages.train.precision import arithmetic
 from stages.train.randomness import Draw
 from stages.train.run import Run
 from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.sinks import open_sinks
+from stages.train.step import Step
+from stages.train.stopping import Agreement, nonfinite_error
+from stages.train.transformer import TransformerConfig
+
+# Draws samples of a model's moving average: step, weights by name, what model they are of.
+DrawGrid = Callable[[int, Mapping[str, Tensor], TransformerConfig], None]
 
 
 @dataclass(frozen=True)
@@ -33,60 +41,116 @@ class TrainSummary:
     parameters: int
 
 
-def train(settings: TrainSettings, tensors: CachedTensors, place: Placement) -> TrainSummary:
+def train(
+    settings: TrainSettings,
+    tensors: CachedTensors,
+    place: Placement,
+    draw_grid: DrawGrid | None = None,
+) -> TrainSummary:
     """Train from a cache, or go on from the run's newest checkpoint.
 
-    A signal stops the run with a checkpoint, raising InterruptedWorkError.
+    A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises
+    NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    batches = CachedBatches(tensors, settings, place)
-    run = Run(settings, batches, place)
-    draw = Draw(settings, batches.latent_shape, place)
-    objective = Objective(settings, batches.scaling, null_class=batches.classes)
-    model = DistributedDataParallel(run.model) if place.world > 1 else run.model
-    log = closing(RunLog(settings.run / "log.jsonl", run.step)) if place.is_main else nullcontext()
-    show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
-    start, began, note = run.step, time.monotonic(), ""
-    with closing(batches), stop_request() as stop, log as lines, show as advance:
-        while run.step < settings.steps and not _agreed(stop, place):
-            loss = objective(model, batches.read(run.step), draw.at(run.step))
-            loss.total.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-            run.optimiser.step()
-            run.optimiser.zero_grad()
-            update_average(run.average, run.model, settings.ema_decay)
-            run.step += 1
-            if lines is not None and run.step % settings.log_every == 0:
-                values = _values(settings, loss, norm)
-                lines.write(run.step, values)
-                note = f"loss {values['loss']:.3f}"
-            advance(1, note)
-            if place.is_main and run.step % settings.checkpoint_every == 0:
-                run.save()
-        if place.is_main:
-            run.save()
-    if run.step < settings.steps:
+    found = checkpoint.latest(settings.run)
+    start = step = found.step if found else 0
+    seconds, parameters = 0.0, 0
+    with arithmetic(settings, place.device), stop_request() as request:
+        stop = Agreement(request, place)
+        is_stopped = False
+        while not is_stopped:
+            stretch = Stretch(settings, tensors, place, step, draw_grid)
+            began = time.monotonic()
+            step, parameters = stretch.train(stop), stretch.parameters
+            seconds += time.monotonic() - began
+            is_stopped = step < stretch.end or stretch.end == settings.steps
+    if step < settings.steps:
         raise InterruptedWorkError(
-            f"Stopped after step {run.step} of {settings.steps}, with a checkpoint in "
+            f"Stopped after step {step} of {settings.steps}, with a checkpoint in "
             f"{settings.run}. Run the same command to go on."
         )
-    return TrainSummary(start, run.step, time.monotonic() - began, run.parameters)
+    return TrainSummary(start, step, seconds, parameters)
 
 
-def _agreed(stop: StopRequest, place: Placement) -> bool:
-    """Whether any rank was asked to stop: all have to leave the loop at the same step."""
-    if place.world == 1:
-        return bool(stop)
-    request = torch.tensor(int(bool(stop)), device=place.device)
-    torch.distributed.all_reduce(request)
-    return bool(request)
+class Stretch:
+    """Steps of a run that are all aligned, or all not; the next stretch begins as if resumed.
 
+    end: the step after the last one.
+    """
 
-def _values(settings: TrainSettings, loss: Losses, norm: Tensor) -> dict[str, float]:
-    """What the log keeps of a step."""
-    alignment = zip(settings.encoders, loss.alignment, strict=True)
-    return {
-        "loss": loss.total.item(),
-        "denoising": loss.denoising.mean().item(),
-        **{f"alignment/{encoder}": value.item() for encoder, value in alignment},
-        "gradient_norm": norm.item(),
-    }
+    def __init__(
+        self,
+        settings: TrainSettings,
+        tensors: CachedTensors,
+        place: Placement,
+        start: int,
+        draw_grid: DrawGrid | None,
+    ) -> None:
+        until = settings.steps if settings.align_until is None else settings.align_until
+        is_aligned = start < until
+        self.end = min(until, settings.steps) if is_aligned else settings.steps
+        self._settings, self._place, self._draw_grid = settings, place, draw_grid
+        self._batches = CachedBatches(
+            tensors, settings, place, is_aligned=is_aligned, stop=self.end
+        )
+        self._run = Run(settings, self._batches, place, is_aligned=is_aligned)
+        self._loss = TrainingLoss(
+            settings,
+            settings.encoders if is_aligned else (),
+            self._batches.scaling,
+            null_class=self._batches.classes,
+        )
+        self._meter = Meter(self._loss.terms, place)
+        self._run.restore_meter(self._meter)
+        self._note = ""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return self._run.parameters
+
+    def train(self, stop: Agreement) -> int:
+        """Make the steps up to the end, or until asked to stop; returns the step reached."""
+        settings, place, run, batches = self._settings, self._place, self._run, self._batches
+        draw = Draw(settings, batches.latent_shape, place)
+        step = Step(settings, run, self._loss, place)
+        sinks = open_sinks(settings, run.step) if place.is_main else []
+        log = RunLog(sinks, settings, run.step, place.device)
+        show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
+        with closing(batches), closing(log), show as advance:
+            while run.step < self.end and not stop.is_reached():
+                self._meter.add(step(batches.read(run.step), draw.at(run.step)))
+                if run.step % settings.log_every == 0 or run.step == settings.align_until:
+                    self._write(log)
+                if run.step % settings.checkpoint_every == 0:
+                    self._save()
+                if settings.grid_every and run.step % settings.grid_every == 0:
+                    self._draw()
+                advance(1, self._note)
+            self._save()
+        return run.step
+
+    def _measured(self) -> Interval:
+        """What was measured since the last line of the log, unless it says to stop."""
+        interval, run = self._meter.reduce(), self._run
+        # Scaling makes gradients overflow now and then, and skips those steps.
+        bad = interval.nonfinite(gradients=not run.scaler.is_enabled())
+        if bad and self._settings.on_nonfinite == "stop":
+            step = run.step - len(interval.rows) + bad[0]
+            raise nonfinite_error(self._settings.run, step, self._batches, self._place)
+        return interval
+
+    def _write(self, log: RunLog) -> None:
+        values = self._measured().values()
+        self._meter.clear()
+        log.write(self._run.step, values, self._batches.wait_seconds)
+        self._note = f"loss {values['loss']:.3f}" if "loss" in values else "every step was skipped"
+
+    def _save(self) -> None:
+        self._measured()
+        self._run.save(self._meter)
+
+    def _draw(self) -> None:
+        average = self._run.whole_average()
+        if self._draw_grid is not None and self._place.is_main:
+            self._draw_grid(self._run.step, average, self._run.model.config)

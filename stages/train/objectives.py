@@ -1,62 +1,103 @@
-"""Objectives: from clean latents and noise to the transformer's input, target and loss.
+"""Denoising objectives: what the transformer sees of an image, and what its prediction costs.
 
-Interpolants of SiT (arXiv 2401.08740): x_t = alpha(t) x + sigma(t) noise, with velocity
-v = alpha'(t) x + sigma'(t) noise. B images, C latent channels, h and w the latent's sides.
+To add one, write a class with these methods and name it in `OBJECTIVES`. B images, C latent
+channels, h and w the latent's sides.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from stages.train.diffusion import STEPS, diffuse, variational_bound
+from stages.train.interpolants import interpolate, lognormal_time
+from stages.train.settings import TrainSettings
 
-class Coefficients(NamedTuple):
-    """alpha, sigma and their derivatives at a time, each of the time's shape."""
-
-    alpha: Tensor
-    sigma: Tensor
-    alpha_rate: Tensor
-    sigma_rate: Tensor
-
-
-def linear(time: Tensor) -> Coefficients:
-    """Linear path: alpha = 1 - t, sigma = t."""
-    one = torch.ones_like(time)
-    return Coefficients(1 - time, time, -one, one)
+# torch.rand or torch.randn to the draws of the images of a rank, [B].
+DrawTimes = Callable[[Callable[..., Tensor]], Tensor]
+# The model's prediction, [B, C or 2C, h, w], to the losses of each term, float32 [B].
+Losses = Callable[[Tensor], list[Tensor]]
 
 
-def cosine(time: Tensor) -> Coefficients:
-    """Variance-preserving path: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
-    angle = time * (math.pi / 2)
-    cos, sin = angle.cos(), angle.sin()
-    return Coefficients(cos, sin, -sin * (math.pi / 2), cos * (math.pi / 2))
+class Objective(Protocol):
+    """A denoising objective.
 
-
-INTERPOLANTS: dict[str, Callable[[Tensor], Coefficients]] = {"linear": linear, "cosine": cosine}
-
-
-def interpolate(
-    interpolant: str, clean: Tensor, noise: Tensor, time: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity, both [B, C, h, w].
-
-    clean, noise: [B, C, h, w]; time: [B], 0 is clean and 1 is noise.
+    terms: the names of its losses, whose sum is minimised; learns_sigma: whether the model
+    predicts a variance beside each channel.
     """
-    at = INTERPOLANTS[interpolant](time[:, None, None, None])
-    noisy = at.alpha * clean + at.sigma * noise
-    return noisy, at.alpha_rate * clean + at.sigma_rate * noise
+
+    terms: tuple[str, ...]
+    learns_sigma: bool
+
+    def __init__(self, settings: TrainSettings) -> None: ...
+
+    def times(self, draw: DrawTimes) -> Tensor:
+        """Times for the images of a step, [B], in the unit that the model takes."""
+
+    def level(self, time: Tensor) -> Tensor:
+        """Times [B] as levels of noise from 0, clean, to 1, noise."""
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
+        """The model's input, and what its prediction costs. clean, noise, input: [B, C, h, w]."""
 
 
-def lognormal_time(interpolant: str, normal: Tensor) -> Tensor:
-    """Times [B] whose noise-to-signal ratio is log-normal, from standard normals [B]."""
-    ratio = normal.exp()
-    if interpolant == "linear":
-        return ratio / (1 + ratio)
-    return ratio.atan() * (2 / math.pi)
+class VelocityMatching:
+    """SiT: the velocity of an interpolant (arXiv 2401.08740, eq. 5)."""
+
+    terms: tuple[str, ...] = ("denoising",)
+    learns_sigma: bool = False
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._interpolant = settings.interpolant
+        self._distribution = settings.times
+
+    def times(self, draw: DrawTimes) -> Tensor:
+        if self._distribution == "uniform":
+            return draw(torch.rand)
+        return lognormal_time(self._interpolant, draw(torch.randn))
+
+    def level(self, time: Tensor) -> Tensor:
+        return time
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
+        noisy, velocity = interpolate(self._interpolant, clean, noise, time)
+        return noisy, lambda predicted: [_squared_error(predicted, velocity)]
 
 
-def velocity_loss(predicted: Tensor, velocity: Tensor) -> Tensor:
+class NoiseAndVariance:
+    """DiT: the noise, and the variance between its bounds (improved DDPM, section 3.1).
+
+    The bound moves the variance only: the mean enters it without gradient.
+    """
+
+    terms: tuple[str, ...] = ("denoising", "bound")
+    learns_sigma: bool = True
+
+    def __init__(self, settings: TrainSettings) -> None:
+        pass
+
+    def times(self, draw: DrawTimes) -> Tensor:
+        return (draw(torch.rand) * STEPS).long()
+
+    def level(self, time: Tensor) -> Tensor:
+        return time / STEPS
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
+        noisy = diffuse(clean, noise, time)
+
+        def losses(predicted: Tensor) -> list[Tensor]:
+            mean, fraction = predicted.float().chunk(2, dim=1)
+            bound = variational_bound(clean, noisy, time, mean.detach(), fraction)
+            return [_squared_error(mean, noise), bound]
+
+        return noisy, losses
+
+
+def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each image, [B], in float32."""
-    return (predicted.float() - velocity.float()).square().flatten(1).mean(1)
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+
+# The objective of each family of models.
+OBJECTIVES: dict[str, type[Objective]] = {"SiT": VelocityMatching, "DiT": NoiseAndVariance}

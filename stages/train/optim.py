@@ -1,28 +1,63 @@
 """The optimiser and the moving average of the weights."""
 
-import copy
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-BETAS = (0.9, 0.999)
+from stages.train.parallel import own
+from stages.train.settings import TrainSettings
+
 EPSILON = 1e-8
 
 
-def make_optimiser(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW without weight decay, as DiT, SiT and REPA use it."""
+def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW; without weight decay, as by default, it is that of DiT, SiT and REPA."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
-        trained, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True
+        trained,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=EPSILON,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
-def make_average(model: nn.Module) -> nn.Module:
-    """A frozen copy of the model, to be moved by `update_average`."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The learning rate of a step, counted from 0: constant after a linear rise."""
+    rise = (step + 1) / settings.warmup_steps if settings.warmup_steps else 1.0
+    return settings.learning_rate * min(1.0, rise)
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Set average = decay * average + (1 - decay) * model, over all parameters at once."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+def update_weights(
+    optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, norm: Tensor
+) -> None:
+    """Make a step, unless the gradient, whose norm is given, is not finite.
+
+    The device decides, so that nobody has to wait for it.
+    """
+    if not scaler.is_enabled():
+        # What a scaler would tell the fused optimiser.
+        optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad()
+
+
+class Average:
+    """The exponential moving average of a model's parameters, in float32.
+
+    tensors: by their names; held in the same parts as those of the model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        parameters = dict(model.named_parameters())
+        self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
+        self._decay = decay
+        self._averaged = [own(tensor) for tensor in self.tensors.values()]
+        self._followed = list(parameters.values())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Set average = decay * average + (1 - decay) * parameters, over all of them at once."""
+        followed = [own(parameter) for parameter in self._followed]
+        torch._foreach_lerp_(self._averaged, followed, 1 - self._decay)

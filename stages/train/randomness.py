@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.placement import Placement
-from stages.train.objectives import lognormal_time
+from stages.train.objectives import OBJECTIVES
 from stages.train.settings import TrainSettings
 
 
@@ -50,13 +50,19 @@ def mirrored(settings: TrainSettings, step: int, place: Placement) -> npt.NDArra
 class Draws:
     """The randomness of one step for the B images of a rank.
 
-    posterior, noise: normal [B, C, h, w]; time: [B] in [0, 1]; dropped: bool [B].
+    posterior, noise: normal [B, C, h, w]; time: [B], in the objective's unit; dropped: bool [B],
+    the labels that are replaced by none.
     """
 
     posterior: Tensor
     noise: Tensor
     time: Tensor
     dropped: Tensor
+
+    def split(self, parts: int) -> list["Draws"]:
+        """Those of equal parts of the images."""
+        tensors = (self.posterior, self.noise, self.time, self.dropped)
+        return [Draws(*part) for part in zip(*(t.chunk(parts) for t in tensors), strict=True)]
 
 
 class Draw:
@@ -67,30 +73,33 @@ class Draw:
 
     def __init__(self, settings: TrainSettings, shape: tuple[int, ...], place: Placement) -> None:
         self._settings = settings
+        self._objective = OBJECTIVES[settings.family](settings)
         self._shape = shape
         self._place = place
 
     def at(self, step: int) -> Draws:
         """The draws of a step."""
         return Draws(
-            posterior=self._cut(torch.randn, step, Stream.POSTERIOR, self._shape),
-            noise=self._cut(torch.randn, step, Stream.NOISE, self._shape),
-            time=self._time(step),
-            dropped=self._cut(torch.rand, step, Stream.LABELS, ()) < self._settings.label_dropping,
+            posterior=self._cut(torch.randn, self._shape, Stream.POSTERIOR, step),
+            noise=self._cut(torch.randn, self._shape, Stream.NOISE, step),
+            time=self._objective.times(lambda sample: self._cut(sample, (), Stream.TIME, step)),
+            dropped=self._dropped(step),
         )
 
-    def _time(self, step: int) -> Tensor:
-        if self._settings.times == "uniform":
-            return self._cut(torch.rand, step, Stream.TIME, ())
-        return lognormal_time(
-            self._settings.interpolant, self._cut(torch.randn, step, Stream.TIME, ())
-        )
+    def _dropped(self, step: int) -> Tensor:
+        probability = self._settings.label_dropping
+        dropped = self._cut(torch.rand, (), Stream.LABELS, step) < probability
+        if self._settings.legacy_label_dropping:
+            dropped |= self._cut(torch.rand, (), Stream.LABELS, step, 1) < probability
+        return dropped
 
     def _cut(
-        self, sample: Callable[..., Tensor], step: int, stream: Stream, shape: tuple[int, ...]
+        self, sample: Callable[..., Tensor], shape: tuple[int, ...], stream: Stream, *numbers: int
     ) -> Tensor:
         device = self._place.device
-        source = torch.Generator(device).manual_seed(seed_for(self._settings.seed, stream, step))
+        source = torch.Generator(device).manual_seed(
+            seed_for(self._settings.seed, stream, *numbers)
+        )
         size = (self._settings.batch_size, *shape)
         drawn = sample(size, generator=source, device=device)
         return drawn.chunk(self._place.world)[self._place.rank]

@@ -4,22 +4,32 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from cache.errors import RepaCacheError
 from cache.recipe import differences
 from stages.placement import Placement
 from stages.train import checkpoint
 from stages.train.batches import CachedBatches
-from stages.train.checkpoint import Checkpoint
-from stages.train.optim import make_average, make_optimiser
+from stages.train.checkpoint import Checkpoint, Content
+from stages.train.meter import Meter
+from stages.train.objectives import OBJECTIVES
+from stages.train.optim import Average, make_optimiser
+from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
+from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
 from stages.train.settings import TrainSettings
 from stages.train.transformer import Transformer, TransformerConfig
 
 # Settings that may change between two parts of one run.
-CHANGEABLE = frozenset(
-    {"run", "steps", "checkpoint_every", "log_every", "keep", "device", "reading"}
-)
+CHANGEABLE = {
+    *("run", "steps", "device", "reading", "compute", "on_nonfinite"),
+    *("checkpoint_every", "keep", "keep_every", "log_every", "grid_every", "tensorboard", "wandb"),
+}
 
 
 class RunError(RepaCacheError):
@@ -29,54 +39,102 @@ class RunError(RepaCacheError):
 class Run:
     """A run at some step, new or restored from its newest checkpoint.
 
+    is_aligned: whether the projectors are trained; network: the model as it has to be called.
     Raises RunError if the cache does not suit the model, or if the checkpoint was made with
     other settings or from other cached tensors.
     """
 
-    def __init__(self, settings: TrainSettings, batches: CachedBatches, place: Placement) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: TrainSettings,
+        batches: CachedBatches,
+        place: Placement,
+        *,
+        is_aligned: bool = True,
+    ) -> None:
+        self._settings, self._place = settings, place
+        self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
-            "settings": settings.model_dump(mode="json", exclude=set(CHANGEABLE)),
+            "settings": settings.model_dump(mode="json", exclude=CHANGEABLE),
             "columns": batches.fingerprints,
             "rows": batches.rows_identity,
         }
         config = transformer_config(settings, batches)
         check_grids(config, settings, batches)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(settings.seed, Stream.WEIGHTS))
-            self.model = Transformer(config)
         found = checkpoint.latest(settings.run)
         if found is not None:
             self._check(found)
-            self.model.load_state_dict(found.weights("model"))
+        precision = precision_of(settings, place.device)
+        self.model = self._make_model(config, found)
+        self.model.projectors.requires_grad_(is_aligned)
         self.model.to(place.device).train()
-        self.average = make_average(self.model)
-        self.optimiser = make_optimiser(self.model, settings.learning_rate)
+        compile_blocks(self.model, settings, place)
+        if self._is_sharded:
+            shard(self.model, place, precision)
+        self.network = replicate(self.model, place)
+        self.average = Average(self.model, settings.ema_decay)
+        self.optimiser = make_optimiser(self.model, settings)
+        self.scaler = make_scaler(precision, place.device)
         self.step = 0
         if found is not None:
-            self.average.load_state_dict(found.weights("ema"))
-            self.optimiser.load_state_dict(found.optimiser())
-            self.step = int(found.state["step"])
-        self._saved = self.step
+            self._restore(found)
+        self.saved = found
+
+    def _make_model(self, config: TransformerConfig, found: Checkpoint | None) -> Transformer:
+        compute = self._settings.compute
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(self._settings.seed, Stream.WEIGHTS))
+            model = Transformer(
+                config,
+                fused_attention=compute.fused_attention,
+                recompute=compute.recompute_activations,
+            )
+        if found is not None:
+            model.load_state_dict(found.weights("model"))
+        return model
+
+    def _restore(self, found: Checkpoint) -> None:
+        for name, tensor in found.weights("ema").items():
+            fill(self.average.tensors[name], tensor)
+        state = get_optimizer_state_dict(self.model, self.optimiser)
+        found.load_optimiser(state, is_sharded=self._is_sharded)
+        set_optimizer_state_dict(self.model, self.optimiser, state)
+        self.scaler.load_state_dict(found.state["scaler"])
+        self.step = found.step
 
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def save(self) -> None:
+    def whole_average(self) -> dict[str, Tensor]:
+        """The moving average; all processes have to ask together."""
+        return {name: whole(tensor) for name, tensor in self.average.tensors.items()}
+
+    def restore_meter(self, meter: Meter) -> None:
+        """Give back what was measured since the last line of the log."""
+        if self.saved is not None:
+            meter.restore(self.saved.weights("meter")["rows"])
+
+    def save(self, meter: Meter) -> None:
         """Write a checkpoint of the present step, unless there is one."""
-        if self.step == self._saved:
+        settings = self._settings
+        if self.step == (self.saved.step if self.saved is not None else 0):
             return
-        checkpoint.save(
-            self._settings.run,
-            self.step,
-            {"model": self.model.state_dict(), "ema": self.average.state_dict()},
-            self.optimiser.state_dict(),
-            {**self._identity, "model": asdict(self.model.config)},
-            self._settings.keep,
+        content = Content(
+            weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
+            optimiser=get_optimizer_state_dict(self.model, self.optimiser),
+            measured=meter.state,
+            state={
+                **self._identity,
+                "model": asdict(self.model.config),
+                "scaler": self.scaler.state_dict(),
+            },
         )
-        self._saved = self.step
+        checkpoint.save(settings.run, self.step, content, self._place, is_sharded=self._is_sharded)
+        if self._place.is_main:
+            checkpoint.remove_outdated(settings.run, settings.keep, settings.keep_every)
+        self.saved = Checkpoint(checkpoint.folder_of(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
         for part in ("settings", "columns", "rows"):
@@ -102,6 +160,9 @@ def transformer_config(settings: TrainSettings, batches: CachedBatches) -> Trans
         align_depth=settings.depth,
         projector_width=settings.projector_width,
         has_null_class=settings.label_dropping > 0,
+        alignment=settings.alignment,
+        learns_sigma=OBJECTIVES[settings.family].learns_sigma,
+        qk_norm=settings.qk_norm,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cache.layout import FLIPPED
 from stages.settings import AnchoredPath, Seed, Settings, one_of
@@ -27,8 +27,24 @@ SIZES = {
     "L": Size(24, 1024, 16),
     "XL": Size(28, 1152, 16),
 }
+FAMILIES = ("SiT", "DiT")
 PATCHES = (1, 2, 4, 8)
-MODELS = {f"SiT-{size}/{patch}": (SIZES[size], patch) for size in SIZES for patch in PATCHES}
+
+
+class Model(NamedTuple):
+    """What a model's name says."""
+
+    family: str
+    size: Size
+    patch: int
+
+
+MODELS = {
+    f"{family}-{size}/{patch}": Model(family, SIZES[size], patch)
+    for family in FAMILIES
+    for size in SIZES
+    for patch in PATCHES
+}
 
 
 class ReadingSettings(Settings):
@@ -46,48 +62,103 @@ class ReadingSettings(Settings):
     timeout_seconds: PositiveFloat = 300.0
 
 
+class ComputeSettings(Settings):
+    """`[train.compute]`: how a step is computed; nothing here changes it beyond rounding.
+
+    compile: torch.compile for each block, by default on GPUs; fused_attention: attention as one
+    kernel; recompute_activations: less memory for a third more time; micro_batches: parts of a
+    rank's batch that go through the model one after another; parallel: what several processes
+    do, hold the whole model each (ddp) or a part of it (fsdp); deterministic: the same bits in
+    every run, on a GPU at a small price.
+    """
+
+    compile: bool | Literal["auto"] = "auto"
+    fused_attention: bool = True
+    recompute_activations: bool = False
+    micro_batches: PositiveInt = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    deterministic: bool = True
+
+
 class TrainSettings(Settings):
     """`[train]`: one run. The defaults are the paper's.
 
-    run: the run's folder; encoders: the cached encoders to align with, none for plain SiT;
-    depth: the block whose output is aligned; weight: of the alignment loss; batch_size: over
-    all ranks; block_rows: rows that stay together when an epoch is shuffled, 1 for an exact
-    shuffle, some hundred for network storage; checkpoint_every, log_every: steps; keep: number
-    of checkpoints kept.
+    What is trained. run: the run's folder; encoders: the cached encoders to align with, none for
+    plain SiT or DiT; encoder_weights: of single encoders in the mean of their losses, 1 for
+    those not named; depth: the block whose output is aligned; weight: of the alignment loss;
+    align_until: the step at which alignment ends, if it does; temperature: of nt-xent;
+    interpolant, times: of SiT; label_dropping: probability; legacy_label_dropping: drop labels
+    twice, as the first runs of the published code did.
+
+    How. init_from: weights to start from, a checkpoint of any run or a published file, and
+    which of a run's: init_weights; batch_size: over all ranks; block_rows: rows that stay
+    together when an epoch is shuffled, 1 for an exact shuffle, some hundred for network storage;
+    warmup_steps: over which the learning rate rises; precision: of matrix products, by default
+    bfloat16 on GPUs and float32 elsewhere; on_nonfinite: what to do about a step whose loss or
+    gradient is infinite or not a number.
+
+    What is kept. checkpoint_every, log_every, grid_every: steps, 0 for no sample grids; keep:
+    number of checkpoints; keep_every: steps whose checkpoints stay for ever; tensorboard: log
+    for it too; wandb: the project to log to, if any.
     """
 
     run: AnchoredPath
     model: Annotated[str, one_of("stages.train.settings:MODELS")] = "SiT-XL/2"
+    qk_norm: bool = False
     encoders: tuple[str, ...] = ()
+    encoder_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     alignment: Annotated[str, one_of("stages.train.alignment:ALIGNMENTS")] = "repa"
+    temperature: PositiveFloat = 0.1
     depth: PositiveInt = 8
     weight: NonNegativeFloat = 0.5
+    align_until: PositiveInt | None = None
     projector_width: PositiveInt = 2048
-    interpolant: Annotated[str, one_of("stages.train.objectives:INTERPOLANTS")] = "linear"
+    interpolant: Annotated[str, one_of("stages.train.interpolants:INTERPOLANTS")] = "linear"
     times: Literal["uniform", "lognormal"] = "uniform"
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    legacy_label_dropping: bool = False
+    init_from: AnchoredPath | None = None
+    init_weights: Literal["ema", "model"] = "ema"
     batch_size: PositiveInt = 256
     block_rows: PositiveInt = 1
     steps: PositiveInt = 400_000
     learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     seed: Seed = 0
     checkpoint_every: PositiveInt = 10_000
     keep: PositiveInt = 2
+    keep_every: PositiveInt | None = None
     log_every: PositiveInt = 100
+    grid_every: NonNegativeInt = 0
+    tensorboard: bool = False
+    wandb: str | None = None
     device: str = "auto"
     reading: ReadingSettings = ReadingSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @property
+    def family(self) -> str:
+        """SiT or DiT, which decides the objective."""
+        return MODELS[self.model].family
 
     @property
     def size(self) -> Size:
         """The transformer's size."""
-        return MODELS[self.model][0]
+        return MODELS[self.model].size
 
     @property
     def patch(self) -> int:
         """Side of a patch in latents."""
-        return MODELS[self.model][1]
+        return MODELS[self.model].patch
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,18 @@
-"""SiT: a diffusion transformer on latent patches, with projectors for alignment.
+"""SiT and DiT: one transformer on latent patches, with projectors for alignment.
 
 B images, C latent channels, h and w the latent's sides, T tokens, W the model's width, D an
 encoder's features. Parameter names are those of the published code, so that its checkpoints
 load as they are.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from stages.train.projectors import mlp_projector
-
-FREQUENCIES = 256
+from stages.train.alignment import ALIGNMENTS
+from stages.train.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,9 @@ class TransformerConfig:
 
     side: of the latent; patch: its patches' side; channels: of the latent; classes: without
     the null class; features: width of each encoder to align with; align_depth: the number of
-    blocks before the projectors.
+    blocks before the projectors; alignment: which decides their form; learns_sigma: whether a
+    variance is predicted beside each channel, as DiT does; qk_norm: whether queries and keys are
+    normalised.
     """
 
     side: int
@@ -37,159 +37,82 @@ class TransformerConfig:
     align_depth: int
     projector_width: int
     has_null_class: bool
+    alignment: str = "repa"
+    learns_sigma: bool = False
+    qk_norm: bool = False
 
     @property
     def grid(self) -> int:
         """Tokens along a side."""
         return self.side // self.patch
 
-
-class PatchEmbedding(nn.Module):
-    """Latents [B, C, h, w] to tokens [B, T, W], row by row."""
-
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        tokens: Tensor = self.proj(latents).flatten(2).transpose(1, 2)
-        return tokens
-
-
-class TimeEmbedding(nn.Module):
-    """Times [B] to [B, W]: sinusoids of 256 frequencies, then two linear layers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, time: Tensor) -> Tensor:
-        half = FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=time.device) / half
-        angles = time.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
-        embedding: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        return embedding
-
-
-class LabelEmbedding(nn.Module):
-    """Labels [B] to [B, W]; the null class, where there is one, is the last row."""
-
-    def __init__(self, classes: int, width: int, has_null_class: bool) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + int(has_null_class), width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        embedding: Tensor = self.embedding_table(labels)
-        return embedding
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B, T, W]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = (
-            self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        output: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return output
-
-
-class MLP(nn.Module):
-    """Two linear layers with a tanh-approximated GELU between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        output: Tensor = self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
-        return output
-
-
-def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift tokens [B, T, W] by the condition's [B, W] (adaLN)."""
-    return tokens * (1 + scale[:, None]) + shift[:, None]
-
-
-class Block(nn.Module):
-    """A transformer block with adaLN-Zero (DiT, section 3.2)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = MLP(width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
-            condition
-        ).chunk(6, dim=1)
-        attended = self.attn(modulate(self.norm1(tokens), shift_attn, scale_attn))
-        tokens = tokens + gate_attn[:, None] * attended
-        transformed = self.mlp(modulate(self.norm2(tokens), shift_mlp, scale_mlp))
-        output: Tensor = tokens + gate_mlp[:, None] * transformed
-        return output
-
-
-class FinalLayer(nn.Module):
-    """Tokens [B, T, W] to patches [B, T, patch * patch * C]."""
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
-        patches: Tensor = self.linear(modulate(self.norm_final(tokens), shift, scale))
-        return patches
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return 2 * self.channels if self.learns_sigma else self.channels
 
 
 class Transformer(nn.Module):
-    """SiT with one projector per encoder."""
+    """SiT or DiT with one projector per encoder.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    fused_attention: whether attention is one kernel, which never holds its matrix; recompute:
+    whether the backward pass computes each block again instead of holding its activations.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        fused_attention: bool = True,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.recompute = recompute
         width = config.width
         self.x_embedder = PatchEmbedding(config.channels, width, config.patch)
         self.t_embedder = TimeEmbedding(width)
         self.y_embedder = LabelEmbedding(config.classes, width, config.has_null_class)
         self.pos_embed = nn.Parameter(positions(width, config.grid)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
-        self.projectors = nn.ModuleList(
-            mlp_projector(width, config.projector_width, features) for features in config.features
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
+            for _ in range(config.depth)
         )
-        self.final_layer = FinalLayer(width, config.patch**2 * config.channels)
+        projector = ALIGNMENTS[config.alignment].projector
+        self.projectors = nn.ModuleList(
+            projector(width, config.projector_width, features) for features in config.features
+        )
+        self.final_layer = FinalLayer(width, config.patch**2 * config.outputs)
         self._initialise()
 
     def forward(
         self, latents: Tensor, time: Tensor, labels: Tensor, *, project: bool = True
     ) -> tuple[Tensor, list[Tensor]]:
-        """The velocity [B, C, h, w], and hidden tokens projected for each encoder [B, T, D].
+        """The prediction [B, C or 2C, h, w], and hidden tokens for each encoder [B, T, D].
 
-        latents: [B, C, h, w]; time: [B] in [0, 1]; labels: [B], the number of classes for none.
-        project: whether the projectors are computed; training needs them, sampling does not.
+        latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
+        of classes for none. project: whether the projectors are computed; training needs them,
+        sampling does not.
         """
         tokens = self.x_embedder(latents) + self.pos_embed
         condition = self.t_embedder(time) + self.y_embedder(labels)
         projected: list[Tensor] = []
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition)
+            tokens = self._run(block, tokens, condition)
             if project and depth == self.config.align_depth:
                 projected = [projector(tokens) for projector in self.projectors]
         return self._assemble(self.final_layer(tokens, condition)), projected
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        output: Tensor
+        if self.recompute and torch.is_grad_enabled():
+            # No block draws random numbers whose state would have to be restored.
+            output = checkpoint(
+                block, tokens, condition, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            output = block(tokens, condition)
+        return output
 
     def _assemble(self, patches: Tensor) -> Tensor:
         """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""

@@ -1,0 +1,125 @@
+"""What a run measures at every step, kept on the device until it is asked for.
+
+M losses, B images of a rank, n steps since the last line of the log.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stages.placement import Placement
+
+# Levels of noise, from 0 to 1, whose losses are told apart.
+BUCKETS = 4
+# Behind the losses of every bucket, in a step's row.
+OTHERS = ("loss", "gradient_norm")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step gave, on the device.
+
+    terms: the losses of every image, [M, B]; level: of noise, [B]; loss: what was minimised;
+    gradient_norm: before clipping.
+    """
+
+    terms: Tensor
+    level: Tensor
+    loss: Tensor
+    gradient_norm: Tensor
+
+
+class Meter:
+    """Collects a row of numbers for every step of one rank, without waiting for the device.
+
+    names: of the losses, [M].
+    """
+
+    def __init__(self, names: Sequence[str], place: Placement) -> None:
+        self.names = tuple(names)
+        self._place = place
+        self._rows: list[Tensor] = []
+
+    def add(self, measured: Measured) -> None:
+        """Keep what a step gave: sums over images for every loss and bucket, images, others."""
+        buckets = torch.arange(BUCKETS, device=measured.level.device)
+        of_image = (measured.level * BUCKETS).long().clamp(max=BUCKETS - 1)
+        is_in = (of_image == buckets[:, None]).float()
+        # The norm is the same on every rank; the loss is that of its own images.
+        norm = measured.gradient_norm * float(self._place.is_main)
+        others = torch.stack([measured.loss / self._place.world, norm])
+        sums = (is_in @ measured.terms.float().T).T.flatten()
+        self._rows.append(torch.cat([sums, is_in.sum(dim=1), others]))
+
+    def reduce(self) -> "Interval":
+        """What all ranks measured since the last clearing; all of them have to ask together.
+
+        Reducing twice changes nothing: rank 0 then holds the sums, and the others zeros.
+        """
+        if not self._rows:
+            return Interval(self.names, np.empty((0, self._width)))
+        rows = torch.stack(self._rows)
+        if self._place.world > 1:
+            torch.distributed.all_reduce(rows)
+        share = rows if self._place.is_main else torch.zeros_like(rows)
+        self._rows = list(share)
+        return Interval(self.names, rows.cpu().numpy().astype(np.float64))
+
+    @property
+    def _width(self) -> int:
+        return (len(self.names) + 1) * BUCKETS + len(OTHERS)
+
+    @property
+    def state(self) -> Tensor:
+        """The rows of this rank, float32 [n, values], on the CPU."""
+        return torch.stack(self._rows).cpu() if self._rows else torch.empty(0, self._width)
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from rows that rank 0 has saved."""
+        rows = state.to(self._place.device)
+        self._rows = list(rows if self._place.is_main else torch.zeros_like(rows))
+
+    def clear(self) -> None:
+        """Begin a new interval."""
+        self._rows = []
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Some steps, as all ranks measured them. rows: [n, values]."""
+
+    names: tuple[str, ...]
+    rows: npt.NDArray[np.float64]
+
+    def nonfinite(self, *, gradients: bool) -> list[int]:
+        """Which steps had a loss, or if asked for a gradient, that is infinite or not a number."""
+        # The norm of the gradient is the last value.
+        values = self.rows if gradients else self.rows[:, :-1]
+        return np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+
+    def values(self) -> dict[str, float]:
+        """Means over the finite steps, and the number of the others."""
+        rows = np.delete(self.rows, self.nonfinite(gradients=True), axis=0)
+        values = {"skipped": float(len(self.rows) - len(rows))}
+        if not len(rows):
+            return values
+        *losses, images = rows[:, : -len(OTHERS)].sum(axis=0).reshape(-1, BUCKETS)
+        others = dict(zip(OTHERS, rows[:, -len(OTHERS) :].mean(axis=0).tolist(), strict=True))
+        values = {**others, **values}
+        for name, sums in zip(self.names, losses, strict=True):
+            values[name] = float(sums.sum() / images.sum())
+            values.update(_by_bucket(name, sums, images))
+        return values
+
+
+def _by_bucket(
+    name: str, sums: npt.NDArray[np.float64], images: npt.NDArray[np.float64]
+) -> Iterator[tuple[str, float]]:
+    """A loss at each level of noise that any image had, named NAME@from-to."""
+    for number in np.flatnonzero(images).tolist():
+        span = f"{number / BUCKETS:.2f}-{(number + 1) / BUCKETS:.2f}"
+        yield f"{name}@{span}", float(sums[number] / images[number])

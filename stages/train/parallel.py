@@ -1,0 +1,82 @@
+"""Several processes, one model: whole in each (DDP), or in parts (FSDP2)."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.placement import Placement
+from stages.train.precision import HALF_PRECISIONS
+from stages.train.settings import TrainSettings
+from stages.train.transformer import Transformer
+
+
+def shard(model: Transformer, place: Placement, precision: str) -> None:
+    """Leave each process a part of every parameter; blocks are whole while they compute.
+
+    With half precision their weights travel in it: autocast would round them just the same.
+    """
+    mesh = init_device_mesh(place.device.type, (place.world,))
+    half = MixedPrecisionPolicy(
+        param_dtype=HALF_PRECISIONS.get(precision),
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=half)
+    fully_shard(model, mesh=mesh)
+
+
+def replicate(model: nn.Module, place: Placement) -> nn.Module:
+    """The model whose gradients are averaged over all processes; sharded models do so already."""
+    if place.world == 1 or isinstance(model, FSDPModule):
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def synchronised(model: nn.Module, *, is_last: bool) -> Iterator[None]:
+    """Average gradients in the last of several backward passes only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+    skips = isinstance(model, DistributedDataParallel) and not is_last
+    with model.no_sync() if skips else nullcontext():  # type: ignore[operator]
+        yield
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
+    """Scale gradients down to a norm; returns the norm before, over all processes."""
+    return whole(nn.utils.clip_grad_norm_(parameters, largest))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which this process may hold a part; all processes have to ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor, which every process has, into one that may be held in parts."""
+    if isinstance(target, DTensor):
+        values = distribute_tensor(
+            values.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+    target.copy_(values)
+
+
+def compile_blocks(model: Transformer, settings: TrainSettings, place: Placement) -> None:
+    """Compile the parts of a model one by one: equal blocks share their code."""
+    wanted = settings.compute.compile
+    if wanted is True or (wanted == "auto" and place.device.type == "cuda"):
+        for part in (*model.blocks, *model.projectors, model.final_layer):
+            part.compile()

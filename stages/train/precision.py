@@ -1,0 +1,57 @@
+"""In which precision a step computes, and whether twice the same."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from stages.train.settings import TrainSettings
+
+HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def precision_of(settings: TrainSettings, device: torch.device) -> str:
+    """The precision of matrix products on a device; `auto` is bfloat16 on GPUs that have it."""
+    if settings.precision != "auto":
+        return settings.precision
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Compute matrix products in half precision; weights, norms and sums stay in float32."""
+    if precision not in HALF_PRECISIONS:
+        return nullcontext()
+    return torch.autocast(device.type, HALF_PRECISIONS[precision])
+
+
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Scales losses so that gradients do not vanish in float16; does nothing otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+@contextmanager
+def arithmetic(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """Float32 products in TF32 or not, as configured; kernels that give the same bits each time."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    before = (
+        matmul.allow_tf32,
+        cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+    )
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision_of(settings, device) == "tf32"
+        torch.use_deterministic_algorithms(settings.compute.deterministic)
+        # Nothing here reads memory that it has not written.
+        memory.fill_uninitialized_memory = False
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, is_deterministic, fills = before
+        torch.use_deterministic_algorithms(is_deterministic)
+        memory.fill_uninitialized_memory = fills
