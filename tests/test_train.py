@@ -13,44 +13,16 @@ import pytest
 import torch
 from conftest import save_jpeg
 from faults import flip
+from runs import CPU, assert_equal_runs, log_values, newest, trained
 
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.interrupt import InterruptedWorkError
-from stages.placement import Placement
-from stages.train.checkpoint import Checkpoint, latest
-from stages.train.log import SPEEDS, log_path, read_log
-from stages.train.loop import TrainSummary, train
+from stages.train.loop import train
 from stages.train.meter import Meter
 from stages.train.optim import Average
 from stages.train.run import RunError
-
-CPU = Placement(torch.device("cpu"))
-
-
-def trained(config: Config, place: Placement = CPU) -> TrainSummary:
-    return train(config.train, config.tensors, place)
-
-
-def losses(config: Config) -> list[tuple[float, ...]]:
-    """What the log says of every step, speeds left out."""
-    log = read_log(config.train.run / "log.jsonl")
-    return [tuple(v for k, v in line.items() if k not in SPEEDS) for line in log]
-
-
-def newest(config: Config) -> Checkpoint:
-    found = latest(config.train.run)
-    assert found is not None
-    return found
-
-
-def assert_equal_runs(one: Config, other: Config) -> None:
-    assert losses(one) == losses(other)
-    for name in ("model", "ema"):
-        theirs = newest(other).weights(name)
-        for key, tensor in newest(one).weights(name).items():
-            assert torch.equal(tensor, theirs[key]), (name, key)
 
 
 def test_four_steps_are_two_and_two(trainable: Callable[..., Config], tmp_path: Path) -> None:
@@ -72,7 +44,7 @@ def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(
 
     def signalled(average: Average) -> None:
         real(average)
-        if len(losses(stopped)) == 2:
+        if len(log_values(stopped)) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Average, "update", signalled)
@@ -95,14 +67,14 @@ def test_a_run_killed_between_checkpoints_repeats_the_same_steps(
     real = Meter.add
 
     def dies_after_three(meter: Meter, measured: Any) -> None:
-        if len(losses(killed)) == 3:
+        if len(log_values(killed)) == 3:
             raise Killed
         real(meter, measured)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Meter, "add", dies_after_three)
         trained(killed)
-    assert (len(losses(killed)), newest(killed).state["step"]) == (3, 2)
+    assert (len(log_values(killed)), newest(killed).state["step"]) == (3, 2)
     trained(killed)
     assert_equal_runs(whole, killed)
 
@@ -157,16 +129,13 @@ assert not any(name.startswith("stages.encode") and module for name, module in s
 
 def test_alignment_falls(trainable: Callable[..., Config]) -> None:
     trained(trainable("train.steps=40", "train.checkpoint_every=40"))
-    alignment = [
-        line["alignment/efficientnet-lite0"]
-        for line in read_log(trainable().train.run / "log.jsonl")
-    ]
+    alignment = [line["alignment/efficientnet-lite0"] for line in log_values(trainable())]
     assert np.mean(alignment[-5:]) < np.mean(alignment[:5]) - 0.1
 
 
 def test_a_run_without_encoders_trains_plain_sit(trainable: Callable[..., Config]) -> None:
     assert trained(trainable("train.encoders=[]")).step == 4
-    assert not any("alignment" in name for name in read_log(log_path(trainable().train.run))[0])
+    assert not any("alignment" in name for name in log_values(trainable())[0])
 
 
 def test_only_the_newest_checkpoints_are_kept(trainable: Callable[..., Config]) -> None:

@@ -94,6 +94,14 @@ def latest(run: Path) -> Checkpoint | None:
     return next(reversed(checkpoints(run)), None)
 
 
+def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:
+    """The newest checkpoint as rank 0 sees it, which may have just written it."""
+    found = [latest(run) if place.is_main else None]
+    if place.world > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
 def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded: bool) -> None:
     """Write a checkpoint in one step; all processes have to if they hold parts of it."""
     if not (place.is_main or is_sharded):

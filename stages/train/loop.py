@@ -52,30 +52,29 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises
     NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    found = checkpoint.latest(settings.run)
-    start = step = found.step if found else 0
-    seconds, parameters = 0.0, 0
+    start, seconds = None, 0.0
     with arithmetic(settings, place.device), stop_request() as request:
         stop = Agreement(request, place)
-        is_stopped = False
-        while not is_stopped:
-            stretch = Stretch(settings, tensors, place, step, draw_grid)
+        while True:
+            stretch = Stretch(settings, tensors, place, draw_grid)
+            start = stretch.start if start is None else start
             began = time.monotonic()
-            step, parameters = stretch.train(stop), stretch.parameters
+            step = stretch.train(stop)
             seconds += time.monotonic() - began
-            is_stopped = step < stretch.end or stretch.end == settings.steps
+            if step < stretch.end or step >= settings.steps:
+                break
     if step < settings.steps:
         raise InterruptedWorkError(
             f"Stopped after step {step} of {settings.steps}, with a checkpoint in "
             f"{settings.run}. Run the same command to go on."
         )
-    return TrainSummary(start, step, seconds, parameters)
+    return TrainSummary(start, step, seconds, stretch.parameters)
 
 
 class Stretch:
     """Steps of a run that are all aligned, or all not; the next stretch begins as if resumed.
 
-    end: the step after the last one.
+    start, end: the first step, and that after the last one.
     """
 
     def __init__(
@@ -83,17 +82,18 @@ class Stretch:
         settings: TrainSettings,
         tensors: CachedTensors,
         place: Placement,
-        start: int,
         draw_grid: DrawGrid | None,
     ) -> None:
+        found = checkpoint.agreed_latest(settings.run, place)
+        self.start = found.step if found else 0
         until = settings.steps if settings.align_until is None else settings.align_until
-        is_aligned = start < until
+        is_aligned = self.start < until
         self.end = min(until, settings.steps) if is_aligned else settings.steps
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._batches = CachedBatches(
             tensors, settings, place, is_aligned=is_aligned, stop=self.end
         )
-        self._run = Run(settings, self._batches, place, is_aligned=is_aligned)
+        self._run = Run(settings, self._batches, place, found, is_aligned=is_aligned)
         self._loss = TrainingLoss(
             settings,
             settings.encoders if is_aligned else (),

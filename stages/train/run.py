@@ -37,11 +37,11 @@ class RunError(RepaCacheError):
 
 
 class Run:
-    """A run at some step, new or restored from its newest checkpoint.
+    """A run at some step, new or restored from a checkpoint.
 
-    is_aligned: whether the projectors are trained; network: the model as it has to be called.
-    Raises RunError if the cache does not suit the model, or if the checkpoint was made with
-    other settings or from other cached tensors.
+    found: its newest checkpoint, if it has any; is_aligned: whether the projectors are trained;
+    network: the model as it has to be called. Raises RunError if the cache does not suit the
+    model, or if the checkpoint was made with other settings or from other cached tensors.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Run:
         settings: TrainSettings,
         batches: CachedBatches,
         place: Placement,
+        found: Checkpoint | None,
         *,
         is_aligned: bool = True,
     ) -> None:
@@ -61,7 +62,6 @@ class Run:
         }
         config = transformer_config(settings, batches)
         check_grids(config, settings, batches)
-        found = checkpoint.latest(settings.run)
         if found is not None:
             self._check(found)
         precision = precision_of(settings, place.device)

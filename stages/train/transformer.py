@@ -118,7 +118,8 @@ class Transformer(nn.Module):
         """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""
         grid, patch = self.config.grid, self.config.patch
         cells: Tensor = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))
-        return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        image_like = cells.permute(0, 5, 1, 3, 2, 4)
+        return image_like.reshape(len(patches), -1, self.config.side, self.config.side)
 
     def _initialise(self) -> None:
         """Xavier for linear layers, normal(0.02) for embeddings, zero where adaLN-Zero starts."""

@@ -1,0 +1,35 @@
+"""Training runs in tests: starting them, and what they left."""
+
+import torch
+
+from pipeline.config import Config
+from stages.placement import Placement
+from stages.train.checkpoint import Checkpoint, latest
+from stages.train.log import SPEEDS, log_path, read_log
+from stages.train.loop import TrainSummary, train
+
+CPU = Placement(torch.device("cpu"))
+
+
+def trained(config: Config, place: Placement = CPU) -> TrainSummary:
+    return train(config.train, config.tensors, place)
+
+
+def log_values(config: Config) -> list[dict[str, float]]:
+    """What the log says of every step, speeds left out."""
+    log = read_log(log_path(config.train.run))
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in log]
+
+
+def newest(config: Config) -> Checkpoint:
+    found = latest(config.train.run)
+    assert found is not None
+    return found
+
+
+def assert_equal_runs(one: Config, other: Config) -> None:
+    assert log_values(one) == log_values(other)
+    for name in ("model", "ema"):
+        theirs = newest(other).weights(name)
+        for key, tensor in newest(one).weights(name).items():
+            assert torch.equal(tensor, theirs[key]), (name, key)
