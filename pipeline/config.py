@@ -2,15 +2,14 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import RepaCacheError
-from cache.layout import PIXELS
-from stages.encode.encoders import find_encoder
+from pipeline.contradictions import contradictions
 from stages.encode.settings import (
     BuildSettings,
     CacheSettings,
@@ -20,7 +19,6 @@ from stages.encode.settings import (
     EncodeSettings,
     LatentsSettings,
 )
-from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
 from stages.sample.settings import EvaluateSettings, SampleSettings
 from stages.settings import Settings, nearest
 from stages.train.settings import CachedTensors, TrainSettings
@@ -74,7 +72,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), world: int = 1) -> Co
         config = Config.model_validate_json(content, context={"folder": path.parent})
     except ValidationError as error:
         raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
-    if problems := list(_contradictions(config, world)):
+    if problems := list(contradictions(config, world)):
         raise _config_error(path, problems)
     return config
 
@@ -147,73 +145,3 @@ def _fields(parents: Sequence[str | int]) -> list[str]:
             annotation = section.model_fields[str(parent)].annotation
             section = annotation if isinstance(annotation, type) else section
     return list(section.model_fields)
-
-
-def _contradictions(config: Config, world: int) -> Iterator[str]:
-    """What is valid by itself but does not fit together."""
-    train = config.train
-    for key, names in (
-        ("train.encoders", train.encoders),
-        ("evaluate.frechet_encoders", config.evaluate.frechet_encoders),
-    ):
-        for name in names:
-            if name not in config.encoders:
-                hint = nearest(name, config.encoders) if config.encoders else ""
-                yield f"{key}: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
-    if train.depth > train.size.depth:
-        yield f"train.depth: {train.model} has {train.size.depth} blocks, got {train.depth}"
-    if train.batch_size % world:
-        yield f"train.batch_size: {train.batch_size} images cannot be shared by {world} processes"
-    yield from _missing_files(config)
-    yield from _grids(config)
-
-
-def _missing_files(config: Config) -> Iterator[str]:
-    dataset = config.dataset
-    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
-        yield f"dataset.path: required by the source {dataset.source!r}"
-    # Folders may be gone once their crops are in the cache.
-    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
-    if is_needed and dataset.path is not None and not dataset.path.is_dir():
-        yield f"dataset.path: there is no folder {dataset.path}"
-    if config.latents.imported and dataset.source != "repa":
-        yield "latents.imported: only the source 'repa' brings latents along"
-    if config.latents.imported and dataset.flip:
-        yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
-    yield from _missing_weights(config)
-
-
-def _missing_weights(config: Config) -> Iterator[str]:
-    for name, encoder in config.encoders.items():
-        if encoder.weights is not None and not encoder.weights.is_file():
-            yield f"encoders.{name}.weights: there is no file {encoder.weights}"
-        if encoder.weights is None and (reason := find_encoder(name).unpublished):
-            yield f"encoders.{name}.weights: required; {reason}"
-    if problem := config.latents.problem:
-        yield f"latents.vae: {problem}"
-
-
-def _grids(config: Config) -> Iterator[str]:
-    """Whether images, latents, patches and tokens divide one another."""
-    resolution, train = config.dataset.resolution, config.train
-    for name in config.encoders:
-        if problem := find_encoder(name).size_problem(config.encode.input_size(name)):
-            yield f"encoders.{name}.input_size: {problem}"
-    factor = config.latents.downsampling
-    if factor is None:
-        return
-    if resolution % factor:
-        yield f"dataset.resolution: {resolution} is no multiple of the VAE's {factor} px per latent"
-        return
-    side = resolution // factor
-    if side % train.patch:
-        yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
-        return
-    grid = side // train.patch
-    for name in set(train.encoders) & set(config.encoders):
-        tokens, encoder = config.encode.token_grid(name), find_encoder(name)
-        if tokens != grid:
-            yield (
-                f"encoders.{name}: its tokens lie on a grid of {tokens} x {tokens}, those of "
-                f"{train.model} on {grid} x {grid}; {encoder.advice(grid)}"
-            )

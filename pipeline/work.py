@@ -22,6 +22,7 @@ from stages.encode.options import BuildOptions
 from stages.placement import find_device
 from stages.sample.evaluate import evaluate
 from stages.sample.generate import newest_samples, sample
+from stages.sample.grids import GridDrawer
 from stages.train.loop import train
 
 
@@ -75,7 +76,10 @@ def do_train(config: Config) -> None:
             settings.run.mkdir(parents=True, exist_ok=True)
             resolved = config.model_dump(mode="json")
             write_atomically(settings.run / "config.json", json.dumps(resolved, indent=2).encode())
-        reached = train(settings, config.tensors, place)
+        is_drawing = settings.grid_every > 0 and place.is_main
+        location, device = config.latents.location, place.device
+        draw = GridDrawer(config.sample, settings, location, device) if is_drawing else None
+        reached = train(settings, config.tensors, place, draw)
     if not place.is_main:
         return
     write_report(gather(config))

@@ -1,22 +1,28 @@
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from runs import CPU, assert_equal_runs, log_values, trained
 
 from pipeline.config import Config
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
+from stages.train.randomness import Draw, Draws
+from stages.train.step import Step
 
 pytestmark = pytest.mark.gpu
+
+GPU = Placement(torch.device("cuda"))
 
 
 def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config]) -> None:
     config = trainable("train.steps=40")
-    arguments = (config.tensors, config.train)
     with (
-        closing(CachedBatches(*arguments, Placement(torch.device("cuda")))) as there,
-        closing(CachedBatches(*arguments, Placement(torch.device("cpu")))) as here,
+        closing(CachedBatches(config.tensors, config.train, GPU)) as there,
+        closing(CachedBatches(config.tensors, config.train, CPU)) as here,
     ):
         for step in range(40):
             one, other = there.read(step), here.read(step)
@@ -24,3 +30,63 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
             assert torch.equal(one.labels.cpu(), other.labels)
             for tokens, expected in zip(one.tokens, other.tokens, strict=True):
                 assert torch.equal(tokens.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.compute.compile=false",),
+        ("train.precision=float16", "train.compute.compile=false"),
+        ("train.model=DiT-XS/2", "train.compute.compile=false"),
+        ("train.precision=bfloat16",),
+    ],
+    ids=["bfloat16", "float16", "dit", "compiled"],
+)
+def test_a_step_never_waits_for_the_gpu(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    real, calls = Step.__call__, 0
+
+    def watched(step: Step, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        # The first steps compile, and fill caches.
+        torch.cuda.set_sync_debug_mode("error" if calls > 2 else "default")
+        try:
+            return real(step, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    trained(trainable("train.device=cuda", "train.log_every=4", *settings), GPU)
+    assert calls == 4
+
+
+@pytest.mark.parametrize("compile_blocks", ["true", "false"])
+def test_a_run_on_the_gpu_resumes_bit_for_bit(
+    trainable: Callable[..., Config], tmp_path: Path, compile_blocks: str
+) -> None:
+    more = ("train.device=cuda", f"train.compute.compile={compile_blocks}")
+    whole = trainable(f"train.run={tmp_path / 'whole'}", *more)
+    trained(whole, GPU)
+    for steps in (2, 4):
+        trained(trainable(*more, f"train.steps={steps}"), GPU)
+    assert_equal_runs(whole, trainable())
+
+
+def test_float32_on_the_gpu_trains_as_on_the_cpu(
+    trainable: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Draw.at
+
+    def drawn_on_the_cpu(draw: Draw, step: int) -> Draws:
+        drawn = real(Draw(draw._settings, draw._shape, CPU), step)
+        return Draws(*(getattr(drawn, f.name).to(draw._place.device) for f in fields(Draws)))
+
+    monkeypatch.setattr(Draw, "at", drawn_on_the_cpu)
+    there = trainable("train.device=cuda", "train.precision=float32")
+    here = trainable(f"train.run={tmp_path / 'cpu'}")
+    trained(there, GPU)
+    trained(here)
+    for line, expected in zip(log_values(there), log_values(here), strict=True):
+        assert line == pytest.approx(expected, rel=1e-3, abs=1e-4)

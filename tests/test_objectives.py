@@ -74,6 +74,16 @@ def test_losses_and_gradients_are_those_of_the_published_code(sit_repa: Any, pat
     assert_gradients(model, sit_repa.below(f"{path}.grad."))
 
 
+def test_each_encoder_has_a_weight_in_the_mean_of_their_losses(sit_repa: Any) -> None:
+    settings = TrainSettings(run=Path("run"), weight=0.7, encoder_weights={"one": 3.0})
+    loss = TrainingLoss(settings, ("one", "two"), LatentScaling(0.18215, 0.0), null_class=10)
+    batch = golden_batch(sit_repa, sit_repa["in.t"], sit_repa["in.noise"])
+    losses = loss(golden_model(sit_repa), *batch)
+    denoising, one, two = losses.terms.mean(dim=1)
+    assert_close(losses.total, denoising + 0.7 * (3 * one + two) / 2)
+    assert loss.terms == ("denoising", "alignment/one", "alignment/two")
+
+
 def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     """A run at its first step, with the golden weights."""
     model = golden_model(sit_repa)

@@ -19,9 +19,10 @@ from cache.errors import DamagedCacheError, IncompleteCacheError
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.interrupt import InterruptedWorkError
+from stages.train.checkpoint import checkpoints
 from stages.train.loop import train
 from stages.train.meter import Meter
-from stages.train.optim import Average
+from stages.train.optim import Average, learning_rate
 from stages.train.run import RunError
 
 
@@ -113,6 +114,7 @@ for name in ("timm", "diffusers", "torchvision", "stages.encode.features", "stag
 from pathlib import Path
 import torch
 from stages.placement import Placement
+from stages.train.checkpoint import checkpoints
 from stages.train.loop import train
 from stages.train.settings import CachedTensors, TrainSettings
 settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", depth=2, steps=2,
@@ -143,6 +145,41 @@ def test_only_the_newest_checkpoints_are_kept(trainable: Callable[..., Config]) 
     trained(trainable("train.checkpoint_every=1", "train.keep=2"))
     kept = sorted(path.name for path in (trainable().train.run / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004"]
+
+
+def test_checkpoints_of_every_nth_step_stay_for_ever(trainable: Callable[..., Config]) -> None:
+    every = ("train.checkpoint_every=1", "train.keep=1", "train.keep_every=2", "train.steps=5")
+    trained(trainable(*every))
+    assert [c.step for c in checkpoints(trainable().train.run)] == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.model=DiT-XS/2",),
+        ("train.alignment=nt-xent",),
+        ("train.qk_norm=true",),
+        ("train.precision=bfloat16",),
+        ("train.warmup_steps=3", "train.weight_decay=0.1"),
+        ("train.compute.recompute_activations=true", "train.compute.micro_batches=2"),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_way_of_training_resumes_bit_for_bit(
+    trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    whole = trainable(f"train.run={tmp_path / 'whole'}", *settings)
+    trained(whole)
+    for steps in (1, 4):
+        trained(trainable(*settings, f"train.steps={steps}"))
+    assert_equal_runs(whole, trainable())
+
+
+def test_the_learning_rate_rises_to_its_value(trainable: Callable[..., Config]) -> None:
+    settings = trainable("train.warmup_steps=4").train
+    rates = [learning_rate(settings, step) / settings.learning_rate for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate(trainable().train, 0) == settings.learning_rate
 
 
 @pytest.mark.parametrize(

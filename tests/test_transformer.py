@@ -1,12 +1,18 @@
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reference import golden_model
+from runs import CPU
 
-from stages.train.settings import MODELS, SIZES
+from stages.train.parallel import compile_blocks
+from stages.train.settings import MODELS, SIZES, TrainSettings
 from stages.train.transformer import Transformer, TransformerConfig, training_flops
+
+PARAMETERS = ("weight", "bias")
 
 
 def published(name: str) -> TransformerConfig:
@@ -88,3 +94,59 @@ def test_heads_divide_every_width() -> None:
 )
 def test_operations_are_those_counted_for_the_published_sizes(name: str, gigaflops: int) -> None:
     assert training_flops(published(name)) / 1e9 == pytest.approx(gigaflops, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"fused_attention": False}, {"recompute": True}])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_how_it_is_computed_changes_neither_output_nor_gradients(
+    sit_repa: Any, options: dict[str, bool], qk_norm: bool
+) -> None:
+    config = replace(golden_model(sit_repa).config, qk_norm=qk_norm)
+    model, other = Transformer(config), Transformer(config, **options)
+    weights = {**model.state_dict(), **golden_model(sit_repa).state_dict()}
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    results = []
+    for one in (model, other):
+        one.load_state_dict(weights)
+        velocity, projected = one(*inputs)
+        sum(t.square().mean() for t in (velocity, *projected)).backward()
+        gradients = [p.grad for p in one.parameters() if p.requires_grad]
+        results.append([velocity, *projected, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_normalised_queries_and_keys_have_the_published_names(sit_repa: Any) -> None:
+    plain = golden_model(sit_repa).config
+    names = Transformer(replace(plain, qk_norm=True)).state_dict().keys()
+    more = {f"blocks.{i}.attn.{n}_norm.{k}" for i in range(3) for n in "qk" for k in PARAMETERS}
+    assert names - Transformer(plain).state_dict().keys() == more
+
+
+@pytest.mark.slow
+# The compiler comes across warnings of torch itself.
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
+    settings = TrainSettings(run=Path("run"), compute={"compile": True})
+    eager, compiled = golden_model(sit_repa), golden_model(sit_repa)
+    compile_blocks(compiled, settings, CPU)
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    outputs = []
+    for model in (eager, compiled):
+        velocity, projected = model(*inputs)
+        sum(t.square().mean() for t in (velocity, *projected)).backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        outputs.append([velocity, *projected, *gradients])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6)
+    assert eager.state_dict().keys() == compiled.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("DiT")])
+def test_dit_has_the_parameters_of_sit_and_a_variance_for_each_channel(name: str) -> None:
+    config = published(name.replace("DiT", "SiT"))
+    with torch.device("meta"):
+        sit, dit = Transformer(config), Transformer(replace(config, learns_sigma=True))
+    shapes, others = ({k: v.shape for k, v in m.state_dict().items()} for m in (sit, dit))
+    for kind in ("weight", "bias"):
+        last = f"final_layer.linear.{kind}"
+        assert others.pop(last)[0] == 2 * shapes.pop(last)[0]
+    assert shapes == others

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from cache.recipe import differences
 from stages.encode.autoencoder import Autoencoder
 from stages.placement import Placement, barrier
 from stages.progress import progress
+from stages.sample.grids import save_grid
 from stages.sample.sampler import Sampler, make_sampled
 from stages.sample.settings import SampleSettings
 from stages.train import checkpoint
@@ -72,10 +72,15 @@ def newest_samples(settings: SampleSettings, run: Path) -> tuple[Checkpoint, Sam
 def sample(settings: SampleSettings, run: Path, vae: str, place: Placement) -> tuple[Samples, int]:
     """Draw the images that a run's newest checkpoint lacks; returns how many this process drew.
 
-    Raises SampleError if the run has no checkpoint, or if its samples were drawn with other
-    settings.
+    Raises SampleError if the run has no checkpoint, if its samples were drawn with other
+    settings, or if no solver is there for its model.
     """
     newest, samples = newest_samples(settings, run)
+    if newest.model.learns_sigma:
+        raise SampleError(
+            f"{newest.folder} holds a DiT, which no solver here can draw from. "
+            "Write it with `repa-cache export` for the published sampler."
+        )
     if place.is_main:
         _claim(samples.folder, settings, newest, vae)
     barrier(place)
@@ -130,9 +135,4 @@ def _draw_grid(settings: SampleSettings, samples: Samples) -> None:
     rows, columns = settings.grid
     shown = min(rows * columns, samples.images)
     images = [np.asarray(Image.open(samples.path(index))) for index in range(shown)]
-    side = images[0].shape[0]
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for index, pixels in enumerate(images):
-        top, left = (index // columns) * side, (index % columns) * side
-        canvas[top : top + side, left : left + side] = pixels
-    _save(samples.grid, torch.from_numpy(canvas).permute(2, 0, 1))
+    save_grid(samples.grid, images, columns)

@@ -1,5 +1,6 @@
 """Other places for the log of a run: TensorBoard and Weights & Biases."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ class LogError(RepaCacheError):
 
 def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
     """Every place that a run's log goes to. Raises LogError if one cannot be had."""
-    sinks: list[Sink] = [JsonLines(log_path(settings.run), step)]
+    settings.run.mkdir(parents=True, exist_ok=True)
+    sinks: list[Sink] = []
     if settings.tensorboard:
         sinks.append(TensorBoard(settings.run / "tensorboard", step))
     if settings.wandb is not None:
-        sinks.append(WandB(settings, step))
-    return sinks
+        sinks.append(WandB(settings))
+    return [JsonLines(log_path(settings.run), step), *sinks]
 
 
 class TensorBoard:
@@ -48,7 +50,7 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases; a resumed run goes on in it."""
 
-    def __init__(self, settings: TrainSettings, step: int) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -58,15 +60,14 @@ class WandB:
         self._run: Any = wandb.init(
             project=settings.wandb,
             name=settings.run.name,
-            id=_wandb_id(settings.run, wandb),
+            id=_wandb_id(settings.run),
             dir=settings.run,
             resume="allow",
             config=settings.model_dump(mode="json"),
         )
-        self._step = step
 
     def write(self, step: int, values: Values) -> None:
-        """Log the values; steps that another part of the run has logged already are left out."""
+        """Log the values; of steps that are made again after a crash, the first stay."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -74,9 +75,9 @@ class WandB:
         self._run.finish()
 
 
-def _wandb_id(run: Path, wandb: Any) -> str:
+def _wandb_id(run: Path) -> str:
     """The name of a run there, made once and kept beside its log."""
     path = run / "wandb-id"
     if not path.is_file():
-        write_atomically(path, wandb.util.generate_id().encode())
+        write_atomically(path, secrets.token_hex(4).encode())
     return path.read_text()

@@ -1,0 +1,113 @@
+"""What is valid by itself in a configuration, but does not fit together."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cache.layout import PIXELS
+from stages.encode.encoders import find_encoder
+from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
+from stages.settings import nearest
+from stages.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+
+def contradictions(config: "Config", world: int) -> Iterator[str]:
+    """A line for each; world: number of processes that will train."""
+    train = config.train
+    for key, names in (
+        ("train.encoders", train.encoders),
+        ("evaluate.frechet_encoders", config.evaluate.frechet_encoders),
+    ):
+        for name in names:
+            if name not in config.encoders:
+                hint = nearest(name, config.encoders) if config.encoders else ""
+                yield f"{key}: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
+    yield from _training(train)
+    yield from _shares(train, world)
+    yield from _missing_files(config)
+    yield from _grids(config)
+
+
+def _training(train: TrainSettings) -> Iterator[str]:
+    if train.depth > train.size.depth:
+        yield f"train.depth: {train.model} has {train.size.depth} blocks, got {train.depth}"
+    for name in train.encoder_weights:
+        if name not in train.encoders:
+            yield f"train.encoder_weights: {name!r} is not among train.encoders"
+    if train.keep_every is not None and train.keep_every % train.checkpoint_every:
+        yield f"train.keep_every: {train.keep_every} is no multiple of train.checkpoint_every"
+    if train.legacy_label_dropping and not train.label_dropping:
+        yield "train.legacy_label_dropping: train.label_dropping is 0"
+    if train.family == "DiT":
+        yield from _diffusion(train)
+
+
+def _diffusion(train: TrainSettings) -> Iterator[str]:
+    for key, value, only in (
+        ("interpolant", train.interpolant, "linear"),
+        ("times", train.times, "uniform"),
+    ):
+        if value != only:
+            yield f"train.{key}: {value!r} is for SiT; {train.model} has a schedule of its own"
+    if train.grid_every:
+        yield f"train.grid_every: no solver can draw from {train.model}"
+
+
+def _shares(train: TrainSettings, world: int) -> Iterator[str]:
+    parts = train.compute.micro_batches
+    if train.batch_size % (world * parts):
+        by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
+        yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
+
+
+def _missing_files(config: "Config") -> Iterator[str]:
+    dataset = config.dataset
+    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+        yield f"dataset.path: required by the source {dataset.source!r}"
+    # Folders may be gone once their crops are in the cache.
+    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
+    if is_needed and dataset.path is not None and not dataset.path.is_dir():
+        yield f"dataset.path: there is no folder {dataset.path}"
+    if config.latents.imported and dataset.source != "repa":
+        yield "latents.imported: only the source 'repa' brings latents along"
+    if config.latents.imported and dataset.flip:
+        yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
+    yield from _missing_weights(config)
+
+
+def _missing_weights(config: "Config") -> Iterator[str]:
+    for name, encoder in config.encoders.items():
+        if encoder.weights is not None and not encoder.weights.is_file():
+            yield f"encoders.{name}.weights: there is no file {encoder.weights}"
+        if encoder.weights is None and (reason := find_encoder(name).unpublished):
+            yield f"encoders.{name}.weights: required; {reason}"
+    if problem := config.latents.problem:
+        yield f"latents.vae: {problem}"
+
+
+def _grids(config: "Config") -> Iterator[str]:
+    """Whether images, latents, patches and tokens divide one another."""
+    resolution, train = config.dataset.resolution, config.train
+    for name in config.encoders:
+        if problem := find_encoder(name).size_problem(config.encode.input_size(name)):
+            yield f"encoders.{name}.input_size: {problem}"
+    factor = config.latents.downsampling
+    if factor is None:
+        return
+    if resolution % factor:
+        yield f"dataset.resolution: {resolution} is no multiple of the VAE's {factor} px per latent"
+        return
+    side = resolution // factor
+    if side % train.patch:
+        yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
+        return
+    grid = side // train.patch
+    for name in set(train.encoders) & set(config.encoders):
+        tokens, encoder = config.encode.token_grid(name), find_encoder(name)
+        if tokens != grid:
+            yield (
+                f"encoders.{name}: its tokens lie on a grid of {tokens} x {tokens}, those of "
+                f"{train.model} on {grid} x {grid}; {encoder.advice(grid)}"
+            )

@@ -1,0 +1,56 @@
+"""Pictures of samples: a grid of images, drawn while a model is trained or from files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cache.files import atomic_file
+from stages.encode.autoencoder import Autoencoder
+from stages.sample.sampler import Sampler, make_sampled
+from stages.sample.settings import SampleSettings
+from stages.train.settings import TrainSettings
+from stages.train.transformer import TransformerConfig
+
+
+def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
+    """Write images, uint8 [S, S, 3], row by row as one picture."""
+    side, rows = images[0].shape[0], -(-len(images) // columns)
+    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for index, pixels in enumerate(images):
+        top, left = (index // columns) * side, (index % columns) * side
+        canvas[top : top + side, left : left + side] = pixels
+    with atomic_file(path) as stream:
+        Image.fromarray(canvas).save(stream, format="png")
+
+
+class GridDrawer:
+    """Draws RUN/grids/step-00010000.png: the same noises and labels at every step.
+
+    Call it with the step, the weights of a moving average by name, and what model they are of.
+    """
+
+    def __init__(
+        self, settings: SampleSettings, train: TrainSettings, vae: str, device: torch.device
+    ) -> None:
+        self._settings = settings
+        self._train = train
+        self._device = device
+        self._autoencoder = Autoencoder(vae, device)
+
+    def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
+        model = make_sampled(config, weights, self._device)
+        sampler = Sampler(self._settings, model, self._train.interpolant, self._device)
+        rows, columns = self._settings.grid
+        images: list[npt.NDArray[np.uint8]] = []
+        for start in range(0, rows * columns, self._settings.batch_size):
+            stop = min(start + self._settings.batch_size, rows * columns)
+            decoded = self._autoencoder.decode(sampler.latents(range(start, stop)))
+            images += list(decoded.permute(0, 2, 3, 1).numpy())
+        folder = self._train.run / "grids"
+        folder.mkdir(exist_ok=True)
+        save_grid(folder / f"step-{step:08d}.png", images, columns)
