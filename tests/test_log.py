@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from runs import log_values, trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import Config
 from stages.train.log import SPEEDS, log_path, read_log
@@ -40,11 +41,10 @@ def test_lines_hold_the_mean_of_all_steps_since_the_last(
 def test_tensorboard_gets_every_value_and_hides_steps_that_are_made_again(
     trainable: Callable[..., Config],
 ) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = ("train.tensorboard=true", "train.checkpoint_every=2")
     for steps in (3, 4):
         trained(trainable(*settings, f"train.steps={steps}"))
-    events = accumulator.EventAccumulator(str(trainable().train.run / "tensorboard")).Reload()
+    events = EventAccumulator(str(trainable().train.run / "tensorboard")).Reload()
     for name in log_values(trainable())[0]:
         if name != "step":
             lines = [line for line in log_values(trainable()) if name in line]

@@ -33,7 +33,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise LogError(
-                "train.tensorboard: TensorBoard is not installed. Run `pip install tensorboard`."
+                "train.tensorboard: it is not installed. Run `pip install 'repa-cache[logs]'`."
             ) from error
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
@@ -55,7 +55,7 @@ class WandB:
             import wandb
         except ImportError as error:
             raise LogError(
-                "train.wandb: Weights & Biases is not installed. Run `pip install wandb`."
+                "train.wandb: it is not installed. Run `pip install 'repa-cache[logs]'`."
             ) from error
         self._run: Any = wandb.init(
             project=settings.wandb,
