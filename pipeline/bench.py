@@ -11,6 +11,7 @@ import typer
 
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
+from stages.train.data import CachedData
 from stages.train.run import transformer_config
 from stages.train.settings import CachedTensors, TrainSettings
 from stages.train.transformer import training_flops
@@ -44,14 +45,15 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
     cold = settings.reading.model_copy(update={"memory_gb": 0.0})
     endless = settings.model_copy(update={"steps": 1 << 40, "reading": cold})
     place = Placement(torch.device("cpu"))
-    with closing(CachedBatches(tensors, endless, place)) as batches:
-        for name in batches.fingerprints:
+    data = CachedData(tensors, endless)
+    with closing(CachedBatches(data, endless, place)) as batches:
+        for name in data.fingerprints:
             drop_cached_pages(tensors.path / name)
         steps, seconds = _read(batches)
         cold_rate = steps * settings.batch_size / seconds
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
-        flops = training_flops(transformer_config(settings, batches))
-    with closing(CachedBatches(tensors, endless, place)) as batches:
+        flops = training_flops(transformer_config(settings, data))
+    with closing(CachedBatches(data, endless, place)) as batches:
         steps, seconds = _read(batches, steps)
         warm_rate = steps * settings.batch_size / seconds
     return Reading(

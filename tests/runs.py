@@ -4,11 +4,17 @@ import torch
 
 from pipeline.config import Config
 from stages.placement import Placement
+from stages.train.batches import CachedBatches
 from stages.train.checkpoint import Checkpoint, latest
+from stages.train.data import CachedData
 from stages.train.log import SPEEDS, log_path, read_log
 from stages.train.loop import TrainSummary, train
 
 CPU = Placement(torch.device("cpu"))
+
+
+def cached_batches(config: Config, place: Placement = CPU) -> CachedBatches:
+    return CachedBatches(CachedData(config.tensors, config.train), config.train, place)
 
 
 def trained(config: Config, place: Placement = CPU) -> TrainSummary:

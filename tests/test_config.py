@@ -116,3 +116,30 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
     assert config.latents.location == str(images.parent / "vaes" / "mine")
     assert config.latents.downsampling == 4
     assert config.latents.column == "latents/mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.encoder_weights={clip-vit-L = 1.0}"], "'clip-vit-L' is not among train.encoders"),
+        (["train.compute.micro_batches=3"], "4 images cannot be shared by 1 processes with 3"),
+        (["train.keep_every=3"], "train.keep_every: 3 is no multiple of train.checkpoint_every"),
+        (
+            ["train.legacy_label_dropping=true", "train.label_dropping=0.0"],
+            "legacy_label_dropping: train.label_dropping is 0",
+        ),
+        (
+            ["train.model=DiT-XS/2", "train.interpolant=cosine"],
+            "train.interpolant: 'cosine' is for SiT; DiT-XS/2 has a schedule of its own",
+        ),
+        (["train.model=DiT-XS/2", "train.grid_every=5"], "no solver can draw from DiT-XS/2"),
+        (["train.precision=float64"], "train.precision"),
+        (["train.compute.paralel=fsdp"], "did you mean 'parallel'"),
+    ],
+)
+def test_training_settings_that_do_not_fit_together_are_refused(
+    trainable: Callable[..., Config], settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trainable(*settings)
+    assert message in str(caught.value)

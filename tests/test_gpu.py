@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, assert_equal_runs, log_values, trained
+from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
 from pipeline.config import Config
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
 from stages.train.randomness import Draw, Draws
 from stages.train.step import Step
 
@@ -21,8 +20,8 @@ GPU = Placement(torch.device("cuda"))
 def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config]) -> None:
     config = trainable("train.steps=40")
     with (
-        closing(CachedBatches(config.tensors, config.train, GPU)) as there,
-        closing(CachedBatches(config.tensors, config.train, CPU)) as here,
+        closing(cached_batches(config, GPU)) as there,
+        closing(cached_batches(config, CPU)) as here,
     ):
         for step in range(40):
             one, other = there.read(step), here.read(step)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import cached_batches
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -20,7 +21,7 @@ from stages.encode.features import FrozenEncoder
 from stages.encode.photographs import open_photograph
 from stages.encode.sources import SAMPLE_PHOTOGRAPHS
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
+from stages.train.alignment import ALIGNMENTS, NegativeCosine
 from stages.train.log import read_log
 from stages.train.loop import train
 
@@ -95,7 +96,27 @@ def test_training_reads_the_codes_and_not_the_token_scales(tiny: Callable[..., C
     expected = torch.from_numpy(Cache(path).column(column).values("tokens", rows))
     for shard in range(3):
         (path / column / f"token_scale/c.{shard}.0").unlink()
-    batches = CachedBatches(config.tensors, config.train, HERE)
+    batches = cached_batches(config, HERE)
     with closing(batches):
         (tokens,) = batches.read(0).tokens
     torch.testing.assert_close(normalize(tokens, dim=-1), normalize(expected, dim=-1))
+
+
+class ByLength(NegativeCosine):
+    """An alignment to which the length of a token matters."""
+
+    needs_lengths = True
+
+
+@pytest.mark.parametrize("storage", FLOAT_STORAGES)
+def test_an_alignment_that_needs_lengths_gets_tokens_as_they_were(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    monkeypatch.setitem(ALIGNMENTS, "by-length", ByLength)
+    config = tiny(f"encoders.efficientnet-lite0.storage={storage}", "train.alignment=by-length")
+    build(config.encode, CPU)
+    reader = Cache(config.cache.path).column("features/efficientnet-lite0")
+    with closing(cached_batches(config, HERE)) as batches:
+        (tokens,) = batches.read(0).tokens
+        expected = torch.from_numpy(reader.values("tokens", batches.rows(0)))
+    torch.testing.assert_close(tokens, expected, rtol=1e-6, atol=1e-6)

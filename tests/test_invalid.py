@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import cached_batches
 from typer.testing import CliRunner
 
 from cache.errors import IncompleteCacheError, RowsChangedError
@@ -18,7 +19,6 @@ from stages.encode.build import build
 from stages.encode.crops import ImageError
 from stages.encode.options import BuildOptions
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
 from stages.train.loop import train
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_training_never_draws_them(broken: Path, tiny: Callable[..., Config]) ->
     config = tiny(SKIP)
     build(config.encode, CPU)
     rows = Cache(config.cache.path).rows
-    with closing(CachedBatches(config.tensors, config.train, Placement(CPU))) as batches:
+    with closing(cached_batches(config, Placement(CPU))) as batches:
         epoch = np.concatenate([batches.rows(step) for step in range(19)])
     counts = np.bincount(epoch, minlength=21)
     bad = np.isin(rows.key.tolist(), BROKEN)

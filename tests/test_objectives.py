@@ -9,7 +9,8 @@ from reference import golden_dit, golden_model
 from torch.testing import assert_close
 
 from stages.placement import Placement
-from stages.train.batches import Batch, LatentScaling
+from stages.train.batches import Batch
+from stages.train.data import LatentScaling
 from stages.train.interpolants import INTERPOLANTS, interpolate, lognormal_time
 from stages.train.losses import TrainingLoss
 from stages.train.objectives import OBJECTIVES

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import cached_batches
 from tiny_cache import content
 
 from cache.errors import DamagedCacheError
@@ -19,7 +20,6 @@ from stages.encode.crops import CropReader, Crops
 from stages.encode.images import centre_crop, decode
 from stages.encode.options import BuildOptions
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
 from stages.vision import timm
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_training_draws_either_view_of_an_image(tiny: Callable[..., Config], sto
     config = tiny("dataset.flip=true", f"encoders.efficientnet-lite0.storage={storage}")
     built_by(config)
     cache, seen = Cache(config.cache.path), []
-    with closing(CachedBatches(config.tensors, config.train, Placement(CPU))) as batches:
+    with closing(cached_batches(config, Placement(CPU))) as batches:
         for step in range(30):
             batch = batches.read(step)
             views, rows = np.divmod(batches.rows(step), len(cache.rows))
@@ -104,7 +104,7 @@ def test_the_views_do_not_depend_on_the_number_of_ranks(tiny: Callable[..., Conf
     rows = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         place = Placement(CPU, rank, world)
-        with closing(CachedBatches(config.tensors, config.train, place)) as batches:
+        with closing(cached_batches(config, place)) as batches:
             rows.append(batches.rows(3))
     np.testing.assert_array_equal(rows[0], np.concatenate(rows[1:]))
 

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
-from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.order import order
-from cache.reader import Cache, ColumnReader
 from cache.ring import BatchRing
 from cache.storage import STORAGES
 from stages.placement import Placement
 from stages.train.alignment import ALIGNMENTS
+from stages.train.data import CachedData
 from stages.train.randomness import mirrored
-from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.settings import TrainSettings
 from stages.train.transfer import Transfer
 
 
@@ -44,71 +43,31 @@ class Batch:
         return [Batch(moments, labels, list(tokens)) for moments, labels, *tokens in chunks]
 
 
-@dataclass(frozen=True)
-class LatentScaling:
-    """How an autoencoder's latents become the numbers a diffusion model sees."""
-
-    scale: float
-    shift: float
-
-    def sample(self, moments: Tensor, normal: Tensor) -> Tensor:
-        """Clean latents [B, C, h, w], float32, drawn from the posterior.
-
-        moments: mean and standard deviation, [B, 2C, h, w]; normal: [B, C, h, w].
-        """
-        mean, std = moments.float().chunk(2, dim=1)
-        return (mean + std * normal - self.shift) * self.scale
-
-
-def latent_scaling(latents: Column) -> LatentScaling:
-    """The scaling of a column of latents, from its recipe."""
-    recipe = latents.recipe
-    return LatentScaling(float(recipe["scaling_factor"]), float(recipe["shift_factor"]))  # type: ignore[arg-type]
-
-
 class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
     is_aligned: whether the encoders' tokens are read; stop: the first step that is not read
-    ahead. Raises IncompleteCacheError if a column is missing or not finished.
+    ahead, by default the last of the run.
     """
 
     def __init__(
         self,
-        tensors: CachedTensors,
+        data: CachedData,
         settings: TrainSettings,
         place: Placement,
         *,
         is_aligned: bool = True,
         stop: int | None = None,
     ) -> None:
-        cache, verify = Cache(tensors.path), settings.reading.verify
-        readers = [
-            [cache.column(name, verify=verify) for name in views]
-            for views in tensors.columns(settings.encoders)
-        ]
-        columns = [[reader.column for reader in views] for views in readers]
-        latents, *features = (views[0] for views in columns)
-        self._flip, self._settings, self._place = tensors.flip, settings, place
-        self._images = len(cache.rows)
-        self._labels = torch.from_numpy(cache.rows.label).long().to(place.device)
-        self._valid = _valid_rows([reader for views in readers for reader in views])
-        channels, height, width = latents.array("moments").row_shape
-        self.keys = cache.rows.key
-        self.classes = len(cache.rows.classes)
-        self.latent_shape = (channels // 2, height, width)
-        self.token_shapes = [column.array("tokens").row_shape for column in features]
-        self.scaling = latent_scaling(latents)
-        self.fingerprints = {
-            column.name: column.fingerprint for views in columns for column in views
-        }
-        self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self._valid)}
+        self._data, self._settings, self._place = data, settings, place
+        self._labels = torch.from_numpy(data.labels).long().to(place.device)
         exact = ALIGNMENTS[settings.alignment].needs_lengths
-        self._decoders = [Decoder(views, place.device, exact) for views in columns[1:]]
-        if not is_aligned:
-            self._decoders = []
-        arrays = [(readers[0], "moments")]
-        for views, decoder in zip(readers[1:], self._decoders, strict=False):
+        features = data.features if is_aligned else []
+        self._decoders = [
+            Decoder([view.column for view in views], place.device, exact) for views in features
+        ]
+        arrays = [(data.latents, "moments")]
+        for views, decoder in zip(features, self._decoders, strict=True):
             arrays += [(views, name) for name in decoder.arrays]
         sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
         stop = settings.steps if stop is None else stop
@@ -144,7 +103,7 @@ class CachedBatches:
 
     def images(self, step: int) -> npt.NDArray[np.int64]:
         """The rows of the images that all ranks together see in a step, whichever view."""
-        return self._rows(step, replace(self._place, rank=0, world=1)) % self._images
+        return self._rows(step, replace(self._place, rank=0, world=1)) % len(self._labels)
 
     def _rows(self, step: int, place: Placement) -> npt.NDArray[np.int64]:
         settings = self._settings
@@ -153,24 +112,24 @@ class CachedBatches:
             step,
             place.rank,
             place.world,
-            rows=len(self._valid),
+            rows=len(self._data.valid),
             batch=settings.batch_size,
             block=settings.block_rows,
         )
-        rows = self._valid[places]
-        if self._flip:
-            rows = rows + self._images * mirrored(settings, step, place)
+        rows = self._data.valid[places]
+        if self._data.flip:
+            rows = rows + len(self._labels) * mirrored(settings, step, place)
         return rows
 
     def read(self, step: int) -> Batch:
         """The batch of a step, on the rank's device; valid until the next one is read."""
         moments, *stored, rows = self._transfer.get(step)
-        views = rows // self._images
+        views = rows // len(self._labels)
         tokens = []
         for decode in self._decoders:
             tokens.append(decode(stored[: len(decode.arrays)], views))
             stored = stored[len(decode.arrays) :]
-        return Batch(moments, self._labels[rows % self._images], tokens)
+        return Batch(moments, self._labels[rows % len(self._labels)], tokens)
 
     @property
     def wait_seconds(self) -> float:
@@ -189,14 +148,6 @@ class CachedBatches:
     def close(self) -> None:
         """Stop reading ahead."""
         self._ring.close()
-
-
-def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:
-    """The rows that hold tensors in every column. Raises IncompleteCacheError if none does."""
-    rows = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
-    if not len(rows):
-        raise IncompleteCacheError("No image of the cache could be decoded when it was built.")
-    return rows
 
 
 class Decoder:

@@ -12,6 +12,7 @@ from stages.placement import Placement
 from stages.progress import progress
 from stages.train import checkpoint
 from stages.train.batches import CachedBatches
+from stages.train.data import CachedData
 from stages.train.log import RunLog
 from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
@@ -52,11 +53,11 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises
     NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    start, seconds = None, 0.0
+    data, start, seconds = CachedData(tensors, settings), None, 0.0
     with arithmetic(settings, place.device), stop_request() as request:
         stop = Agreement(request, place)
         while True:
-            stretch = Stretch(settings, tensors, place, draw_grid)
+            stretch = Stretch(settings, data, place, draw_grid)
             start = stretch.start if start is None else start
             began = time.monotonic()
             step = stretch.train(stop)
@@ -80,7 +81,7 @@ class Stretch:
     def __init__(
         self,
         settings: TrainSettings,
-        tensors: CachedTensors,
+        data: CachedData,
         place: Placement,
         draw_grid: DrawGrid | None,
     ) -> None:
@@ -90,16 +91,11 @@ class Stretch:
         is_aligned = self.start < until
         self.end = min(until, settings.steps) if is_aligned else settings.steps
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
-        self._batches = CachedBatches(
-            tensors, settings, place, is_aligned=is_aligned, stop=self.end
-        )
-        self._run = Run(settings, self._batches, place, found, is_aligned=is_aligned)
-        self._loss = TrainingLoss(
-            settings,
-            settings.encoders if is_aligned else (),
-            self._batches.scaling,
-            null_class=self._batches.classes,
-        )
+        self._data = data
+        self._batches = CachedBatches(data, settings, place, is_aligned=is_aligned, stop=self.end)
+        self._run = Run(settings, data, place, found, is_aligned=is_aligned)
+        encoders = settings.encoders if is_aligned else ()
+        self._loss = TrainingLoss(settings, encoders, data.scaling, null_class=data.classes)
         self._meter = Meter(self._loss.terms, place)
         self._run.restore_meter(self._meter)
         self._note = ""
@@ -112,7 +108,7 @@ class Stretch:
     def train(self, stop: Agreement) -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        draw = Draw(settings, batches.latent_shape, place)
+        draw = Draw(settings, self._data.latent_shape, place)
         step = Step(settings, run, self._loss, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)
@@ -137,7 +133,8 @@ class Stretch:
         bad = interval.nonfinite(gradients=not run.scaler.is_enabled())
         if bad and self._settings.on_nonfinite == "stop":
             step = run.step - len(interval.rows) + bad[0]
-            raise nonfinite_error(self._settings.run, step, self._batches, self._place)
+            rows = self._batches.images(step)
+            raise nonfinite_error(self._settings.run, step, rows, self._data.keys, self._place)
         return interval
 
     def _write(self, log: RunLog) -> None:

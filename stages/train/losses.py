@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from stages.train.alignment import ALIGNMENTS
-from stages.train.batches import Batch, LatentScaling
+from stages.train.batches import Batch
+from stages.train.data import LatentScaling
 from stages.train.objectives import OBJECTIVES
 from stages.train.randomness import Draws
 from stages.train.settings import TrainSettings

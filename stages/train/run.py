@@ -14,8 +14,8 @@ from cache.errors import RepaCacheError
 from cache.recipe import differences
 from stages.placement import Placement
 from stages.train import checkpoint
-from stages.train.batches import CachedBatches
 from stages.train.checkpoint import Checkpoint, Content
+from stages.train.data import CachedData
 from stages.train.meter import Meter
 from stages.train.objectives import OBJECTIVES
 from stages.train.optim import Average, make_optimiser
@@ -47,7 +47,7 @@ class Run:
     def __init__(
         self,
         settings: TrainSettings,
-        batches: CachedBatches,
+        data: CachedData,
         place: Placement,
         found: Checkpoint | None,
         *,
@@ -57,11 +57,11 @@ class Run:
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
             "settings": settings.model_dump(mode="json", exclude=CHANGEABLE),
-            "columns": batches.fingerprints,
-            "rows": batches.rows_identity,
+            "columns": data.fingerprints,
+            "rows": data.rows_identity,
         }
-        config = transformer_config(settings, batches)
-        check_grids(config, settings, batches)
+        config = transformer_config(settings, data)
+        check_grids(config, settings, data)
         if found is not None:
             self._check(found)
         precision = precision_of(settings, place.device)
@@ -145,9 +145,9 @@ class Run:
                 )
 
 
-def transformer_config(settings: TrainSettings, batches: CachedBatches) -> TransformerConfig:
+def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
     """The transformer that suits a cache."""
-    channels, side, _ = batches.latent_shape
+    channels, side, _ = data.latent_shape
     return TransformerConfig(
         side=side,
         patch=settings.patch,
@@ -155,8 +155,8 @@ def transformer_config(settings: TrainSettings, batches: CachedBatches) -> Trans
         depth=settings.size.depth,
         width=settings.size.width,
         heads=settings.size.heads,
-        classes=batches.classes,
-        features=tuple(shape[-1] for shape in batches.token_shapes),
+        classes=data.classes,
+        features=tuple(shape[-1] for shape in data.token_shapes),
         align_depth=settings.depth,
         projector_width=settings.projector_width,
         has_null_class=settings.label_dropping > 0,
@@ -166,9 +166,9 @@ def transformer_config(settings: TrainSettings, batches: CachedBatches) -> Trans
     )
 
 
-def check_grids(config: TransformerConfig, settings: TrainSettings, batches: CachedBatches) -> None:
+def check_grids(config: TransformerConfig, settings: TrainSettings, data: CachedData) -> None:
     """Raise RunError unless every encoder's tokens lie on the transformer's grid."""
-    for encoder, (tokens, _) in zip(settings.encoders, batches.token_shapes, strict=True):
+    for encoder, (tokens, _) in zip(settings.encoders, data.token_shapes, strict=True):
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from cache.errors import RepaCacheError
 from cache.files import write_atomically
+from cache.order import Rows
 from stages.interrupt import StopRequest
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
 from stages.train.checkpoint import latest
 
 SHOWN_ROWS = 8
@@ -45,12 +47,14 @@ class Agreement:
 
 
 def nonfinite_error(
-    run: Path, step: int, batches: CachedBatches, place: Placement
+    run: Path, step: int, rows: Rows, keys: npt.NDArray[Any], place: Placement
 ) -> NonFiniteLossError:
-    """The error for a step; a file of the run lists the images of its batch."""
-    rows = batches.images(step)
+    """The error for a step; a file of the run lists the images of its batch.
+
+    rows: of the batch, over all processes; keys: of all images.
+    """
     path = run / f"nonfinite-step-{step:08d}.json"
-    images = {int(row): str(batches.keys[row]) for row in rows}
+    images = {int(row): str(keys[row]) for row in rows}
     if place.is_main:
         write_atomically(path, json.dumps({"step": step, "images": images}, indent=1).encode())
     shown = ", ".join(f"{row} ({key})" for row, key in list(images.items())[:SHOWN_ROWS])
