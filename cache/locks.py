@@ -32,8 +32,39 @@ class Holder:
     pid: int
     since: str
 
+    @classmethod
+    def me(cls) -> "Holder":
+        """The process that asks, from now on."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(socket.gethostname(), os.getpid(), now)
+
+    @classmethod
+    def read(cls, lock: Path) -> "Holder":
+        """Who wrote its name into a lock."""
+        try:
+            return cls(**json.loads(lock.read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls("an unknown host", 0, "a moment ago")
+
+    def write(self, lock: Path) -> None:
+        """Write its name into a lock."""
+        lock.write_text(json.dumps(asdict(self)))
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@contextmanager
+def claimed(lock: Path) -> Iterator[Holder | None]:
+    """Hold a lock file: yields None, or who holds it already. The file stays."""
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        yield Holder.read(lock)
+        return
+    with held:
+        Holder.me().write(lock)
+        yield None
 
 
 class BuildLocks:
@@ -42,9 +73,7 @@ class BuildLocks:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = path.with_name(f".{path.name}.locks")
-        self._me = Holder(
-            socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
-        )
+        self._me = Holder.me()
         self._mine = f"build-{self._me.host}-{self._me.pid}"
 
     @contextmanager
@@ -98,14 +127,14 @@ class BuildLocks:
                 stack.enter_context(self._held(f"shard-{shard}"))
                 holder = None
             except Timeout:
-                holder = self._read(f"shard-{shard}")
+                holder = Holder.read(self._folder / f"shard-{shard}")
             yield holder
 
     @contextmanager
     def _held(self, name: str, timeout: float = 0) -> Iterator[None]:
         path = self._folder / name
         with self._acquired(path, timeout):
-            path.write_text(json.dumps(asdict(self._me)))
+            self._me.write(path)
             try:
                 yield
             finally:
@@ -140,10 +169,4 @@ class BuildLocks:
                 (self._folder / name).unlink(missing_ok=True)
                 return None
         except Timeout:
-            return self._read(name)
-
-    def _read(self, name: str) -> Holder:
-        try:
-            return Holder(**json.loads((self._folder / name).read_text()))
-        except (OSError, ValueError, TypeError):
-            return Holder("an unknown host", 0, "a moment ago")
+            return Holder.read(self._folder / name)

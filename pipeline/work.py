@@ -72,14 +72,10 @@ def do_train(config: Config) -> None:
     settings = config.train
     _check_cache(config)
     with placement(settings.device) as place:
-        if place.is_main:
-            settings.run.mkdir(parents=True, exist_ok=True)
-            resolved = config.model_dump(mode="json")
-            write_atomically(settings.run / "config.json", json.dumps(resolved, indent=2).encode())
         is_drawing = settings.grid_every > 0 and place.is_main
         location, device = config.latents.location, place.device
         draw = GridDrawer(config.sample, settings, location, device) if is_drawing else None
-        reached = train(settings, config.tensors, place, draw)
+        reached = train(settings, config.tensors, place, draw, lambda: _record(config))
     if not place.is_main:
         return
     write_report(gather(config))
@@ -89,6 +85,12 @@ def do_train(config: Config) -> None:
         f"{settings.run}: step {reached.step:,} of {settings.model} "
         f"({reached.parameters / 1e6:,.1f} M parameters); {made:,} steps made{speed}"
     )
+
+
+def _record(config: Config) -> None:
+    """Keep the configuration with the run."""
+    content = json.dumps(config.model_dump(mode="json"), indent=2)
+    write_atomically(config.train.run / "config.json", content.encode())
 
 
 def do_sample(config: Config) -> None:

@@ -159,6 +159,16 @@ def test_a_wrong_configuration_writes_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_run_that_cannot_go_on_keeps_its_configuration(folder: Path) -> None:
+    invoke("build")
+    invoke("train", "--set", "train.steps=2")
+    before = (folder / "run/config.json").read_bytes()
+    assert "made with other settings" in invoke("train", "--set", "train.seed=1", status=1)
+    assert (folder / "run/config.json").read_bytes() == before
+    invoke("train", "--set", "train.steps=3")
+    assert b'"steps": 3' in (folder / "run/config.json").read_bytes()
+
+
 def test_an_error_has_a_traceback_only_when_asked_for(folder: Path) -> None:
     assert "Traceback" not in invoke("sample", status=1)
     assert RUNNER.invoke(app, ["sample", "--debug"]).exception is not None

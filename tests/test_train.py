@@ -16,6 +16,7 @@ from faults import flip
 from runs import CPU, assert_equal_runs, log_values, newest, trained
 
 from cache.errors import DamagedCacheError, IncompleteCacheError
+from cache.locks import claimed
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.interrupt import InterruptedWorkError
@@ -145,6 +146,17 @@ def test_only_the_newest_checkpoints_are_kept(trainable: Callable[..., Config]) 
     trained(trainable("train.checkpoint_every=1", "train.keep=2"))
     kept = sorted(path.name for path in (trainable().train.run / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004"]
+
+
+def test_a_run_that_is_being_trained_is_left_alone(trainable: Callable[..., Config]) -> None:
+    config = trainable()
+    config.train.run.mkdir()
+    with (
+        claimed(config.train.run / ".lock"),
+        pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on "),
+    ):
+        trained(config)
+    assert trained(config).step == 4
 
 
 def test_checkpoints_of_every_nth_step_stay_for_ever(trainable: Callable[..., Config]) -> None:

@@ -18,7 +18,7 @@ from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
 from stages.train.precision import arithmetic
 from stages.train.randomness import Draw
-from stages.train.run import Run
+from stages.train.run import Run, training_alone
 from stages.train.settings import CachedTensors, TrainSettings
 from stages.train.sinks import open_sinks
 from stages.train.step import Step
@@ -47,18 +47,26 @@ def train(
     tensors: CachedTensors,
     place: Placement,
     draw_grid: DrawGrid | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> TrainSummary:
     """Train from a cache, or go on from the run's newest checkpoint.
 
-    A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises
-    NonFiniteLossError if a step's loss or gradient is not finite.
+    draw_grid: called every `grid_every` steps; begun: called once it is known that the run can
+    go on as configured; both on rank 0 only.
+
+    A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises RunError if
+    others train this run, NonFiniteLossError if a step's loss or gradient is not finite.
     """
     data, start, seconds = CachedData(tensors, settings), None, 0.0
-    with arithmetic(settings, place.device), stop_request() as request:
+    alone, signals = training_alone(settings, place), stop_request()
+    with arithmetic(settings, place.device), alone, signals as request:
         stop = Agreement(request, place)
         while True:
             stretch = Stretch(settings, data, place, draw_grid)
-            start = stretch.start if start is None else start
+            if start is None:
+                start = stretch.start
+                if place.is_main:
+                    begun()
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began
@@ -92,8 +100,8 @@ class Stretch:
         self.end = min(until, settings.steps) if is_aligned else settings.steps
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._data = data
-        self._batches = CachedBatches(data, settings, place, is_aligned=is_aligned, stop=self.end)
         self._run = Run(settings, data, place, found, is_aligned=is_aligned)
+        self._batches = CachedBatches(data, settings, place, is_aligned=is_aligned, stop=self.end)
         encoders = settings.encoders if is_aligned else ()
         self._loss = TrainingLoss(settings, encoders, data.scaling, null_class=data.classes)
         self._meter = Meter(self._loss.terms, place)

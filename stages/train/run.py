@@ -1,5 +1,7 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from cache.errors import RepaCacheError
+from cache.locks import claimed
 from cache.recipe import differences
 from stages.placement import Placement
 from stages.train import checkpoint
@@ -34,6 +37,19 @@ CHANGEABLE = {
 
 class RunError(RepaCacheError):
     """A run cannot start, or cannot go on with these settings."""
+
+
+@contextmanager
+def training_alone(settings: TrainSettings, place: Placement) -> Iterator[None]:
+    """Nobody else trains this run meanwhile. Raises RunError if somebody does."""
+    if not place.is_main:
+        yield
+        return
+    settings.run.mkdir(parents=True, exist_ok=True)
+    with claimed(settings.run / ".lock") as other:
+        if other is not None:
+            raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
+        yield
 
 
 class Run:

@@ -16,7 +16,6 @@ class LogError(RepaCacheError):
 
 def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
     """Every place that a run's log goes to. Raises LogError if one cannot be had."""
-    settings.run.mkdir(parents=True, exist_ok=True)
     sinks: list[Sink] = []
     if settings.tensorboard:
         sinks.append(TensorBoard(settings.run / "tensorboard", step))
