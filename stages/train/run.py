@@ -16,6 +16,7 @@ from stages.placement import Placement
 from stages.train import checkpoint
 from stages.train.batches import CachedBatches
 from stages.train.checkpoint import Checkpoint, Content
+from stages.train.fitting import start_from
 from stages.train.meter import Meter
 from stages.train.objectives import OBJECTIVES
 from stages.train.optim import Average, make_optimiser
@@ -41,7 +42,8 @@ class Run:
 
     is_aligned: whether the projectors are trained; network: the model as it has to be called.
     Raises RunError if the cache does not suit the model, or if the checkpoint was made with
-    other settings or from other cached tensors.
+    other settings or from other cached tensors; WeightsError if the weights it is to start from
+    do not suit the model.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Run:
         self._settings, self._place = settings, place
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
-            "settings": settings.model_dump(mode="json", exclude=CHANGEABLE),
+            "settings": kept_settings(settings),
             "columns": batches.fingerprints,
             "rows": batches.rows_identity,
         }
@@ -91,6 +93,8 @@ class Run:
             )
         if found is not None:
             model.load_state_dict(found.weights("model"))
+        elif self._settings.init_from is not None:
+            start_from(self._settings.init_from, self._settings.init_weights, model, self._place)
         return model
 
     def _restore(self, found: Checkpoint) -> None:
@@ -143,6 +147,14 @@ class Run:
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
                 )
+
+
+def kept_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings of all parts of a run; of what it started from the name, as folders move."""
+    kept = settings.model_dump(mode="json", exclude=CHANGEABLE)
+    if settings.init_from is not None:
+        kept["init_from"] = settings.init_from.name
+    return kept
 
 
 def transformer_config(settings: TrainSettings, batches: CachedBatches) -> TransformerConfig:
