@@ -22,7 +22,9 @@ from stages.encode.options import BuildOptions
 from stages.placement import find_device
 from stages.sample.evaluate import evaluate
 from stages.sample.generate import newest_samples, sample
+from stages.train.export import export
 from stages.train.loop import train
+from stages.train.options import ExportOptions
 
 
 def do_build(
@@ -84,6 +86,16 @@ def do_train(config: Config) -> None:
     typer.echo(
         f"{settings.run}: step {reached.step:,} of {settings.model} "
         f"({reached.parameters / 1e6:,.1f} M parameters); {made:,} steps made{speed}"
+    )
+
+
+def do_export(config: Config, options: ExportOptions) -> None:
+    """Write weights for published code, and say what loads them."""
+    made = export(config.train.run, options)
+    typer.echo(
+        f"{made.path}: {options.weights} of step {made.step:,} of {made.model}, layout "
+        f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M parameters; "
+        f"for {made.loaded_by}"
     )
 
 
