@@ -14,6 +14,7 @@ from cache.errors import RepaCacheError
 from pipeline.config import Config, ConfigError, load_config
 from stages.interrupt import InterruptedWorkError
 from stages.settings import nearest
+from stages.train.options import ExportOptions, Layout, Weights
 
 FAILED = 1
 # What a shell reports for a command that Ctrl-C ended.
@@ -133,6 +134,35 @@ def verify(
 
         if not do_verify(settings, fidelity):
             raise typer.Exit(FAILED)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .pt or .safetensors to write.")],
+    step: Annotated[
+        int | None,
+        typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
+    ] = None,
+    weights: Annotated[
+        Weights, typer.Option(help="The moving average, or the weights as trained.")
+    ] = Weights.EMA,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Whose code is to load it; default: repa for SiT, dit for DiT."),
+    ] = None,
+    config: ConfigPath = Path("pipeline.toml"),
+    overrides: Overrides = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Write a run's weights as a file that the published REPA, SiT or DiT code loads.
+
+    Example: repa-cache export SiT-XL-2.pt --checkpoint 400000
+    """
+    with _reported_errors(debug):
+        settings = _load("export", config, overrides)
+        from pipeline.work import do_export
+
+        do_export(settings, ExportOptions(out, step, weights, layout))
 
 
 def _add_command(name: str, summary: str) -> None:

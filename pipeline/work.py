@@ -23,7 +23,9 @@ from stages.placement import find_device
 from stages.sample.evaluate import evaluate
 from stages.sample.generate import newest_samples, sample
 from stages.sample.grids import GridDrawer
+from stages.train.export import export
 from stages.train.loop import train
+from stages.train.options import ExportOptions
 
 
 def do_build(
@@ -91,6 +93,16 @@ def _record(config: Config) -> None:
     """Keep the configuration with the run."""
     content = json.dumps(config.model_dump(mode="json"), indent=2)
     write_atomically(config.train.run / "config.json", content.encode())
+
+
+def do_export(config: Config, options: ExportOptions) -> None:
+    """Write weights for published code, and say what loads them."""
+    made = export(config.train.run, options)
+    typer.echo(
+        f"{made.path}: {options.weights} of step {made.step:,} of {made.model}, layout "
+        f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M parameters; "
+        f"for {made.loaded_by}"
+    )
 
 
 def do_sample(config: Config) -> None:

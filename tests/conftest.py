@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.config import Config, load_config
 from stages.encode.photographs import open_photograph
+from stages.placement import Placement
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -172,6 +173,26 @@ def trainable(built: Path, tmp_path: Path) -> Callable[..., Config]:
     return lambda *overrides: load_config(
         built / "pipeline.toml", [f"train.run={tmp_path / 'run'}", *overrides]
     )
+
+
+@pytest.fixture(scope="session")
+def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of a SiT, of one without encoders, and of a DiT."""
+    from stages.train.loop import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    fewer = ("train.steps=2", "train.checkpoint_every=1")
+    for name, *settings in (
+        ("sit",),
+        ("plain", "train.encoders=[]"),
+        ("dit", "train.model=DiT-XS/2"),
+    ):
+        config = load_config(
+            built / "pipeline.toml",
+            [f"train.run={folder / name}", "train.ema_decay=0.5", *fewer, *settings],
+        )
+        train(config.train, config.tensors, Placement(torch.device("cpu")))
+    return folder
 
 
 def save_jpeg(path: Path, seed: int) -> None:

@@ -1,7 +1,12 @@
 """The published implementations' models, as their golden tensors describe them."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from stages.train.transformer import Transformer, TransformerConfig
 
@@ -51,3 +56,55 @@ def _loaded(golden: Any, config: TransformerConfig) -> Transformer:
     model = Transformer(config)
     model.load_state_dict(golden.below("model."))
     return model
+
+
+def predict(
+    state: Mapping[str, Tensor],
+    latents: Tensor,
+    time: Tensor,
+    labels: Tensor,
+    heads: int,
+    *,
+    drops_half: bool,
+) -> Tensor:
+    """What SiT predicts, [B, C, h, w], from its published parameter names alone.
+
+    Uses every tensor but those of projectors. drops_half: whether the output's second half is
+    left out, as SiT does with twice as many channels.
+    """
+    unused = {name for name in state if not name.startswith("projectors.")}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        unused.difference_update((f"{name}.weight", f"{name}.bias"))
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+    unused -= {"pos_embed", "x_embedder.proj.weight", "x_embedder.proj.bias"}
+    kernel = state["x_embedder.proj.weight"]
+    patch = kernel.shape[-1]
+    x = F.conv2d(latents, kernel, state["x_embedder.proj.bias"], stride=patch)
+    grid = x.shape[-1]
+    x = x.flatten(2).mT + state["pos_embed"]
+    angles = time[:, None] * 10_000 ** (-torch.arange(128) / 128)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+    unused.discard("y_embedder.embedding_table.weight")
+    condition = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", waves)))
+    condition = F.silu(condition + state["y_embedder.embedding_table.weight"][labels])
+    for number in range(sum(name.endswith("attn.qkv.weight") for name in state)):
+        block = f"blocks.{number}"
+        parts = linear(f"{block}.adaLN_modulation.1", condition).chunk(6, dim=1)
+        qkv = linear(f"{block}.attn.qkv", modulated(x, *parts[:2])).unflatten(2, (3, heads, -1))
+        query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))
+        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        attended = linear(f"{block}.attn.proj", (weights @ value).transpose(1, 2).flatten(2))
+        x = x + parts[2][:, None] * attended
+        hidden = linear(f"{block}.mlp.fc1", modulated(x, *parts[3:5]))
+        x = x + parts[5][:, None] * linear(f"{block}.mlp.fc2", F.gelu(hidden, approximate="tanh"))
+    shift_scale = linear("final_layer.adaLN_modulation.1", condition).chunk(2, dim=1)
+    x = linear("final_layer.linear", modulated(x, *shift_scale))
+    images = x.reshape(len(x), grid, grid, patch, patch, -1)
+    images = torch.einsum("bhwpqc->bchpwq", images).flatten(4, 5).flatten(2, 3)
+    assert not unused, unused
+    return images.chunk(2, dim=1)[0] if drops_half else images

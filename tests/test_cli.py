@@ -191,7 +191,7 @@ def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("name", [*SUMMARIES, "build", "verify", "init"])
+@pytest.mark.parametrize("name", [*SUMMARIES, "build", "verify", "export", "init"])
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"Example: repa-cache {name}" in invoke(name, "--help")
 

@@ -1,35 +1,20 @@
 """Published files of weights, as the tensors of the vision network in them by name."""
 
-import argparse
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.encode.encoders import EncoderError
+from stages.weight_files import read_weight_file, reading
 
 # Under these names training checkpoints keep the network beside the optimiser: of I-JEPA, whose
 # target encoder is not the one that is published as its result; of MAE; of most others.
 PARTS = ("encoder", "model", "state_dict")
-
-# How torn files and files of other kinds fail.
-READING_ERRORS = (
-    OSError,
-    RuntimeError,
-    LookupError,
-    EOFError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-)
 
 # MoCo v3 trains two encoders, and gives the trained one a projection head.
 MOCO_PREFIX = "base_encoder."
@@ -49,14 +34,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     The file is in the format of safetensors, of `torch.save`, or of TorchScript (OpenAI's CLIP).
     Raises EncoderError if it is torn, holds no tensors, or could run code when it is unpickled.
     """
-    try:
+    with reading(path, EncoderError):
         state = _network(_read(path))
-    except UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except READING_ERRORS as error:
-        raise EncoderError(
-            f"{path} cannot be read as weights: it is torn, or of another kind ({error})."
-        ) from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         held = ", ".join(sorted(map(str, state))[:8]) or "nothing"
@@ -65,18 +44,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if _is_torchscript(path):
-        with warnings.catch_warnings():
-            # There is no other reader for these files.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated")
-            return torch.jit.load(path, map_location="cpu").state_dict()
-    # A namespace of arguments lies in many checkpoints and runs nothing.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        # Of a checkpoint ten times the size of its network only what is used is read.
-        is_mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    if not _is_torchscript(path):
+        return read_weight_file(path)
+    with warnings.catch_warnings():
+        # There is no other reader for these files.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated")
+        return torch.jit.load(path, map_location="cpu").state_dict()
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -107,14 +80,3 @@ def _without_moco_v3_s_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 own = own.replace(wrong, right)
             encoder[own] = tensor
     return encoder
-
-
-def _refusal(path: Path, error: UnpicklingError) -> EncoderError:
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted is None:
-        return EncoderError(f"{path} cannot be read as weights: it is torn, or of another kind.")
-    return EncoderError(
-        f"{path} is refused: to unpickle it would run code of {wanted[1]}. If you trust its "
-        "authors, load it with torch.load(..., weights_only=False), and save its tensors alone "
-        "with safetensors.torch.save_file."
-    )

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from stages.encode.checkpoints import READING_ERRORS, read_checkpoint
+from stages.encode.checkpoints import read_checkpoint
 from stages.encode.encoders import EncoderError, EncoderSpec
+from stages.weight_files import READING_ERRORS
 
 State: TypeAlias = dict[str, Tensor]
 

@@ -19,6 +19,7 @@ from stages.placement import Placement
 from stages.train import checkpoint
 from stages.train.checkpoint import Checkpoint, Content
 from stages.train.data import CachedData
+from stages.train.fitting import start_from
 from stages.train.meter import Meter
 from stages.train.objectives import OBJECTIVES
 from stages.train.optim import Average, make_optimiser
@@ -57,7 +58,8 @@ class Run:
 
     found: its newest checkpoint, if it has any; is_aligned: whether the projectors are trained;
     network: the model as it has to be called. Raises RunError if the cache does not suit the
-    model, or if the checkpoint was made with other settings or from other cached tensors.
+    model, or if the checkpoint was made with other settings or from other cached tensors;
+    WeightsError if the weights it is to start from do not suit the model.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Run:
         self._settings, self._place = settings, place
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
-            "settings": settings.model_dump(mode="json", exclude=CHANGEABLE),
+            "settings": kept_settings(settings),
             "columns": data.fingerprints,
             "rows": data.rows_identity,
         }
@@ -107,6 +109,8 @@ class Run:
             )
         if found is not None:
             model.load_state_dict(found.weights("model"))
+        elif self._settings.init_from is not None:
+            start_from(self._settings.init_from, self._settings.init_weights, model, self._place)
         return model
 
     def _restore(self, found: Checkpoint) -> None:
@@ -159,6 +163,14 @@ class Run:
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
                 )
+
+
+def kept_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings of all parts of a run; of what it started from the name, as folders move."""
+    kept = settings.model_dump(mode="json", exclude=CHANGEABLE)
+    if settings.init_from is not None:
+        kept["init_from"] = settings.init_from.name
+    return kept
 
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:

@@ -1,0 +1,40 @@
+"""What `export` is told beyond the configuration."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Weights(StrEnum):
+    """Which weights of a checkpoint."""
+
+    EMA = "ema"
+    MODEL = "model"
+
+
+class Layout(StrEnum):
+    """Which published code is to load the weights.
+
+    repa: that of REPA, with projectors; dit: that of DiT; sit: that of SiT with its defaults, in
+    whose published files half of the output's channels are dropped; sit-no-sigma: that of SiT
+    with learn_sigma=False, which its samplers use for a file of one's own.
+    """
+
+    REPA = "repa"
+    SIT = "sit"
+    SIT_NO_SIGMA = "sit-no-sigma"
+    DIT = "dit"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and where to.
+
+    path: the file to write; step: of the checkpoint, by default the newest; layout: by default
+    that of REPA for SiT, and that of DiT for DiT.
+    """
+
+    path: Path
+    step: int | None = None
+    weights: Weights = Weights.EMA
+    layout: Layout | None = None
