@@ -1,0 +1,233 @@
+"""How fast training from a cache is, against the encoder online and against the published loop.
+
+    python tests/benchmarks/train.py FOLDER [--models SiT-S/2,SiT-B/2]
+        [--encoders dinov2-vit-b,dinov2-vit-l] [--parts encoder,loop] [--batch 8] [--steps 1]
+        [--rounds 3] [--storage int8] [--device cuda] [--precision auto] [--compile auto]
+        [--profile]
+
+All train the same model on random numbers, each in a process of its own:
+
+- from the cache: this project's steps, which read a cache in FOLDER;
+- encoder online (part `encoder`): the same, but the encoder computes the tokens at every step,
+  from images that lie on the device, in the precision of the transformer. The gain is compared
+  with what the numbers of operations allow;
+- published loop (part `loop`, with the first encoder alone): plain_training.py, with a batch
+  that lies on the device. That both compute the same loss and gradient is checked first.
+
+They alternate, round after round; a ratio is the median over the rounds. FOLDER is left empty.
+"""
+
+import argparse
+import multiprocessing
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from training_loops import (
+    RESOLUTION,
+    Loop,
+    Spent,
+    cached_loop,
+    check_agreement,
+    config_of,
+    online_loop,
+    published_loop,
+    serve,
+    write_cache,
+)
+
+from stages.encode.encoders import find_encoder
+from stages.encode.features import run_to_layer
+from stages.encode.weights import create_network
+from stages.placement import find_device
+from stages.train.precision import HALF_PRECISIONS, precision_of
+from stages.train.settings import CachedTensors, ComputeSettings, ReadingSettings, TrainSettings
+from stages.train.transformer import training_flops
+
+CACHED, ONLINE, PUBLISHED = "from the cache", "encoder online", "published loop"
+MAKERS: Mapping[str, Callable[[TrainSettings, CachedTensors, Path], Loop]] = {
+    CACHED: cached_loop,
+    ONLINE: online_loop,
+    PUBLISHED: published_loop,
+}
+PARTS = {"encoder": ONLINE, "loop": PUBLISHED}
+COMPILE: Mapping[str, bool | str] = {"auto": "auto", "true": True, "false": False}
+# Sides of the matrices whose product shows what the device can do.
+MATRIX = {"cuda": 8192, "cpu": 2048}
+
+
+def write_encoder(name: str, folder: Path) -> tuple[int, float]:
+    """An encoder with random weights; the width of its tokens, and operations for an image."""
+    spec = find_encoder(name)
+    size = spec.size_for(RESOLUTION)
+    torch.save(create_network(spec, size).state_dict(), folder / f"{name}.pth")
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter:
+        network = create_network(spec, size).eval()
+        _, tokens = run_to_layer(network, torch.empty(1, 3, size, size), spec.layer)
+    return tokens.shape[-1], float(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Operations a second of the fastest of some products of large matrices."""
+    side = MATRIX[device.type]
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    dtype = HALF_PRECISIONS.get(precision, torch.float32)
+    one, other = torch.randn(2, side, side, device=device).to(dtype)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        product = one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    del one, other, product
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return 2.0 * side**3 / min(seconds)
+
+
+@contextmanager
+def processes(
+    names: list[str], settings: TrainSettings, tensors: CachedTensors, weights: Path
+) -> Iterator[dict[str, Connection]]:
+    """A process for each loop, by name, while the block lasts."""
+    context, children, connections = multiprocessing.get_context("spawn"), [], {}
+    for name in names:
+        connections[name], there = multiprocessing.Pipe()
+        arguments = (MAKERS[name], settings, tensors, weights, there)
+        children.append(context.Process(target=serve, args=arguments, daemon=True))
+        children[-1].start()
+        there.close()
+    yield connections
+    for child in children:
+        child.join()
+
+
+def alternate(loops: dict[str, Connection], steps: int, rounds: int) -> dict[str, list[Spent]]:
+    """What each of them spends in every round."""
+    spent: dict[str, list[Spent]] = {name: [] for name in loops}
+    for turn in range(rounds + 1):
+        # In another order each time: what runs before leaves caches and clocks behind.
+        for name in np.random.default_rng(turn).permutation(list(loops)).tolist():
+            loops[name].send(steps)
+            found = loops[name].recv()
+            if turn > 0:  # The first one warms up.
+                spent[name].append(found)
+    return spent
+
+
+def show(spent: dict[str, list[Spent]], images: int, flops: dict[str, float], rate: float) -> None:
+    """A line for each loop. images: of a round; flops: of an image; rate: of the device."""
+    for name, rounds in spent.items():
+        speed = images / median(found.seconds for found in rounds)
+        waited = sum(found.waited for found in rounds) / sum(found.seconds for found in rounds)
+        line = (
+            f"  {name:<15} {speed:9.2f} images/s, {speed * flops[name] / rate:4.0%} of the rate, "
+            f"peak {rounds[-1].peak / 1e9:5.2f} GB, waits {waited:5.2%}"
+        )
+        if name != CACHED:
+            pairs = zip(spent[CACHED], rounds, strict=True)
+            gain = median(other.seconds / own.seconds for own, other in pairs)
+            line += f"; {CACHED} / this: {gain:.2f}"
+            if (allowed := flops[name] / flops[CACHED]) > 1:
+                line += f", operations allow {allowed:.2f}: {gain / allowed:.2f} of it"
+        print(line, flush=True)
+
+
+def compare(
+    settings: TrainSettings, tensors: CachedTensors, encoder_flops: float, rate: float,
+    options: argparse.Namespace, names: list[str],
+) -> None:  # fmt: skip
+    """Measure some loops with a model and an encoder."""
+    (encoder,) = settings.encoders
+    trained = training_flops(config_of(settings, tensors))
+    flops = {CACHED: trained, ONLINE: trained + encoder_flops, PUBLISHED: trained}
+    weights = tensors.path.with_name(f"{encoder}.pth")
+    print(
+        f"\n{settings.model}, {encoder}: {trained / 1e9:.0f} GFLOP for a training image, "
+        f"{encoder_flops / 1e9:.0f} for the encoder's"
+    )
+    with processes(names, settings, tensors, weights) as loops:
+        spent = alternate(loops, options.steps, options.rounds)
+        show(spent, options.steps * options.batch, flops, rate)
+        for name, loop in loops.items():
+            loop.send(0)
+            loop.send(options.profile and name == CACHED)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", default="SiT-S/2,SiT-B/2")
+    parser.add_argument("--encoders", default="dinov2-vit-b,dinov2-vit-l")
+    parser.add_argument("--parts", default="encoder,loop")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--storage", choices=("int8", "float16"), default="int8")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", choices=COMPILE, default="auto")
+    parser.add_argument("--profile", action="store_true", help="where the time of our steps goes")
+    return parser.parse_args()
+
+
+def settings_of(options: argparse.Namespace, model: str, encoder: str) -> TrainSettings:
+    return TrainSettings(
+        run=options.folder / "run",
+        model=model,
+        encoders=(encoder,),
+        batch_size=options.batch,
+        # More than any machine makes.
+        steps=1 << 40,
+        precision=options.precision,
+        device=options.device,
+        # Rows come from files, as of a cache that is larger than memory.
+        reading=ReadingSettings(memory_gb=0),
+        compute=ComputeSettings(compile=COMPILE[options.compile]),  # type: ignore[arg-type]
+    )
+
+
+def main() -> None:
+    options = parsed()
+    device = find_device(options.device)
+    options.folder, options.device = options.folder.resolve(), str(device)
+    options.folder.mkdir(parents=True)
+    models, encoders = options.models.split(","), options.encoders.split(",")
+    first = settings_of(options, models[0], encoders[0])
+    precision = precision_of(first, device)
+    try:
+        networks = {name: write_encoder(name, options.folder) for name in encoders}
+        widths = {name: width for name, (width, _) in networks.items()}
+        tensors = write_cache(options.folder / "random.zarr", widths, options.storage)
+        check_agreement(first, tensors)
+        rate = matrix_rate(device, precision)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+        packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "timm"))
+        print(f"{name}, {torch.get_num_threads()} threads; {packages}")
+        print(f"{precision}, compile {options.compile}, batch {options.batch}, {options.storage}")
+        print(f"{rate / 1e12:.2f} TFLOP/s in products of large matrices", flush=True)
+        for model in models:
+            for number, encoder in enumerate(encoders):
+                parts = [PARTS[part] for part in options.parts.split(",")]
+                names = [CACHED, *(part for part in parts if part != PUBLISHED or number == 0)]
+                settings = settings_of(options, model, encoder)
+                compare(settings, tensors, networks[encoder][1], rate, options, names)
+    finally:
+        shutil.rmtree(options.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""What train.py compares: three loops over a cache of random numbers, each in its own process.
+
+B images, S their side in px, T tokens, D features.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from plain_training import Inputs, PlainLoop, SiT
+from torch import Tensor
+
+from cache.layout import VALID, ArraySpec, Column
+from cache.metadata import constants_recipe, create_column
+from cache.rows import RowTable, create_cache
+from cache.storage import STORAGES
+from cache.writer import ShardWriter
+from stages.encode.encoders import find_encoder
+from stages.encode.features import FrozenEncoder
+from stages.placement import Placement, find_device
+from stages.train.batches import Batch, CachedBatches
+from stages.train.loop import Stretch
+from stages.train.losses import TrainingLoss
+from stages.train.precision import arithmetic, autocast, precision_of
+from stages.train.randomness import Draw
+from stages.train.run import transformer_config
+from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.step import Step
+from stages.train.transformer import Transformer, TransformerConfig
+
+CLASSES, RESOLUTION, SCALE = 1000, 256, 0.18215
+LATENTS, MOMENTS, TOKENS = "latents/random", (8, 32, 32), 256
+ROWS, SHARD = 512, 128
+# On a GPU, whose memory has to be taken anew after another process has worked there.
+UNTIMED_STEPS = 3
+
+
+def write_cache(path: Path, widths: Mapping[str, int], storage: str) -> CachedTensors:
+    """A finished cache of random numbers. widths: of each encoder's tokens."""
+    rows = RowTable(
+        key=np.array([f"{row:06}.jpg" for row in range(ROWS)], np.dtypes.StringDType()),
+        label=np.arange(ROWS, dtype=np.int32) % CLASSES,
+        source_index=np.arange(ROWS),
+        content_hash=np.arange(2 * ROWS, dtype=np.uint64).reshape(ROWS, 2),
+        stamp=np.ones(ROWS, np.uint64),
+        classes=tuple(str(label) for label in range(CLASSES)),
+    )
+    create_cache(path, rows, SHARD, seed=0)
+    scaling = {"scaling_factor": SCALE, "shift_factor": 0.0}
+    _write_column(path, LATENTS, rows, "moments", MOMENTS, {"storage": "float16", **scaling})
+    for name, width in widths.items():
+        own = {"storage": storage}
+        _write_column(path, f"features/{name}", rows, "tokens", (TOKENS, width), own)
+    return CachedTensors(path, LATENTS)
+
+
+def _write_column(
+    path: Path, name: str, rows: RowTable, array: str, shape: tuple[int, ...], recipe: Any
+) -> None:
+    """The same numbers in every shard: making them is not what is measured."""
+    storage = STORAGES[recipe["storage"]]
+    values = np.random.default_rng(0).normal(size=(SHARD, *shape)).astype(np.float32)
+    constants = dict(storage.measure(values))
+    arrays = {**storage.encode(array, values, constants), VALID.name: np.ones(SHARD, np.uint8)}
+    specs = tuple(ArraySpec(n, str(a.dtype), a.shape[1:]) for n, a in arrays.items())
+    digests = {"constants": constants_recipe(constants)} if constants else {}
+    column = Column(name, path / name, specs, recipe | digests, len(rows), SHARD, constants)
+    create_column(column, {})
+    for shard in range(column.shards):
+        with ShardWriter(column, shard, rows.digest(column.shard_rows(shard))) as writer:
+            writer.write(arrays)
+
+
+class OnlineEncoder(FrozenEncoder):
+    """An encoder in the precision of the transformer, and compiled like it, block by block."""
+
+    def __init__(self, weights: Path, settings: TrainSettings) -> None:
+        device, spec = torch.device(settings.device), find_encoder(settings.encoders[0])
+        super().__init__(spec, spec.size_for(RESOLUTION), weights, device)
+        self._in_precision = partial(autocast, precision_of(settings, device), device)
+        wanted = settings.compute.compile
+        if wanted is True or (wanted == "auto" and device.type == "cuda"):
+            for block in self._model.blocks:
+                block.compile()
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """Float32 [B, T, D]. images: uint8 [B, 3, S, S]."""
+        inputs = self._preprocess(images.float() / 255)
+        with self._in_precision():
+            return self._forward(inputs)["tokens"].float()
+
+
+class OnlineBatches(CachedBatches):
+    """Cached moments, and tokens that an encoder computes from images on the device."""
+
+    def __init__(
+        self, encoder: OnlineEncoder, tensors: CachedTensors, settings: TrainSettings, *args: Any,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(tensors, settings, *args, **{**options, "is_aligned": False})
+        shape = (settings.batch_size, 3, RESOLUTION, RESOLUTION)
+        self._pixels = torch.randint(256, shape, dtype=torch.uint8, device=settings.device)
+        self._encoder = encoder
+
+    def read(self, step: int) -> Batch:
+        return replace(super().read(step), tokens=[self._encoder.tokens(self._pixels)])
+
+
+class Loop(Protocol):
+    """Makes steps; `finish` waits for the device. wait_seconds: that it waited for data."""
+
+    @property
+    def wait_seconds(self) -> float: ...
+
+    def step(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class OwnLoop:
+    """This project's steps, as `Stretch.train` makes them."""
+
+    def __init__(self, settings: TrainSettings, tensors: CachedTensors) -> None:
+        place = Placement(find_device(settings.device))
+        self._arithmetic = ExitStack()
+        self._arithmetic.enter_context(arithmetic(settings, place.device))
+        self._stretch = Stretch(settings, tensors, place, 0, None)
+        self._batches, self._meter = self._stretch._batches, self._stretch._meter
+        self._draw = Draw(settings, self._batches.latent_shape, place)
+        self._run = self._stretch._run
+        self._step = Step(settings, self._run, self._stretch._loss, place)
+
+    @property
+    def wait_seconds(self) -> float:
+        return self._batches.wait_seconds
+
+    def step(self) -> None:
+        number = self._run.step
+        self._meter.add(self._step(self._batches.read(number), self._draw.at(number)))
+
+    def finish(self) -> None:
+        self._meter.reduce().values()
+        self._meter.clear()
+
+
+def cached_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Path) -> Loop:
+    return OwnLoop(settings, tensors)
+
+
+def online_loop(settings: TrainSettings, tensors: CachedTensors, weights: Path) -> Loop:
+    batches = partial(OnlineBatches, OnlineEncoder(weights, settings))
+    with patch("stages.train.loop.CachedBatches", batches):
+        return OwnLoop(settings, tensors)
+
+
+def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Path) -> Loop:
+    """Without what this project sets up for a device, and with a batch that is there already."""
+    device = torch.device(settings.device)
+    precision = precision_of(settings, device)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    with closing(CachedBatches(tensors, settings, Placement(device))) as batches:
+        config, batch = transformer_config(settings, batches), batches.read(0)
+        inputs = Inputs(batch.moments.float(), batch.labels.clone(), batch.tokens)
+    model = SiT(config, settings.label_dropping)
+    model.load_state_dict(Transformer(config).state_dict())
+    return PlainLoop(model.to(device), inputs, precision, SCALE)
+
+
+def config_of(settings: TrainSettings, tensors: CachedTensors) -> TransformerConfig:
+    """The transformer that all of them train."""
+    with closing(CachedBatches(tensors, settings, Placement(torch.device("cpu")))) as batches:
+        return transformer_config(settings, batches)
+
+
+class Spent(NamedTuple):
+    """seconds: of some steps; waited: of these for data; peak: bytes of memory, so far."""
+
+    seconds: float
+    waited: float
+    peak: int
+
+
+def serve(
+    make: Callable[[TrainSettings, CachedTensors, Path], Loop],
+    settings: TrainSettings,
+    tensors: CachedTensors,
+    weights: Path,
+    answers: Connection,
+) -> None:
+    """Make steps whenever asked to, and answer with what they took; none are the end."""
+    device = torch.device(settings.device)
+    loop = make(settings, tensors, weights)
+    while steps := answers.recv():
+        answers.send(measure(loop, device, steps))
+    if answers.recv():
+        profile(loop, device)
+
+
+def measure(loop: Loop, device: torch.device, steps: int) -> Spent:
+    """What some steps take."""
+    if device.type == "cuda":
+        for _ in range(UNTIMED_STEPS):
+            loop.step()
+        loop.finish()
+    waited, start = loop.wait_seconds, time.perf_counter()
+    for _ in range(steps):
+        loop.step()
+    loop.finish()
+    spent = time.perf_counter() - start, loop.wait_seconds - waited, peak_bytes(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Spent(*spent)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held so far, on the GPU or by this process.
+
+    From Linux itself: what `getrusage` says contains the process that started this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def profile(loop: Loop, device: torch.device) -> None:
+    """Print where the time of three steps goes."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    order = "self_cpu_time_total"
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        order = "self_device_time_total"
+    with torch.profiler.profile(activities=activities) as found:
+        for _ in range(UNTIMED_STEPS):
+            loop.step()
+        loop.finish()
+    print(found.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60))
+
+
+def check_agreement(settings: TrainSettings, tensors: CachedTensors) -> None:
+    """That the published loop computes this project's loss and gradient, of a small model."""
+    small = {"model": "SiT-XS/2", "depth": 2, "batch_size": 2, "precision": "float32"}
+    settings = settings.model_copy(update={**small, "device": "cpu"})
+    place = Placement(torch.device("cpu"))
+    with closing(CachedBatches(tensors, settings, place)) as batches:
+        config, batch = transformer_config(settings, batches), batches.read(0)
+        scaling, draws = batches.scaling, Draw(settings, batches.latent_shape, place).at(0)
+    own, plain = Transformer(config), SiT(config, dropping=0)
+    for parameter in own.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    plain.load_state_dict(own.state_dict())
+    found = TrainingLoss(settings, settings.encoders, scaling, CLASSES)(own, batch, draws).total
+    labels = batch.labels.masked_fill(draws.dropped, CLASSES)
+    loop = PlainLoop(plain, Inputs(batch.moments, labels, batch.tokens), "float32", SCALE)
+    clean = scaling.sample(batch.moments, draws.posterior)
+    denoising, alignment = loop.losses(clean, draws.noise, draws.time)
+    expected = denoising + settings.weight * alignment
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for (name, one), other in zip(own.named_parameters(), plain.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,0 +1,63 @@
+"""Training as it is without a cache of tokens: the encoders see the images at every step.
+
+B images of a rank, T tokens, D features.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.rows import read_rows
+from stages.encode.columns import load_features_maker
+from stages.encode.crops import Crops
+from stages.encode.origin import open_crops, open_source
+from stages.encode.settings import EncodeSettings
+from stages.placement import Placement
+from stages.train.batches import Batch, CachedBatches
+from stages.train.settings import CachedTensors, TrainSettings
+
+
+class OnlineBatches(CachedBatches):
+    """Batches of the cached moments, with tokens that are computed when they are read.
+
+    encode: what the encoders and their images are; all else as in CachedBatches.
+    """
+
+    def __init__(
+        self,
+        encode: EncodeSettings,
+        tensors: CachedTensors,
+        settings: TrainSettings,
+        place: Placement,
+        *,
+        is_aligned: bool = True,
+        stop: int | None = None,
+    ) -> None:
+        super().__init__(tensors, settings, place, is_aligned=False, stop=stop)
+        source, rows = open_source(encode), read_rows(tensors.path)
+        self._pool = ThreadPoolExecutor(encode.build.threads)
+        crops = open_crops(encode, source, rows, self._pool, place.device)
+        self._crops = replace(crops, batch_size=settings.batch_size)
+        names = settings.encoders if is_aligned else ()
+        self._makers = [load_features_maker(encode, name, place.device) for name in names]
+
+    def read(self, step: int) -> Batch:
+        batch, crops = super().read(step), self.crops(step)
+        # A copy: what inference made cannot enter a backward pass.
+        tokens = [maker.network(crops)["tokens"].clone() for maker in self._makers]
+        return replace(batch, tokens=tokens)
+
+    def crops(self, step: int) -> Crops:
+        """The images of a step, decoded anew, each in the view that is wanted of it."""
+        views, rows = np.divmod(self.rows(step), self._images)
+        (crops,) = self._crops.batches(rows.tolist())
+        is_mirrored = torch.from_numpy(views == 1)[:, None, None, None]
+        images: Tensor = torch.where(is_mirrored, crops.mirrored().images, crops.images)
+        return replace(crops, images=images)
+
+    def close(self) -> None:
+        super().close()
+        self._pool.shutdown()
