@@ -17,7 +17,8 @@ from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
 from stages.placement import Placement
 from stages.train.batches import Batch, CachedBatches
-from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.data import CachedData
+from stages.train.settings import TrainSettings
 
 
 class OnlineBatches(CachedBatches):
@@ -29,15 +30,15 @@ class OnlineBatches(CachedBatches):
     def __init__(
         self,
         encode: EncodeSettings,
-        tensors: CachedTensors,
+        data: CachedData,
         settings: TrainSettings,
         place: Placement,
         *,
         is_aligned: bool = True,
         stop: int | None = None,
     ) -> None:
-        super().__init__(tensors, settings, place, is_aligned=False, stop=stop)
-        source, rows = open_source(encode), read_rows(tensors.path)
+        super().__init__(data, settings, place, is_aligned=False, stop=stop)
+        source, rows = open_source(encode), read_rows(encode.cache.path)
         self._pool = ThreadPoolExecutor(encode.build.threads)
         crops = open_crops(encode, source, rows, self._pool, place.device)
         self._crops = replace(crops, batch_size=settings.batch_size)
@@ -52,7 +53,7 @@ class OnlineBatches(CachedBatches):
 
     def crops(self, step: int) -> Crops:
         """The images of a step, decoded anew, each in the view that is wanted of it."""
-        views, rows = np.divmod(self.rows(step), self._images)
+        views, rows = np.divmod(self.rows(step), len(self._labels))
         (crops,) = self._crops.batches(rows.tolist())
         is_mirrored = torch.from_numpy(views == 1)[:, None, None, None]
         images: Tensor = torch.where(is_mirrored, crops.mirrored().images, crops.images)

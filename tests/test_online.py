@@ -16,6 +16,7 @@ from stages.encode.build import build
 from stages.encode.crops import Crops
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
+from stages.train.data import CachedData
 from stages.train.log import log_path, read_log
 from stages.train.loop import train
 
@@ -74,7 +75,7 @@ def test_a_batch_is_what_the_encoder_gives_for_its_images(
     cached: Callable[[str], Config], storage: str
 ) -> None:
     config = cached("run")
-    arguments = (config.tensors, config.train, CPU)
+    arguments = (CachedData(config.tensors, config.train), config.train, CPU)
     with (
         closing(CachedBatches(*arguments)) as stored,
         closing(OnlineBatches(config.encode, *arguments)) as online,

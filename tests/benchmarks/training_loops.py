@@ -27,6 +27,8 @@ from stages.encode.encoders import find_encoder
 from stages.encode.features import FrozenEncoder
 from stages.placement import Placement, find_device
 from stages.train.batches import Batch, CachedBatches
+from stages.train.data import CachedData
+from stages.train.log import peak_memory_bytes
 from stages.train.loop import Stretch
 from stages.train.losses import TrainingLoss
 from stages.train.precision import arithmetic, autocast, precision_of
@@ -103,10 +105,10 @@ class OnlineBatches(CachedBatches):
     """Cached moments, and tokens that an encoder computes from images on the device."""
 
     def __init__(
-        self, encoder: OnlineEncoder, tensors: CachedTensors, settings: TrainSettings, *args: Any,
+        self, encoder: OnlineEncoder, data: CachedData, settings: TrainSettings, *args: Any,
         **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(tensors, settings, *args, **{**options, "is_aligned": False})
+        super().__init__(data, settings, *args, **{**options, "is_aligned": False})
         shape = (settings.batch_size, 3, RESOLUTION, RESOLUTION)
         self._pixels = torch.randint(256, shape, dtype=torch.uint8, device=settings.device)
         self._encoder = encoder
@@ -133,9 +135,10 @@ class OwnLoop:
         place = Placement(find_device(settings.device))
         self._arithmetic = ExitStack()
         self._arithmetic.enter_context(arithmetic(settings, place.device))
-        self._stretch = Stretch(settings, tensors, place, 0, None)
+        data = CachedData(tensors, settings)
+        self._stretch = Stretch(settings, data, place, None)
         self._batches, self._meter = self._stretch._batches, self._stretch._meter
-        self._draw = Draw(settings, self._batches.latent_shape, place)
+        self._draw = Draw(settings, data.latent_shape, place)
         self._run = self._stretch._run
         self._step = Step(settings, self._run, self._stretch._loss, place)
 
@@ -167,8 +170,10 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
     device = torch.device(settings.device)
     precision = precision_of(settings, device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    with closing(CachedBatches(tensors, settings, Placement(device))) as batches:
-        config, batch = transformer_config(settings, batches), batches.read(0)
+    data = CachedData(tensors, settings)
+    config = transformer_config(settings, data)
+    with closing(CachedBatches(data, settings, Placement(device))) as batches:
+        batch = batches.read(0)
         inputs = Inputs(batch.moments.float(), batch.labels.clone(), batch.tokens)
     model = SiT(config, settings.label_dropping)
     model.load_state_dict(Transformer(config).state_dict())
@@ -177,8 +182,7 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
 
 def config_of(settings: TrainSettings, tensors: CachedTensors) -> TransformerConfig:
     """The transformer that all of them train."""
-    with closing(CachedBatches(tensors, settings, Placement(torch.device("cpu")))) as batches:
-        return transformer_config(settings, batches)
+    return transformer_config(settings, CachedData(tensors, settings))
 
 
 class Spent(NamedTuple):
@@ -215,21 +219,10 @@ def measure(loop: Loop, device: torch.device, steps: int) -> Spent:
     for _ in range(steps):
         loop.step()
     loop.finish()
-    spent = time.perf_counter() - start, loop.wait_seconds - waited, peak_bytes(device)
+    spent = time.perf_counter() - start, loop.wait_seconds - waited, peak_memory_bytes(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return Spent(*spent)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory held so far, on the GPU or by this process.
-
-    From Linux itself: what `getrusage` says contains the process that started this one.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def profile(loop: Loop, device: torch.device) -> None:
@@ -251,9 +244,11 @@ def check_agreement(settings: TrainSettings, tensors: CachedTensors) -> None:
     small = {"model": "SiT-XS/2", "depth": 2, "batch_size": 2, "precision": "float32"}
     settings = settings.model_copy(update={**small, "device": "cpu"})
     place = Placement(torch.device("cpu"))
-    with closing(CachedBatches(tensors, settings, place)) as batches:
-        config, batch = transformer_config(settings, batches), batches.read(0)
-        scaling, draws = batches.scaling, Draw(settings, batches.latent_shape, place).at(0)
+    data = CachedData(tensors, settings)
+    config, scaling = transformer_config(settings, data), data.scaling
+    draws = Draw(settings, data.latent_shape, place).at(0)
+    with closing(CachedBatches(data, settings, place)) as batches:
+        batch = batches.read(0)
     own, plain = Transformer(config), SiT(config, dropping=0)
     for parameter in own.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
