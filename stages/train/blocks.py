@@ -70,7 +70,8 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = (
-            self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(tokens).chunk(3, dim=-1)
         )
         query, key = self.q_norm(query), self.k_norm(key)
         attend = F.scaled_dot_product_attention if self.fused else plain_attention
