@@ -1,5 +1,7 @@
 """Training runs in tests: starting them, and what they left."""
 
+from pathlib import Path
+
 import torch
 
 from pipeline.config import Config
@@ -27,10 +29,14 @@ def log_values(config: Config) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in SPEEDS} for line in log]
 
 
-def newest(config: Config) -> Checkpoint:
-    found = latest(config.train.run)
+def newest_of(run: Path) -> Checkpoint:
+    found = latest(run)
     assert found is not None
     return found
+
+
+def newest(config: Config) -> Checkpoint:
+    return newest_of(config.train.run)
 
 
 def assert_equal_runs(one: Config, other: Config) -> None:

@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from reference import golden_model
 from runs import assert_equal_runs, log_values, newest, trained
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
+from stages.train.parallel import synchronised
 
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 # Each is trained in one process and in two.
@@ -107,6 +111,35 @@ def test_a_run_of_one_process_goes_on_in_two(runs: Trained, name: str) -> None:
 def test_a_run_of_two_processes_goes_on_in_one(runs: Trained, name: str) -> None:
     trained(runs.run(f"shrunk-{name}"))
     assert_close_runs(runs.run(f"shrunk-{name}"), runs.run("alone-ddp"), 1e-4)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_gradients_are_exchanged_once_for_all_micro_batches(
+    tmp_path: Path, sit_repa: Any, micro_batches: int
+) -> None:
+    exchanged = 0
+
+    def exchange(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        nonlocal exchanged
+        exchanged += 1
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, world_size=1, rank=0)
+    try:
+        network = DistributedDataParallel(golden_model(sit_repa))
+        network.register_comm_hook(None, exchange)
+        for number in range(micro_batches):
+            with synchronised(network, is_last=number == micro_batches - 1):
+                velocity, projected = network(
+                    sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"]
+                )
+                sum(tensor.sum() for tensor in (velocity, *projected)).backward()
+        assert exchanged == 1
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:

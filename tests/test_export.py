@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from reference import predict
+from runs import CPU, newest_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from weights import CPU, State, assert_equal, export, newest
+from weights import State, assert_equal, export
 
 from stages.train.checkpoint import Checkpoint
 from stages.train.export import FORMS
@@ -51,7 +52,7 @@ def loaded(path: Path) -> State:
 def test_exported_weights_come_back_bit_for_bit(
     name: str, layout: str, weights: str, suffix: str, built: Path, runs: Path, tmp_path: Path
 ) -> None:
-    path, source = tmp_path / f"w{suffix}", newest(runs / name)
+    path, source = tmp_path / f"w{suffix}", newest_of(runs / name)
     export(built, runs / name, path, "--layout", layout, "--weights", weights)
     model = Transformer(replace(source.model, features=()))
     start_from(path, "ema", model, CPU)
@@ -101,7 +102,7 @@ def test_a_b_2_has_the_names_and_shapes_of_the_published_code(
 def test_published_code_predicts_from_an_export_what_the_run_predicts(
     name: str, layout: str, built: Path, runs: Path, tmp_path: Path
 ) -> None:
-    source = newest(runs / name)
+    source = newest_of(runs / name)
     export(built, runs / name, tmp_path / "w.pt", "--layout", layout)
     model = Transformer(source.model)
     model.load_state_dict(source.weights("ema"))
@@ -153,7 +154,7 @@ def test_a_published_model_needs_no_more_than_arguments(
     built: Path, runs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(runs / "sit", tmp_path / "run")
-    path = newest(tmp_path / "run").folder / "state.json"
+    path = newest_of(tmp_path / "run").folder / "state.json"
     state = json.loads(path.read_text())
     state["settings"] |= {"model": "SiT-XL/2", "interpolant": "cosine"}
     state["model"] |= {

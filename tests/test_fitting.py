@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from weights import CPU, a_model, doubled, fresh, saved, started
+from runs import CPU
+from weights import a_model, doubled, fresh, saved, started
 
 from stages.placement import Placement
 from stages.train.fitting import start_from

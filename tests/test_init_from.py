@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import CPU, newest_of
 from typer.testing import CliRunner
-from weights import CPU, assert_equal, export, newest
+from weights import assert_equal, export
 
 from pipeline.cli import app
 from pipeline.config import Config
@@ -32,7 +33,7 @@ def begun(config: Config) -> Run:
 def test_a_run_starts_with_the_weights_it_is_given(
     kind: str, which: str, built: Path, runs: Path, trainable: Configure, tmp_path: Path
 ) -> None:
-    source = newest(runs / "sit")
+    source = newest_of(runs / "sit")
     places = {"run": runs / "sit", "checkpoint": source.folder, "file": tmp_path / "w.pt"}
     export(built, runs / "sit", tmp_path / "w.pt", "--weights", which)
     entry = "ema" if kind == "file" else which
@@ -62,7 +63,7 @@ def test_a_run_that_has_begun_needs_its_start_no_more(
     resumed = trainable(start, *FEWER)
     assert train(resumed.train, resumed.tensors, CPU).start == 1
     for name in ("model", "ema"):
-        ours, theirs = newest(resumed.train.run), newest(whole.train.run)
+        ours, theirs = newest_of(resumed.train.run), newest_of(whole.train.run)
         assert_equal(ours.weights(name), theirs.weights(name))
 
 
@@ -92,7 +93,7 @@ def test_plain_weights_are_aligned_with_new_projectors(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "projectors that start anew, for want of their shape: 0"
     fresh = begun(trainable()).model.state_dict()
-    trunk = newest(runs / "plain").weights("ema")
+    trunk = newest_of(runs / "plain").weights("ema")
     projectors = {n: t for n, t in fresh.items() if n.startswith("projectors.")}
     assert len(projectors) == 6
     assert_equal(run.model.state_dict(), {**trunk, **projectors})
@@ -112,7 +113,7 @@ def test_classes_with_and_without_a_null_class_have_different_tables(
 def test_as_many_rows_of_other_classes_start_anew_where_a_checkpoint_says_so(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = newest(runs / "plain")
+    source = newest_of(runs / "plain")
     config = replace(source.model, classes=4, has_null_class=False)
     model = Transformer(config)
     before = model.y_embedder.embedding_table.weight.clone()

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import CPU
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from stages.placement import Placement
-from stages.train.checkpoint import Checkpoint, latest
 from stages.train.fitting import start_from
 from stages.train.transformer import Transformer, TransformerConfig
 
-CPU = Placement(torch.device("cpu"))
 State = dict[str, Tensor]
 
 
@@ -71,12 +69,6 @@ def doubled(state: State, filler: float = 7.0) -> State:
             wide += [*cell, *(torch.full_like(row, filler) for row in cell)]
         state[name] = torch.stack(wide)
     return state
-
-
-def newest(run: Path) -> Checkpoint:
-    found = latest(run)
-    assert found is not None
-    return found
 
 
 def export(built: Path, run: Path, out: Path, *arguments: str, status: int = 0) -> str:
