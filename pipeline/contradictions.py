@@ -60,6 +60,12 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
+    if parts > 1:
+        # It imports torch, which takes seconds.
+        from stages.train.alignment import ALIGNMENTS
+
+        if ALIGNMENTS[train.alignment].compares_images:
+            yield f"train.compute.micro_batches: {train.alignment!r} needs the whole batch at once"
 
 
 def _missing_files(config: "Config") -> Iterator[str]:

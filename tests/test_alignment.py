@@ -36,6 +36,13 @@ def test_an_alignment_ignores_the_length_of_tokens_unless_it_says_otherwise(name
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
+def test_the_loss_of_an_image_depends_on_others_only_if_it_says_so(name: str) -> None:
+    projected, tokens = torch.randn(2, 4, 4, 8)
+    whole, half = (make(name)(projected[:n], tokens[:n])[:2] for n in (4, 2))
+    assert torch.allclose(whole, half) != ALIGNMENTS[name].compares_images
+
+
+@pytest.mark.parametrize("name", ALIGNMENTS)
 def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
     projected, tokens = torch.randn(2, 3, 4, 8)
     projected.requires_grad_()

@@ -133,6 +133,10 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
             "train.interpolant: 'cosine' is for SiT; DiT-XS/2 has a schedule of its own",
         ),
         (["train.model=DiT-XS/2", "train.grid_every=5"], "no solver can draw from DiT-XS/2"),
+        (
+            ["train.compute.micro_batches=2", "train.alignment=nt-xent"],
+            "train.compute.micro_batches: 'nt-xent' needs the whole batch at once",
+        ),
         (["train.precision=float64"], "train.precision"),
         (["train.compute.paralel=fsdp"], "did you mean 'parallel'"),
     ],

@@ -22,10 +22,12 @@ class Alignment(ABC):
     """A loss between projected hidden tokens and an encoder's tokens at the same places.
 
     needs_lengths: whether the encoder's tokens must be as they were; if not, each may be scaled,
-    which spares tokens stored as int8 their scales.
+    which spares tokens stored as int8 their scales. compares_images: whether the loss of an image
+    depends on the others of its batch, which then cannot be computed in parts.
     """
 
     needs_lengths = False
+    compares_images = False
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
@@ -54,6 +56,8 @@ class NTXent(Alignment):
     The cross-entropy of cosines over a temperature (SimCLR, eq. 1), from hidden tokens to
     targets, with the targets of all processes.
     """
+
+    compares_images = True
 
     def __call__(self, projected: Tensor, tokens: Tensor) -> Tensor:
         own = normalize(tokens.float(), dim=-1).flatten(0, 1)
