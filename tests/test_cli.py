@@ -217,10 +217,10 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "begun",
     [
-        "tiny.zarr/features/efficientnet-lite0/ledger/c.0.0",
+        pytest.param("tiny.zarr/features/efficientnet-lite0/ledger/c.0.0", marks=pytest.mark.slow),
         "run/log.jsonl",
-        "run/samples/*/000001.png",
-        "run/samples/step-*.png",
+        pytest.param("run/samples/*/000001.png", marks=pytest.mark.slow),
+        pytest.param("run/samples/step-*.png", marks=pytest.mark.slow),
     ],
     ids=["build", "train", "sample", "evaluate"],
 )
