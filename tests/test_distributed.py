@@ -119,7 +119,9 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
 ) -> None:
     exchanged = 0
 
-    def exchange(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    def exchange(
+        _: object, bucket: torch.distributed.GradBucket
+    ) -> torch.futures.Future[torch.Tensor]:
         nonlocal exchanged
         exchanged += 1
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
