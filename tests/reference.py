@@ -15,19 +15,9 @@ def golden_model(sit_repa: Any) -> Transformer:
     config = json.loads(sit_repa.metadata["config"])
     return _loaded(
         sit_repa,
-        TransformerConfig(
-            side=config["input_size"],
-            patch=config["patch_size"],
-            channels=config["in_channels"],
-            depth=config["depth"],
-            width=config["hidden_size"],
-            heads=config["num_heads"],
-            classes=config["num_classes"],
-            features=tuple(config["z_dims"]),
-            align_depth=config["encoder_depth"],
-            projector_width=config["projector_dim"],
-            has_null_class=True,
-        ),
+        features=tuple(config["z_dims"]),
+        align_depth=config["encoder_depth"],
+        projector_width=config["projector_dim"],
     )
 
 
@@ -35,6 +25,17 @@ def golden_dit(dit: Any) -> Transformer:
     config = json.loads(dit.metadata["config"])
     return _loaded(
         dit,
+        features=(),
+        align_depth=config["depth"],
+        projector_width=1,
+        learns_sigma=config["learn_sigma"],
+    )
+
+
+def _loaded(golden: Any, **own: Any) -> Transformer:
+    """The model that both files describe alike, but for what is its own."""
+    config = json.loads(golden.metadata["config"])
+    model = Transformer(
         TransformerConfig(
             side=config["input_size"],
             patch=config["patch_size"],
@@ -43,17 +44,10 @@ def golden_dit(dit: Any) -> Transformer:
             width=config["hidden_size"],
             heads=config["num_heads"],
             classes=config["num_classes"],
-            features=(),
-            align_depth=config["depth"],
-            projector_width=1,
             has_null_class=True,
-            learns_sigma=config["learn_sigma"],
-        ),
+            **own,
+        )
     )
-
-
-def _loaded(golden: Any, config: TransformerConfig) -> Transformer:
-    model = Transformer(config)
     model.load_state_dict(golden.below("model."))
     return model
 

@@ -71,7 +71,7 @@ def test_a_stopped_sampling_goes_on(
 ) -> None:
     config = trained(trainable())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        real, saved = generate._save, 0
+        real, saved = generate.save_png, 0
 
         def stops(path: Path, image: torch.Tensor) -> None:
             nonlocal saved
@@ -80,7 +80,7 @@ def test_a_stopped_sampling_goes_on(
                 raise KeyboardInterrupt
             real(path, image)
 
-        patch.setattr(generate, "_save", stops)
+        patch.setattr(generate, "save_png", stops)
         sampled(config)
     assert sampled(config)[1] == 3
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from cache.errors import RepaCacheError
-from cache.files import atomic_file, write_atomically
+from cache.files import write_atomically
 from cache.recipe import differences
 from stages.encode.autoencoder import Autoencoder
 from stages.placement import Placement, barrier
 from stages.progress import progress
-from stages.sample.grids import save_grid
+from stages.sample.grids import save_grid, save_png
 from stages.sample.sampler import Sampler, make_sampled
 from stages.sample.settings import SampleSettings
 from stages.train import checkpoint
@@ -95,7 +94,7 @@ def sample(settings: SampleSettings, run: Path, vae: str, place: Placement) -> t
                 indices = lacking[start : start + settings.batch_size]
                 images = autoencoder.decode(sampler.latents(indices))
                 for index, image in zip(indices, images, strict=True):
-                    _save(samples.path(index), image)
+                    save_png(samples.path(index), image.permute(1, 2, 0).numpy())
                 advance(len(indices), "")
     barrier(place)
     if place.is_main:
@@ -123,12 +122,6 @@ def _claim(folder: Path, settings: SampleSettings, newest: Checkpoint, vae: str)
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(manifest, indent=2).encode())
-
-
-def _save(path: Path, image: Tensor) -> None:
-    """Write an image, uint8 [3, S, S], as PNG."""
-    with atomic_file(path) as stream:
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="png")
 
 
 def _draw_grid(settings: SampleSettings, samples: Samples) -> None:

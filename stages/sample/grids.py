@@ -17,6 +17,12 @@ from stages.train.settings import TrainSettings
 from stages.train.transformer import TransformerConfig
 
 
+def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write pixels, uint8 [height, width, 3]."""
+    with atomic_file(path) as stream:
+        Image.fromarray(pixels).save(stream, format="png")
+
+
 def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
     """Write images, uint8 [S, S, 3], row by row as one picture."""
     side, rows = images[0].shape[0], -(-len(images) // columns)
@@ -24,8 +30,7 @@ def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int)
     for index, pixels in enumerate(images):
         top, left = (index // columns) * side, (index % columns) * side
         canvas[top : top + side, left : left + side] = pixels
-    with atomic_file(path) as stream:
-        Image.fromarray(canvas).save(stream, format="png")
+    save_png(path, canvas)
 
 
 class GridDrawer:

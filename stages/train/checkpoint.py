@@ -57,8 +57,13 @@ class Checkpoint:
         return self.folder / f"{name}.safetensors"
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model` or `ema`, or of `meter`, on the CPU."""
+        """The tensors of `model` or `ema`, on the CPU."""
         return load_file(self.weights_file(name))
+
+    @property
+    def measured(self) -> Tensor:
+        """What was measured since the last line of the log, [steps, values]."""
+        return load_file(self.folder / "meter.safetensors")["rows"]
 
     def load_optimiser(self, state: dict[str, Any], *, is_sharded: bool) -> None:
         """Fill a state dict of the optimiser, of which each process may hold a part."""

@@ -105,7 +105,8 @@ class Stretch:
         encoders = settings.encoders if is_aligned else ()
         self._loss = TrainingLoss(settings, encoders, data.scaling, null_class=data.classes)
         self._meter = Meter(self._loss.terms, place)
-        self._run.restore_meter(self._meter)
+        if found is not None:
+            self._meter.restore(found.measured)
         self._note = ""
 
     @property

@@ -131,11 +131,6 @@ class Run:
         """The moving average; all processes have to ask together."""
         return {name: whole(tensor) for name, tensor in self.average.tensors.items()}
 
-    def restore_meter(self, meter: Meter) -> None:
-        """Give back what was measured since the last line of the log."""
-        if self.saved is not None:
-            meter.restore(self.saved.weights("meter")["rows"])
-
     def save(self, meter: Meter) -> None:
         """Write a checkpoint of the present step, unless there is one."""
         settings = self._settings
