@@ -1,6 +1,7 @@
 """What tests share: golden tensors, real JPEG files, and a tiny but real pipeline."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from torch import Tensor
 from pipeline.config import Config, load_config
 from stages.encode.photographs import open_photograph
 from stages.placement import Placement
+
+# Tests run side by side, a core each; and last bits depend on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 

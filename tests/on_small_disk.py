@@ -68,5 +68,4 @@ def main(config: Path, disk: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

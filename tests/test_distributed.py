@@ -94,7 +94,7 @@ def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_the_same_in_whole_and_in_parts(runs: Trained, precision: str) -> None:
-    assert_close_runs(runs.run(f"two-fsdp-{precision}"), runs.run(f"two-ddp-{precision}"), 1e-3)
+    assert_close_runs(runs.run(f"two-fsdp-{precision}"), runs.run(f"two-ddp-{precision}"), 3e-3)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

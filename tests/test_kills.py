@@ -22,12 +22,9 @@ SETTINGS = ("train.steps=40", "train.checkpoint_every=3", "train.keep=1")
 def start(command: tuple[str, ...], folder: Path, run: Path) -> subprocess.Popen[str]:
     """Train in a process group of its own, for the whole of it to be killed at once."""
     overrides = [part for setting in (f"train.run={run}", *SETTINGS) for part in ("--set", setting)]
-    # With a thread each, sums are in the same order alone and under torchrun.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *overrides],
         cwd=folder,
-        env=environment,
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,

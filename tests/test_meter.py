@@ -14,7 +14,9 @@ def measured(terms: torch.Tensor, level: torch.Tensor, norm: float = 1.0) -> Mea
 
 def filled(steps: int, images: int = 6) -> tuple[Meter, torch.Tensor, torch.Tensor]:
     meter = Meter(NAMES, CPU)
-    terms, level = torch.randn(steps, 2, images), torch.rand(steps, images)
+    generator = torch.Generator().manual_seed(0)
+    terms = torch.randn(steps, 2, images, generator=generator)
+    level = torch.rand(steps, images, generator=generator)
     for step in range(steps):
         meter.add(measured(terms[step], level[step], norm=float(step)))
     return meter, terms, level

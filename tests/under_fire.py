@@ -107,7 +107,6 @@ def at_random(config: Config, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     settings = load_config(Path(sys.argv[1]), ["cache.rows_per_shard=3", "build.threads=1"])
     if sys.argv[2] == "boundary":
         at_boundaries(settings)
