@@ -21,7 +21,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         tokens: Tensor = self.proj(latents).flatten(2).transpose(1, 2)
-        return tokens
+        # Every block hands this layout on. From the transposed one, the compiler of torch 2.13
+        # makes code for CPUs that gives wrong gradients.
+        return tokens.contiguous()
 
 
 class TimeEmbedding(nn.Module):
