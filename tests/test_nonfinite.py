@@ -39,10 +39,10 @@ def test_a_loss_that_is_no_number_stops_with_step_rows_and_the_last_good_checkpo
     config = trainable(f"train.log_every={log_every}", "train.checkpoint_every=2")
     with pytest.raises(NonFiniteLossError) as caught:
         trained(config)
-    assert f"step {BAD_STEP}: the loss or its gradient is infinite" in str(caught.value)
+    assert f"step {BAD_STEP + 1}: the loss or its gradient is infinite" in str(caught.value)
     assert f"The last good checkpoint is {newest(config).folder}" in str(caught.value)
     assert newest(config).step == BAD_STEP
-    listed = json.loads((config.train.run / "nonfinite-step-00000002.json").read_text())
+    listed = json.loads((config.train.run / "nonfinite-step-00000003.json").read_text())
     keys = Cache(config.cache.path).rows.key
     assert len(listed["images"]) == config.train.batch_size
     for row, key in listed["images"].items():

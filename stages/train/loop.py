@@ -143,7 +143,8 @@ class Stretch:
         if bad and self._settings.on_nonfinite == "stop":
             step = run.step - len(interval.rows) + bad[0]
             rows = self._batches.images(step)
-            raise nonfinite_error(self._settings.run, step, rows, self._data.keys, self._place)
+            folder, keys = self._settings.run, self._data.keys
+            raise nonfinite_error(folder, step + 1, rows, keys, self._place)
         return interval
 
     def _write(self, log: RunLog) -> None:

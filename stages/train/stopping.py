@@ -51,7 +51,8 @@ def nonfinite_error(
 ) -> NonFiniteLossError:
     """The error for a step; a file of the run lists the images of its batch.
 
-    rows: of the batch, over all processes; keys: of all images.
+    step: counted from 1, as in the log; rows: of the batch, over all processes; keys: of all
+    images.
     """
     path = run / f"nonfinite-step-{step:08d}.json"
     images = {int(row): str(keys[row]) for row in rows}
