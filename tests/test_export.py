@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import predict
+from reference import predict, published
 from runs import CPU, newest_of
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,8 +21,7 @@ from stages.train.checkpoint import Checkpoint
 from stages.train.export import FORMS
 from stages.train.fitting import start_from
 from stages.train.options import Layout
-from stages.train.settings import SIZES
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer
 
 
 def loaded(path: Path) -> State:
@@ -70,21 +69,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def test_a_b_2_has_the_names_and_shapes_of_the_published_code(
     layout: Layout, official: Callable[[str], dict[str, Any]]
 ) -> None:
-    size = SIZES["B"]
-    config = TransformerConfig(
-        side=32,
-        patch=2,
-        channels=4,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
-        classes=1000,
-        features=(768,),
-        align_depth=8,
-        projector_width=2048,
-        has_null_class=True,
-        learns_sigma=layout is Layout.DIT,
-    )
+    config = published(f"{FORMS[layout].family}-B/2")
     with torch.device("meta"):
         state = FORMS[layout].convert(Transformer(config).state_dict(), config.patch)
     expected = official("sit_b2_state_dict")

@@ -5,31 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from reference import golden_model
+from reference import golden_model, published
 from runs import CPU
 
 from stages.train.parallel import compile_blocks
 from stages.train.settings import MODELS, SIZES, TrainSettings
-from stages.train.transformer import Transformer, TransformerConfig, training_flops
+from stages.train.transformer import Transformer, training_flops
 
 PARAMETERS = ("weight", "bias")
-
-
-def published(name: str) -> TransformerConfig:
-    _, size, patch = MODELS[name]
-    return TransformerConfig(
-        side=32,
-        patch=patch,
-        channels=4,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
-        classes=1000,
-        features=(768,),
-        align_depth=8,
-        projector_width=2048,
-        has_null_class=True,
-    )
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
