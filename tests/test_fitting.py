@@ -133,16 +133,26 @@ def projector(*numbers: int) -> set[str]:
 @pytest.mark.parametrize(
     ("there", "here", "new", "said"),
     [
-        ((), (24,), (0,), ["projectors that start anew, for want of their shape: 0"]),
+        (
+            (),
+            (24,),
+            (0,),
+            ["projectors that start anew, as none there has their shape: projectors.0"],
+        ),
         ((24,), (), (), ["projectors there that are not used: 1"]),
         ((24, 40), (24,), (), ["projectors there that are not used: 1"]),
-        ((24,), (24, 40), (1,), ["projectors that start anew, for want of their shape: 1"]),
+        (
+            (24,),
+            (24, 40),
+            (1,),
+            ["projectors that start anew, as none there has their shape: projectors.1"],
+        ),
         (
             (24, 40),
             (32, 40),
             (0,),
             [
-                "projectors that start anew, for want of their shape: 0; "
+                "projectors that start anew, as none there has their shape: projectors.0; "
                 "projectors there that are not used: 1"
             ],
         ),

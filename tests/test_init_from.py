@@ -91,7 +91,7 @@ def test_plain_weights_are_aligned_with_new_projectors(
 ) -> None:
     run = begun(trainable(f"train.init_from={runs / 'plain'}"))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "projectors that start anew, for want of their shape: 0"
+    assert lines[-1] == "projectors that start anew, as none there has their shape: projectors.0"
     fresh = begun(trainable()).model.state_dict()
     trunk = newest_of(runs / "plain").weights("ema")
     projectors = {n: t for n, t in fresh.items() if n.startswith("projectors.")}

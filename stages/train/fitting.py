@@ -216,10 +216,12 @@ def _has_projector(found: Found, own: State, number: int) -> bool:
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:
     """Which projectors start anew, and which of the file are not used, if any."""
     there = count_below(PROJECTORS, found.state)
-    fresh = [str(number) for number in range(wanted) if number not in kept]
+    fresh = [f"{PROJECTORS}{number}" for number in range(wanted) if number not in kept]
     notes = []
     if fresh:
-        notes.append(f"projectors that start anew, for want of their shape: {', '.join(fresh)}")
+        notes.append(
+            f"projectors that start anew, as none there has their shape: {', '.join(fresh)}"
+        )
     if unused := there - len(kept):
         notes.append(f"projectors there that are not used: {unused}")
     return "; ".join(notes) or None
