@@ -1,15 +1,13 @@
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reference import golden_model, published
-from runs import CPU
 
 from stages.train.parallel import compile_blocks
-from stages.train.settings import MODELS, SIZES, TrainSettings
+from stages.train.settings import MODELS, SIZES
 from stages.train.transformer import Transformer, training_flops
 
 PARAMETERS = ("weight", "bias")
@@ -109,9 +107,8 @@ def test_normalised_queries_and_keys_have_the_published_names(sit_repa: Any) -> 
 # The compiler comes across warnings of torch itself.
 @pytest.mark.filterwarnings("default")
 def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
-    settings = TrainSettings(run=Path("run"), compute={"compile": True})
     eager, compiled = golden_model(sit_repa), golden_model(sit_repa)
-    compile_blocks(compiled, settings, CPU)
+    compile_blocks(compiled, True, torch.device("cpu"))
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
     outputs = []
     for model in (eager, compiled):

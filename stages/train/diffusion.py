@@ -17,21 +17,29 @@ HALF_STEP = 1 / 255
 LEAST_PROBABILITY = 1e-12
 
 
+def linear_betas() -> Tensor:
+    """The variances that the steps add, float64 [1000]."""
+    return torch.linspace(*BETA_RANGE, STEPS, dtype=torch.float64)
+
+
 class Schedule:
-    """Tables over the steps of the diffusion, float32 [1000], computed in float64.
+    """Tables over the steps of a diffusion, computed in float64.
 
     They are DDPM's (arXiv 2006.11239, section 2): of q(x_t | x_0), its mean's share of x_0
     (signal) and standard deviation (noise); of q(x_{t-1} | x_t, x_0), the weights of x_0 and x_t
     in its mean and the logarithm of its variance; and that of beta, the variance's upper bound.
+
+    beta: the variances that the steps add, float64 [steps]; dtype: of the tables.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        beta = torch.linspace(*BETA_RANGE, STEPS, dtype=torch.float64)
+    def __init__(
+        self, beta: Tensor, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         kept = (1 - beta).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         variance = beta * (1 - before) / (1 - kept)
-        # The first is zero: its place is taken by the second.
-        variance[0] = variance[1]
+        # The first is zero: its place is taken by the second, if there is one.
+        variance[0] = variance[:2][-1]
         tables = {
             "signal": kept.sqrt(),
             "noise": (1 - kept).sqrt(),
@@ -40,17 +48,35 @@ class Schedule:
             "least_log_variance": variance.log(),
             "most_log_variance": beta.log(),
         }
-        self._tables = {name: table.float().to(device) for name, table in tables.items()}
+        self._tables = {name: table.to(dtype).to(device) for name, table in tables.items()}
 
-    def at(self, name: str, time: Tensor) -> Tensor:
-        """A table's values at times [B], as [B, 1, 1, 1]."""
-        return self._tables[name][time][:, None, None, None]
+    def at(self, name: str, time: Tensor | int) -> Tensor:
+        """A table's value at one time, or its values at times [B], as [B, 1, 1, 1]."""
+        values = self._tables[name][time]
+        return values if values.ndim == 0 else values[:, None, None, None]
+
+    def clean(self, noisy: Tensor, time: Tensor | int, noise: Tensor) -> Tensor:
+        """The clean latents from which noise [B, C, h, w] leads to noisy ones."""
+        return (noisy - self.at("noise", time) * noise) / self.at("signal", time)
+
+    def mean(self, clean: Tensor, noisy: Tensor, time: Tensor | int) -> Tensor:
+        """The mean of q(x_{t-1} | x_t, x_0), [B, C, h, w]."""
+        return self.at("mean_of_clean", time) * clean + self.at("mean_of_noisy", time) * noisy
+
+    def log_variance(self, fraction: Tensor, time: Tensor | int) -> Tensor:
+        """The logarithm of a variance between its bounds (improved DDPM, eq. 15).
+
+        fraction: where between them, from -1 to 1, [B, C, h, w].
+        """
+        share = (fraction + 1) / 2
+        most, least = (self.at(f"{bound}_log_variance", time) for bound in ("most", "least"))
+        return share * most + (1 - share) * least
 
 
 @cache
 def schedule(device: torch.device) -> Schedule:
-    """The schedule's tables on a device."""
-    return Schedule(device)
+    """The schedule of training on a device."""
+    return Schedule(linear_betas(), device)
 
 
 def diffuse(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -68,14 +94,9 @@ def variational_bound(
     mean; fraction: between -1 and 1, where the logarithm of the variance lies between its bounds.
     """
     table = schedule(clean.device)
-    estimate = (noisy - table.at("noise", time) * predicted_noise) / table.at("signal", time)
-    least, most = (table.at(f"{bound}_log_variance", time) for bound in ("least", "most"))
-    share = (fraction + 1) / 2
-    log_variance = share * most + (1 - share) * least
-    true_mean, mean = (
-        table.at("mean_of_clean", time) * x + table.at("mean_of_noisy", time) * noisy
-        for x in (clean, estimate)
-    )
+    log_variance = table.log_variance(fraction, time)
+    mean = table.mean(table.clean(noisy, time, predicted_noise), noisy, time)
+    true_mean, least = table.mean(clean, noisy, time), table.at("least_log_variance", time)
     divergence = _gaussian_divergence(true_mean, least, mean, log_variance)
     likelihood = _log_likelihood(clean, mean, log_variance / 2)
     first = (time == 0)[:, None, None, None]

@@ -16,7 +16,7 @@ from stages.train.data import CachedData
 from stages.train.log import RunLog
 from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
-from stages.train.precision import arithmetic
+from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Draw
 from stages.train.run import Run, training_alone
 from stages.train.settings import CachedTensors, TrainSettings
@@ -59,7 +59,8 @@ def train(
     """
     data, start, seconds = CachedData(tensors, settings), None, 0.0
     alone, signals = training_alone(settings, place), stop_request()
-    with arithmetic(settings, place.device), alone, signals as request:
+    precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
+    with arithmetic(precision, deterministic=deterministic), alone, signals as request:
         stop = Agreement(request, place)
         while True:
             stretch = Stretch(settings, data, place, draw_grid)

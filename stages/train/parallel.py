@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages.placement import Placement
 from stages.train.precision import HALF_PRECISIONS
-from stages.train.settings import TrainSettings
 from stages.train.transformer import Transformer
 
 
@@ -74,9 +73,11 @@ def fill(target: Tensor, values: Tensor) -> None:
     target.copy_(values)
 
 
-def compile_blocks(model: Transformer, settings: TrainSettings, place: Placement) -> None:
-    """Compile the parts of a model one by one: equal blocks share their code."""
-    wanted = settings.compute.compile
-    if wanted is True or (wanted == "auto" and place.device.type == "cuda"):
+def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:
+    """Compile the parts of a model one by one, where equal blocks share their code.
+
+    wanted: whether to; `auto` compiles on GPUs.
+    """
+    if wanted is True or (wanted == "auto" and device.type == "cuda"):
         for part in (*model.blocks, *model.projectors, model.final_layer):
             part.compile()

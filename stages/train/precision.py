@@ -13,7 +13,7 @@ HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def precision_of(settings: TrainSettings, device: torch.device) -> str:
-    """The precision of matrix products on a device; `auto` is bfloat16 on GPUs that have it."""
+    """The precision of training on a device; `auto` is bfloat16 on GPUs that have it."""
     if settings.precision != "auto":
         return settings.precision
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -33,8 +33,8 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 
 @contextmanager
-def arithmetic(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """Float32 products in TF32 or not, as configured; kernels that give the same bits each time."""
+def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
+    """Float32 products in TF32 or not; if asked for, kernels that give the same bits each time."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     memory: Any = torch.utils.deterministic
     before = (
@@ -46,8 +46,8 @@ def arithmetic(settings: TrainSettings, device: torch.device) -> Iterator[None]:
     # cuBLAS reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = precision_of(settings, device) == "tf32"
-        torch.use_deterministic_algorithms(settings.compute.deterministic)
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+        torch.use_deterministic_algorithms(deterministic)
         # Nothing here reads memory that it has not written.
         memory.fill_uninitialized_memory = False
         yield

@@ -86,7 +86,7 @@ class Run:
         self.model = self._make_model(config, found)
         self.model.projectors.requires_grad_(is_aligned)
         self.model.to(place.device).train()
-        compile_blocks(self.model, settings, place)
+        compile_blocks(self.model, settings.compute.compile, place.device)
         if self._is_sharded:
             shard(self.model, place, precision)
         self.network = replicate(self.model, place)

@@ -134,7 +134,10 @@ class OwnLoop:
     def __init__(self, settings: TrainSettings, tensors: CachedTensors) -> None:
         place = Placement(find_device(settings.device))
         self._arithmetic = ExitStack()
-        self._arithmetic.enter_context(arithmetic(settings, place.device))
+        precision = precision_of(settings, place.device)
+        self._arithmetic.enter_context(
+            arithmetic(precision, deterministic=settings.compute.deterministic)
+        )
         data = CachedData(tensors, settings)
         self._stretch = Stretch(settings, data, place, None)
         self._batches, self._meter = self._stretch._batches, self._stretch._meter
