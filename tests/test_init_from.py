@@ -145,4 +145,4 @@ def test_training_from_weights_that_are_not_there_is_an_error_in_one_line(
         app, ["train", "--config", str(built / "pipeline.toml"), *arguments]
     )
     assert result.exit_code == 1
-    assert "none.pt, from which train.init_from is to start" in result.output
+    assert "none.pt, from which weights are to be read" in result.output

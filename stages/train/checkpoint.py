@@ -22,12 +22,17 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
+from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.placement import Placement, barrier
 from stages.train.parallel import whole
 from stages.train.transformer import TransformerConfig
 
 State = Mapping[str, Any]
+
+
+class CheckpointError(RepaCacheError):
+    """A run does not have the checkpoint that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,17 @@ def checkpoints(run: Path) -> list[Checkpoint]:
 def latest(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run, if there is one."""
     return next(reversed(checkpoints(run)), None)
+
+
+def find(run: Path, step: int | None) -> Checkpoint:
+    """A run's checkpoint of a step, by default the newest. Raises CheckpointError without one."""
+    there = {found.step: found for found in checkpoints(run)}
+    if not there:
+        raise CheckpointError(f"{run} has no checkpoint. Run `repa-cache train` first.")
+    if step is not None and step not in there:
+        steps = ", ".join(map(str, there))
+        raise CheckpointError(f"{run} has no checkpoint of step {step}, but of {steps}.")
+    return there[max(there) if step is None else step]
 
 
 def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from cache.errors import RepaCacheError
 from cache.files import atomic_file
-from stages.train.checkpoint import Checkpoint, checkpoints
+from stages.train.checkpoint import find
 from stages.train.fitting import PIXELS_PER_LATENT
 from stages.train.layouts import State, with_sigma, without_projectors
 from stages.train.options import ExportOptions, Layout
@@ -66,7 +66,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
 
     A `.safetensors` file holds the tensors alone, any other what torch.save makes of them as
     "ema", where the published samplers look, and of the step. Raises ExportError if the file
-    exists, if there is no such checkpoint, or if the layout is that of other models.
+    exists or if the layout is that of other models, CheckpointError if there is no such checkpoint.
     """
     path = options.path
     if path.suffix not in (*PICKLED, ".safetensors"):
@@ -75,7 +75,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
         raise ExportError(f"{path} exists already. Name another file.")
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}.")
-    source = find_checkpoint(run, options.step)
+    source = find(run, options.step)
     name, model = source.state["settings"]["model"], source.model
     layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
     form = FORMS[layout]
@@ -86,18 +86,6 @@ def export(run: Path, options: ExportOptions) -> Exported:
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, source.state["settings"])
     return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
-
-
-def find_checkpoint(run: Path, step: int | None) -> Checkpoint:
-    """A run's checkpoint of a step, or the newest; raises ExportError if there is none."""
-    there = {found.step: found for found in checkpoints(run)}
-    if not there:
-        raise ExportError(f"{run} has no checkpoint. Run `repa-cache train` first.")
-    step = max(there) if step is None else step
-    if step not in there:
-        steps = ", ".join(map(str, there))
-        raise ExportError(f"{run} has no checkpoint of step {step}, but of {steps}.")
-    return there[step]
 
 
 def _write(path: Path, state: State, step: int) -> None:

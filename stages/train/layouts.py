@@ -59,6 +59,6 @@ def with_sigma(state: State, patch: int) -> State:
     return {**state, **heads}
 
 
-def without_projectors(state: State) -> State:
+def without_projectors(state: Mapping[str, Tensor]) -> State:
     """What a sampler needs: all but the projectors."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}

@@ -47,7 +47,7 @@ def read_weights(path: Path, which: str) -> Found:
     which: `ema` or `model`, where there are both. Raises WeightsError if they cannot be had.
     """
     if not path.exists():
-        raise WeightsError(f"There is no {path}, from which train.init_from is to start.")
+        raise WeightsError(f"There is no {path}, from which weights are to be read.")
     if path.is_dir():
         source = _checkpoint_at(path)
         with reading(source.folder, WeightsError):
@@ -83,7 +83,7 @@ def _part(content: Any, which: str, path: Path) -> Mapping[Any, Any]:
     if which not in entries:
         raise WeightsError(
             f"{path} has no weights {which!r}, but {_listed(content)}. "
-            "Set train.init_weights to `ema` or `model`, whichever it has."
+            "Choose `ema` or `model`, whichever it has (train.init_weights, or --weights)."
         )
     return entries[which]
 

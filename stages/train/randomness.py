@@ -28,6 +28,7 @@ class Stream(IntEnum):
     WEIGHTS = 4
     SAMPLING = 5
     VIEWS = 6
+    CLASSES = 7
 
 
 def seed_for(seed: int, stream: Stream, *numbers: int) -> int:

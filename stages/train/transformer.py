@@ -42,6 +42,11 @@ class TransformerConfig:
     qk_norm: bool = False
 
     @property
+    def family(self) -> str:
+        """SiT or DiT."""
+        return "DiT" if self.learns_sigma else "SiT"
+
+    @property
     def grid(self) -> int:
         """Tokens along a side."""
         return self.side // self.patch
@@ -134,6 +139,12 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             if any(part in name for part in zeros):
                 nn.init.zeros_(parameter)
+
+
+def without_storage(config: TransformerConfig) -> Transformer:
+    """A model whose tensors have shapes but no values, to be given weights."""
+    with torch.device("meta"):
+        return Transformer(config)
 
 
 def training_flops(config: TransformerConfig) -> float:
