@@ -74,6 +74,23 @@ def test_images_are_resized_as_floats_without_antialiasing_in_the_published_orde
     assert (inputs - resized((images - mean) / std, antialias=True)).norm() > 0.1 * inputs.norm()
 
 
+def test_the_frechet_distance_of_edm2_sees_bytes_resized_with_antialiasing(
+    photographs: Tensor, tmp_path: Path
+) -> None:
+    name = "dinov2-vit-l-edm2"
+    encoder = tiny_encoder(name, tmp_path / "w.pth", 42)
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (ENCODERS[name].mean, ENCODERS[name].std)
+    )
+    resized = F.interpolate(photographs.float(), 42, mode="bicubic", antialias=True)
+    expected = (resized / 255 - mean) / std
+    torch.testing.assert_close(encoder._preprocess(photographs / 255), expected)
+    assert "class_token" in encoder.features(photographs)
+    recipe = ENCODERS[name].recipe(224)
+    assert recipe["resize"] == "bicubic, antialias"
+    assert recipe["model"] == ENCODERS["dinov2-vit-l"].recipe(224)["model"]
+
+
 def test_every_encoder_is_a_timm_model_with_the_statistics_of_its_weights() -> None:
     for name, spec in ENCODERS.items():
         config = timm.models.get_pretrained_cfg(spec.timm_model, allow_unregistered=False)
@@ -181,6 +198,7 @@ DIMENSIONS = {
     **dict.fromkeys(["dinov2-vit-g", "dinov2reg-vit-g", "siglip2-vit-g"], 1536),
     **dict.fromkeys(["dinov1-vit-b", "siglip2-vit-b", "pe-spatial-b16"], 768),
     **dict.fromkeys(["clip-vit-L", "mae-vit-l", "siglip-vit-l", "siglip2-vit-l"], 1024),
+    "dinov2-vit-l-edm2": 1024,
     **dict.fromkeys(["aimv2-vit-l", "pe-core-l14", "eva02-clip-l"], 1024),
     **dict.fromkeys(["dinov3-vit-h+", "jepa-vit-h"], 1280),
     "siglip2-vit-so400m": 1152,

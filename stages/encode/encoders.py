@@ -19,7 +19,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 # A resize comes before or after the normalisation, as in the code the encoder is aligned with
-# in the literature; antialiasing instead would change the tokens by 1.6 %.
+# in the literature; antialiasing instead changes the tokens by 1.6 %.
 ResizeOrder = Literal["normalise, resize", "resize, normalise"]
 
 # Tokens after the final norm, which for networks without tokens is the final map; tokens before
@@ -40,9 +40,9 @@ class EncoderSpec:
     """One frozen encoder.
 
     timm_model: the name for `timm.create_model`; stride: pixels per token; input_size: side of
-    its input for 256 px images; packaged: the installed package and the file in it that hold its
-    weights, if they do not come from timm's hub; unpublished: why they can only come from a
-    local file, and where that is to be had.
+    its input for 256 px images; antialias: whether resizing blurs what it shrinks; packaged: the
+    installed package and the file in it that hold its weights, if they do not come from timm's
+    hub; unpublished: why they can only come from a local file, and where that is to be had.
     """
 
     timm_model: str
@@ -51,6 +51,7 @@ class EncoderSpec:
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     order: ResizeOrder = "normalise, resize"
+    antialias: bool = False
     layer: Layer = "norm"
     has_class_token: bool = False
     sizing: Sizing = "built"
@@ -67,7 +68,7 @@ class EncoderSpec:
             "mean": list(self.mean),
             "std": list(self.std),
             "order": self.order,
-            "resize": "bicubic, no antialias",
+            "resize": f"bicubic, {'' if self.antialias else 'no '}antialias",
             "layer": self.layer,
             "class_token": self.has_class_token,
         }
@@ -160,6 +161,15 @@ def _siglip() -> dict[str, EncoderSpec]:
 ENCODERS: dict[str, EncoderSpec] = {
     **_dinov2(),
     **_dinov3(),
+    # As the Frechet distance of EDM2 (arXiv 2312.02696) sees images.
+    "dinov2-vit-l-edm2": EncoderSpec(
+        "vit_large_patch14_dinov2.lvd142m",
+        14,
+        224,
+        order="resize, normalise",
+        antialias=True,
+        has_class_token=True,
+    ),
     "dinov1-vit-b": EncoderSpec("vit_base_patch16_224.dino", 16, 256, has_class_token=True),
     **_mocov3(),
     "clip-vit-L": EncoderSpec(

@@ -72,7 +72,9 @@ class FrozenEncoder:
     def _resize(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self._input_size:
             return images
-        return F.interpolate(images, size=self._input_size, mode="bicubic", antialias=False)
+        return F.interpolate(
+            images, size=self._input_size, mode="bicubic", antialias=self._spec.antialias
+        )
 
 
 def run_to_layer(network: Any, inputs: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
