@@ -1,11 +1,15 @@
 """Training runs in tests: starting them, and what they left."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.config import Config
 from stages.placement import Placement
+from stages.sample.generate import Drawn, sample
+from stages.sample.options import SampleOptions
+from stages.sample.samples import Samples
 from stages.train.batches import CachedBatches
 from stages.train.checkpoint import Checkpoint, latest
 from stages.train.data import CachedData
@@ -45,3 +49,18 @@ def assert_equal_runs(one: Config, other: Config) -> None:
         theirs = newest(other).weights(name)
         for key, tensor in newest(one).weights(name).items():
             assert torch.equal(tensor, theirs[key]), (name, key)
+
+
+def drawn_into(folder: Path, config: Config, **options: Any) -> Drawn:
+    """What sampling with a configuration draws into a folder."""
+    return sample(
+        config.sample,
+        SampleOptions(folder=folder, **options),
+        config.train,
+        config.decoder,
+        CPU,
+    )
+
+
+def image_bytes(samples: Samples) -> list[bytes]:
+    return [samples.path(index).read_bytes() for index in range(samples.images)]

@@ -8,7 +8,11 @@ import torch
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
 from pipeline.config import Config
+from stages.encode.autoencoder import Autoencoder
 from stages.placement import Placement
+from stages.sample.options import SampleOptions
+from stages.sample.origin import find_origin
+from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Draw, Draws
 from stages.train.step import Step
 
@@ -89,3 +93,26 @@ def test_float32_on_the_gpu_trains_as_on_the_cpu(
     trained(here)
     for line, expected in zip(log_values(there), log_values(here), strict=True):
         assert line == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("sample.precision=bfloat16",), ("sample.compile=false",)]
+)
+def test_samples_of_the_gpu_start_from_the_noise_and_labels_of_the_cpu(
+    trainable: Callable[..., Config], settings: tuple[str, ...]
+) -> None:
+    config = trainable("sample.guidance=1.5", "sample.steps=4", *settings)
+    trained(config)
+    origin = find_origin(SampleOptions(), config.train)
+    samplers = []
+    for place in (GPU, CPU):
+        model = make_sampled(origin.config, origin.load(), place.device)
+        vae = Autoencoder(config.decoder.location, place.device)
+        samplers.append(Sampler(config.sample, model, "linear", vae, place.device))
+    there, here = samplers
+    for draw in (0, 3):
+        assert torch.equal(there._noise([2, 9], draw).cpu(), here._noise([2, 9], draw))
+    tolerance = 0.1 if settings and "bfloat16" in settings[0] else 1e-2
+    latents = there.latents(range(6)).cpu()
+    torch.testing.assert_close(latents, here.latents(range(6)), rtol=tolerance, atol=tolerance)
+    assert there.images(range(6)).shape == here.images(range(6)).shape

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from runs import CPU, assert_equal_runs, trained
+from runs import CPU, assert_equal_runs, drawn_into, trained
 
 from pipeline.config import Config
-from stages.sample.generate import newest_samples, sample
 from stages.sample.grids import GridDrawer
 from stages.train.loop import train
 
@@ -34,9 +33,13 @@ def test_a_grid_of_the_same_noises_is_drawn_every_so_many_steps(
 def test_a_grid_shows_what_sampling_from_that_step_gives(trainable: Callable[..., Config]) -> None:
     config = trainable("train.grid_every=4")
     (grid,) = drawn(config)
-    sample(config.sample, config.train.run, config.latents.location, CPU)
-    _, samples = newest_samples(config.sample, config.train.run)
+    samples = drawn_into(config.train.run / "samples" / "last", config).samples
     assert grid.read_bytes() == samples.grid.read_bytes()
+
+
+def test_a_dit_is_drawn_too(trainable: Callable[..., Config]) -> None:
+    (grid,) = drawn(trainable("train.model=DiT-XS/2", "train.grid_every=4"))
+    assert np.asarray(Image.open(grid)).std() > 1
 
 
 def test_drawing_grids_changes_nothing_about_training(

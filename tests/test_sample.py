@@ -1,75 +1,92 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import drawn_into, image_bytes, trained
 
-from cache.errors import StaleCacheError
-from pipeline.config import Config
-from stages.placement import Placement
+from cache.locks import claimed
+from pipeline.config import Config, ConfigError, load_config
 from stages.sample import generate
-from stages.sample.evaluate import EvaluateError, evaluate, read_results
-from stages.sample.generate import SampleError, Samples, newest_samples, sample
-from stages.sample.sampler import GuidanceError, Sampler, make_sampled
+from stages.sample.options import SampleOptions
+from stages.sample.origin import find_origin
+from stages.sample.sampler import SamplerError
+from stages.sample.samples import SampleError
 from stages.sample.solvers import SOLVERS
-from stages.train.checkpoint import latest
-from stages.train.loop import train
+from stages.train.checkpoint import CheckpointError
 
-CPU = Placement(torch.device("cpu"))
-
-
-def trained(config: Config) -> Config:
-    train(config.train, config.tensors, CPU)
-    return config
+PAPER = ("sample.solver=euler-maruyama", "sample.steps=4", "sample.labels=random")
+GUIDED = ("sample.guidance=1.8", "sample.guidance_interval=[0, 0.7]")
+DIT = ("train.model=DiT-XS/2", "sample.steps=4")
 
 
-def sampled(config: Config) -> tuple[Samples, int]:
-    return sample(config.sample, config.train.run, config.latents.location, CPU)
-
-
-def content(samples: Samples) -> list[bytes]:
-    return [samples.path(index).read_bytes() for index in range(samples.images)]
+@pytest.fixture
+def drawable(built: Path, runs: Path) -> Callable[..., Config]:
+    """The configuration of a run that has been trained, sit, plain or dit."""
+    return lambda *overrides, run="sit": load_config(
+        built / "pipeline.toml", [f"train.run={runs / run}", *overrides]
+    )
 
 
 def test_images_are_numbered_pngs_with_a_manifest_and_a_grid(
-    trainable: Callable[..., Config],
+    drawable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    samples, made = sampled(trained(trainable()))
-    assert made == 6
+    drawn = drawn_into(tmp_path / "samples", drawable())
+    samples = drawn.samples
+    assert drawn.images == 6
     with Image.open(samples.path(4)) as image, Image.open(samples.grid) as grid:
         assert (image.size, grid.size) == ((32, 32), (96, 64))
         np.testing.assert_array_equal(np.asarray(grid)[32:64, 32:64], np.asarray(image))
     manifest = json.loads((samples.folder / "manifest.json").read_text())
-    assert (manifest["solver"], manifest["steps"], manifest["seed"]) == ("euler", 2, 0)
+    expected = {
+        "solver": "euler-maruyama",
+        "steps": 2,
+        "seed": 0,
+        "labels": "balanced",
+        "classes": 3,
+        "model": "SiT-XS/2",
+        "checkpoint": "step-00000002",
+        "precision": "float32",
+        "aligned_with": ["efficientnet-lite0"],
+        "uint8": "truncate",
+        "images": 6,
+    }
+    assert {name: manifest[name] for name in expected} == expected
+    assert len(manifest["checkpoint_sha256"]) == 64
 
 
 def test_only_lacking_images_are_drawn_and_they_come_out_the_same(
-    trainable: Callable[..., Config],
+    drawable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    config = trained(trainable())
-    samples, _ = sampled(config)
-    before = content(samples)
+    config, folder = drawable(), tmp_path / "samples"
+    samples = drawn_into(folder, config).samples
+    before = image_bytes(samples)
     samples.path(1).unlink()
     samples.path(4).unlink()
-    assert sampled(config)[1] == 2
-    assert content(samples) == before
-    assert sampled(config)[1] == 0
+    assert drawn_into(folder, config).images == 2
+    assert image_bytes(samples) == before
+    assert drawn_into(folder, config).images == 0
 
 
-def test_more_images_are_added_to_those_that_are_there(trainable: Callable[..., Config]) -> None:
-    config = trained(trainable())
-    sampled(config)
-    assert sampled(trainable("sample.images=9"))[1] == 3
+def test_more_images_are_added_to_those_that_are_there(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    drawn_into(tmp_path / "samples", drawable())
+    assert drawn_into(tmp_path / "samples", drawable("sample.images=9")).images == 3
+    assert json.loads((tmp_path / "samples/manifest.json").read_text())["images"] == 9
 
 
 def test_a_stopped_sampling_goes_on(
-    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    drawable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = trained(trainable())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         real, saved = generate.save_png, 0
 
@@ -81,85 +98,214 @@ def test_a_stopped_sampling_goes_on(
             real(path, image)
 
         patch.setattr(generate, "save_png", stops)
-        sampled(config)
-    assert sampled(config)[1] == 3
+        drawn_into(tmp_path / "samples", drawable())
+    assert drawn_into(tmp_path / "samples", drawable()).images == 3
 
 
-def test_samples_of_other_settings_are_refused(trainable: Callable[..., Config]) -> None:
-    sampled(trained(trainable()))
+@pytest.mark.parametrize("run", ["sit", pytest.param("dit", marks=pytest.mark.slow)])
+def test_a_killed_sampling_resumes_to_the_same_folder(
+    drawable: Callable[..., Config], built: Path, tmp_path: Path, run: str
+) -> None:
+    settings = [*(DIT if run == "dit" else PAPER), *GUIDED, "sample.images=48"]
+    config = drawable(*settings, run=run)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    drawn_into(whole, config)
+    command = [sys.executable, "-m", "pipeline", "sample", "--out", str(killed)]
+    command += ["--config", str(built / "pipeline.toml")]
+    for setting in (*settings, f"train.run={config.train.run}", "sample.batch_size=1"):
+        command += ["--set", setting]
+    process = subprocess.Popen(command)
+    while len(list(killed.glob("0*.png"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (killed / ".000047.png.elsewhere-1.partial").write_bytes(b"torn")
+    assert 0 < drawn_into(killed, config).images < 44
+    assert contents(killed) == contents(whole)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("settings", [(*PAPER, *GUIDED), ("sample.solver=dopri5",), DIT])
+def test_images_do_not_depend_on_the_batch_size(
+    drawable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    run = "dit" if settings is DIT else "sit"
+    found = []
+    for size in (1, 5, 48):
+        config = drawable(*settings, "sample.images=48", f"sample.batch_size={size}", run=run)
+        drawn_into(tmp_path / str(size), config)
+        found.append(contents(tmp_path / str(size)))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0].values())) == 49
+
+
+@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_images_do_not_depend_on_the_number_of_processes(
+    drawable: Callable[..., Config], built: Path, tmp_path: Path, processes: int
+) -> None:
+    settings = [*PAPER, *GUIDED, "sample.images=20", "sample.npz=true"]
+    config = drawable(*settings)
+    drawn_into(tmp_path / "one", config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "-m", "pipeline", "sample"]
+    command += ["--out", str(tmp_path / "several"), "--config", str(built / "pipeline.toml")]
+    for setting in (*settings, f"train.run={config.train.run}"):
+        command += ["--set", setting]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+    files = [(tmp_path / f"{name}.npz").read_bytes() for name in ("one", "several")]
+    with np.load(tmp_path / "several.npz") as found, np.load(tmp_path / "one.npz") as expected:
+        np.testing.assert_array_equal(found["arr_0"], expected["arr_0"])
+    assert len(files[0]) == len(files[1])
+
+
+def test_samples_of_other_settings_are_refused(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tmp_path / "samples"
+    drawn_into(folder, drawable())
     with pytest.raises(SampleError, match=r"guidance: folder 1\.0, configuration 2\.0"):
-        sampled(trainable("sample.guidance=2.0"))
+        drawn_into(folder, drawable("sample.guidance=2.0"))
+    with pytest.raises(SampleError, match="checkpoint_sha256: folder"):
+        drawn_into(folder, drawable(), step=1)
 
 
-def test_a_run_without_checkpoint_has_nothing_to_sample(trainable: Callable[..., Config]) -> None:
-    with pytest.raises(SampleError, match="has no checkpoint"):
-        sampled(trainable())
+def test_a_folder_without_images_takes_other_settings(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tmp_path / "samples"
+    with pytest.raises(SamplerError, match="have 4 channels, got 5"):
+        drawn_into(folder, drawable("sample.guided_channels=5"))
+    assert drawn_into(folder, drawable()).images == 6
 
 
-def test_guidance_needs_a_null_class(trainable: Callable[..., Config]) -> None:
-    config = trained(trainable("train.label_dropping=0", "sample.guidance=2.0"))
-    with pytest.raises(GuidanceError, match="has no null class"):
-        sampled(config)
+def test_a_folder_of_other_files_or_in_use_is_left_alone(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "000001.png").write_bytes(b"of the user")
+    with pytest.raises(SampleError, match="holds other files, and no manifest"):
+        drawn_into(folder, drawable())
+    assert contents(folder) == {"000001.png": b"of the user"}
+    with claimed(tmp_path / ".samples.lock"), pytest.raises(SampleError, match="being filled by"):
+        drawn_into(tmp_path / "samples", drawable())
 
 
-def test_noise_and_label_depend_on_the_index_alone(trainable: Callable[..., Config]) -> None:
-    config = trained(trainable())
-    checkpoint = latest(config.train.run)
-    assert checkpoint is not None
-    model = make_sampled(checkpoint.model, checkpoint.weights("ema"), CPU.device)
-    sampler = Sampler(config.sample, model, "linear", CPU.device)
-    together = sampler.latents([3, 4, 5])
-    for position, index in enumerate([3, 4, 5]):
-        torch.testing.assert_close(sampler.latents([index])[0], together[position])
-    assert not torch.equal(together[0], together[1])
+def test_a_run_without_checkpoint_has_nothing_to_sample(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        drawn_into(tmp_path / "samples", drawable(run="none"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7, but of 1, 2\."):
+        drawn_into(tmp_path / "samples", drawable(), step=7)
+
+
+def test_the_weights_as_trained_have_a_folder_of_their_own(
+    drawable: Callable[..., Config],
+) -> None:
+    train = drawable().train
+    averaged = find_origin(SampleOptions(), train)
+    trained = find_origin(SampleOptions(weights="model"), train)
+    assert (averaged.title, trained.title) == ("step-00000002", "step-00000002-model")
+    assert averaged.sha256 != trained.sha256
+
+
+def test_guidance_needs_a_null_class(trainable: Callable[..., Config], tmp_path: Path) -> None:
+    config = trainable("train.label_dropping=0", "sample.guidance=2.0", "train.steps=1")
+    trained(config)
+    with pytest.raises(SamplerError, match="has no null class"):
+        drawn_into(tmp_path / "samples", config)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_draws_images(trainable: Callable[..., Config], solver: str) -> None:
-    config = trained(trainable(f"sample.solver={solver}", "sample.guidance=1.5"))
-    assert sampled(config)[1] == 6
-
-
-def evaluated(config: Config) -> list[Any]:
-    _, samples = newest_samples(config.sample, config.train.run)
-    return evaluate(config.evaluate, samples, config.encode, CPU)
-
-
-def test_evaluation_says_what_was_compared_and_that_the_encoder_is_no_stranger(
-    trainable: Callable[..., Config],
+def test_every_solver_draws_images(
+    drawable: Callable[..., Config], solver: str, tmp_path: Path
 ) -> None:
-    config = trained(trainable())
-    samples, _ = sampled(config)
-    (result,) = evaluated(config)
-    assert result.metric == "fd_efficientnet-lite0"
-    assert result.value > 0
-    assert (result.images, result.reference_images, result.is_aligned) == (6, 21, True)
-    assert "the model was aligned to this encoder" in result.note
-    assert read_results(samples) == [result]
+    run = SOLVERS[solver].family.lower()
+    settings = [f"train.model={SOLVERS[solver].family}-XS/2", f"sample.solver={solver}"]
+    config = drawable(*settings, "sample.guidance=1.5", run=run)
+    assert drawn_into(tmp_path / "samples", config).images == 6
 
 
-def test_a_model_that_was_not_aligned_is_not_marked(trainable: Callable[..., Config]) -> None:
-    config = trained(trainable("train.encoders=[]"))
-    sampled(config)
-    assert not evaluated(config)[0].is_aligned
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (("sample.solver=ddpm",), "'ddpm' is not for SiT; it takes euler-maruyama, euler, heun"),
+        (("train.model=DiT-XS/2", "sample.solver=heun"), "'heun' is not for DiT; it takes ddpm"),
+        ((*DIT, "sample.steps=1001"), "sample.steps: DiT has 1000 steps, got 1001"),
+        ((*DIT, "sample.solver=ddim", "sample.steps=300"), "take 250"),
+        (("sample.solver=hein",), "did you mean 'heun'"),
+        (("sample.vae=./nowhere",), "sample.vae: there is no folder"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_at_once(
+    drawable: Callable[..., Config], settings: tuple[str, ...], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        drawable(*settings)
 
 
-def test_images_of_the_data_set_are_closer_than_samples(trainable: Callable[..., Config]) -> None:
-    from stages.encode.images import centre_crop, decode
-
-    config = trained(trainable("sample.images=21"))
-    samples, _ = sampled(config)
-    drawn = evaluated(config)[0].value
-    files = sorted(config.dataset.path.rglob("*.jpg"))
-    for index, file in enumerate(files):
-        Image.fromarray(centre_crop(decode(file.read_bytes()), 32)).save(samples.path(index))
-    assert evaluated(config)[0].value < 1e-3 < drawn
+def test_a_solver_for_another_family_than_the_checkpoint_s_is_refused(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(SamplerError, match="'euler' is for SiT, but the model is a DiT"):
+        drawn_into(tmp_path / "samples", drawable("sample.solver=euler", run="dit"))
 
 
-def test_missing_samples_and_another_encoder_are_refused(trainable: Callable[..., Config]) -> None:
-    config = trained(trainable())
-    with pytest.raises(EvaluateError, match="lacks 6 of 6 images"):
-        evaluated(config)
-    sampled(config)
-    with pytest.raises(StaleCacheError, match="input_size: cache 64, configuration 96"):
-        evaluated(trainable("encoders.efficientnet-lite0.input_size=96", "train.encoders=[]"))
+def test_a_vae_with_other_latents_is_refused(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    from stages.vision import AutoencoderKL
+
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(
+        tmp_path / "vae16"
+    )
+    with pytest.raises(SamplerError, match="have 16 channels, but those of the model have 4"):
+        drawn_into(tmp_path / "samples", drawable(f"sample.vae={tmp_path / 'vae16'}"))
+
+
+def test_the_paper_s_decoder_is_the_default_for_its_encoder(
+    drawable: Callable[..., Config],
+) -> None:
+    settings = ("train.encoders=[]", "dataset.resolution=256")
+    mse = drawable("latents.vae=stabilityai/sd-vae-ft-mse", *settings)
+    assert mse.decoder.location == "stabilityai/sd-vae-ft-ema"
+    assert drawable().decoder.location == drawable().latents.location
+    chosen = drawable(
+        "latents.vae=stabilityai/sd-vae-ft-mse", "sample.vae=demo-autoencoder", *settings
+    )
+    assert chosen.decoder.location.endswith("demo_autoencoder")
+
+
+def test_labels_are_random_or_balanced_and_written_beside_the_images(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    labels = {}
+    for mode in ("random", "balanced"):
+        settings = ("sample.images=30", "sample.npz=true", f"sample.labels={mode}")
+        samples = drawn_into(tmp_path / mode, drawable(*settings)).samples
+        with np.load(samples.npz) as file:
+            labels[mode] = file["arr_1"].tolist()
+            assert file["arr_0"].shape == (30, 32, 32, 3)
+            np.testing.assert_array_equal(file["arr_0"][7], np.asarray(Image.open(samples.path(7))))
+    assert labels["balanced"] == [index % 3 for index in range(30)]
+    assert set(labels["random"]) == {0, 1, 2}
+    assert labels["random"] != sorted(labels["random"])
+
+
+def test_an_archive_is_written_again_only_if_images_were_drawn(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = drawable("sample.npz=true")
+    npz = drawn_into(tmp_path / "samples", config).samples.npz
+    before = npz.stat().st_mtime_ns
+    drawn_into(tmp_path / "samples", config)
+    assert npz.stat().st_mtime_ns == before
+    (tmp_path / "samples/000003.png").unlink()
+    drawn_into(tmp_path / "samples", config)
+    assert npz.stat().st_mtime_ns > before

@@ -6,7 +6,7 @@ B images, S their side in px, C latent channels, h and w the latent's sides.
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,8 @@ from stages.encode.vae_folder import (
     read_vae_config,
 )
 from stages.encode.weights import weights_sha256
+
+Rounding = Literal["truncate", "round"]
 
 
 class Autoencoder:
@@ -63,15 +65,23 @@ class Autoencoder:
         mean, log_variance = moments.chunk(2, dim=1)
         return torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30, 20))], dim=1)
 
+    @property
+    def channels(self) -> int:
+        """Of its latents."""
+        return int(self._model.config.latent_channels)
+
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, uint8: Rounding = "truncate") -> Tensor:
         """Images, uint8 [B, 3, S, S] on the CPU, of scaled latents [B, C, h, w].
 
-        Values are cut off, not rounded, as in the published evaluation.
+        uint8: how values become whole numbers. REPA's published evaluation truncates, those of
+        SiT and DiT round.
         """
         config = self._model.config
         raw = latents.to(self._device).float() / config.scaling_factor + (config.shift_factor or 0)
         pixels = compute(self._pixels, raw, "float32")["pixels"] * 127.5 + 127.5
+        if uint8 == "round":
+            pixels = pixels + 0.5
         return pixels.clamp(0, 255).to(torch.uint8).cpu()
 
     def _moments(self, inputs: Tensor) -> dict[str, Tensor]:

@@ -67,6 +67,9 @@ def _anchor_folder(vae: str, info: ValidationInfo) -> str:
     return vae
 
 
+VaeName = Annotated[str, AfterValidator(_anchor_folder)]
+
+
 class LatentsSettings(Settings):
     """`[latents]`: the autoencoder.
 
@@ -75,7 +78,7 @@ class LatentsSettings(Settings):
     `repa`), so that nothing is encoded.
     """
 
-    vae: Annotated[str, AfterValidator(_anchor_folder)] = "stabilityai/sd-vae-ft-mse"
+    vae: VaeName = "stabilityai/sd-vae-ft-mse"
     precision: Literal["float32", "float16"] = "float32"
     imported: bool = False
 

@@ -1,131 +1,151 @@
-"""Sampling: from a checkpoint's moving average to numbered PNG files.
+"""Sampling: from weights to numbered PNG files, drawing only those that lack."""
 
-B images, C latent channels, h and w the latent's sides, S the image's side in px.
-"""
-
-import hashlib
-import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from cache.errors import RepaCacheError
-from cache.files import write_atomically
-from cache.recipe import differences
+from cache.locks import claimed
 from stages.encode.autoencoder import Autoencoder
+from stages.encode.settings import LatentsSettings
 from stages.placement import Placement, barrier
-from stages.progress import progress
+from stages.progress import progress, say
 from stages.sample.grids import save_grid, save_png
-from stages.sample.sampler import Sampler, make_sampled
+from stages.sample.npz import write_images
+from stages.sample.options import SampleOptions
+from stages.sample.origin import Origin, find_origin
+from stages.sample.sampler import Sampler, batches, labels_of, make_sampled, sampling_precision
+from stages.sample.samples import SampleError, Samples
 from stages.sample.settings import SampleSettings
-from stages.train import checkpoint
-from stages.train.checkpoint import Checkpoint
+from stages.sample.solvers import find_solver
+from stages.train.checkpoint import find
+from stages.train.settings import TrainSettings
 
-
-class SampleError(RepaCacheError):
-    """There is nothing to sample from, or the folder holds other samples."""
+# How many images there are, and how they are written, decides no pixel of any.
+CHANGEABLE = {"images", "npz", "grid", "batch_size", "compile"}
 
 
 @dataclass(frozen=True)
-class Samples:
-    """The samples of a checkpoint.
+class Drawn:
+    """Samples that are there, and how many of them were drawn now, by all processes."""
 
-    folder: numbered PNG files and a manifest; images: how many there have to be; aligned_with:
-    the encoders the model was trained towards.
-    """
-
-    folder: Path
+    samples: Samples
     images: int
-    aligned_with: tuple[str, ...]
-
-    @property
-    def grid(self) -> Path:
-        """A picture of the first images."""
-        return self.folder.with_name(f"{self.folder.name}.png")
-
-    def path(self, index: int) -> Path:
-        """The file of one image."""
-        return self.folder / f"{index:06d}.png"
-
-    def missing(self) -> list[int]:
-        """Indices of the images that are not there yet."""
-        return [index for index in range(self.images) if not self.path(index).is_file()]
 
 
-def newest_samples(settings: SampleSettings, run: Path) -> tuple[Checkpoint, Samples]:
-    """A run's newest checkpoint and the place of its samples.
+def newest_samples(run: Path, images: int) -> Samples:
+    """What is drawn from a run's newest checkpoint. Raises CheckpointError if it has none."""
+    return Samples(_folder(run, find(run, None).folder.name), images)
 
-    Raises SampleError if the run has no checkpoint.
+
+def _folder(run: Path, title: str) -> Path:
+    return run / "samples" / title
+
+
+def sample(
+    settings: SampleSettings,
+    options: SampleOptions,
+    train: TrainSettings,
+    decoder: LatentsSettings,
+    place: Placement,
+) -> Drawn:
+    """Draw the images that lack.
+
+    decoder: the VAE. Raises SampleError if the folder holds other samples, or if
+    others are drawing into it; SamplerError if the model cannot be sampled as configured.
     """
-    newest = checkpoint.latest(run)
-    if newest is None:
-        raise SampleError(f"{run} has no checkpoint. Run `repa-cache train` first.")
-    folder = run / "samples" / newest.folder.name
-    encoders = tuple(newest.state["settings"]["encoders"])
-    return newest, Samples(folder, settings.images, encoders)
+    origin = find_origin(options, train)
+    samples = Samples(options.folder or _folder(train.run, origin.title), settings.images)
+    facts = {**origin.facts(), "vae": decoder.vae, **_kept(settings, origin, place)}
+    with _drawing_alone(samples, place):
+        if place.is_main:
+            for note in origin.notes:
+                say(f"{origin.path}: {note}")
+            samples.claim(facts)
+        lacking = _agreed_missing(samples, place)
+        if lacking:
+            parts = batches(lacking, settings.batch_size, place.device)[place.rank :: place.world]
+            _draw(settings, origin, decoder.location, samples, parts, place)
+        barrier(place)
+        if place.is_main:
+            _draw_grid(settings, samples)
+            if settings.npz and (lacking or not samples.npz.is_file()):
+                _write_npz(settings, origin, samples)
+    return Drawn(samples, len(lacking))
 
 
-def sample(settings: SampleSettings, run: Path, vae: str, place: Placement) -> tuple[Samples, int]:
-    """Draw the images that a run's newest checkpoint lacks; returns how many this process drew.
-
-    Raises SampleError if the run has no checkpoint, if its samples were drawn with other
-    settings, or if no solver is there for its model.
-    """
-    newest, samples = newest_samples(settings, run)
-    if newest.model.learns_sigma:
-        raise SampleError(
-            f"{newest.folder} holds a DiT, which no solver here can draw from. "
-            "Write it with `repa-cache export` for the published sampler."
-        )
-    if place.is_main:
-        _claim(samples.folder, settings, newest, vae)
-    barrier(place)
-    lacking = [index for index in samples.missing() if index % place.world == place.rank]
-    if lacking:
-        model = make_sampled(newest.model, newest.weights("ema"), place.device)
-        interpolant = newest.state["settings"]["interpolant"]
-        sampler = Sampler(settings, model, interpolant, place.device)
-        autoencoder = Autoencoder(vae, place.device)
-        with progress("sample", len(lacking), "images", quiet=not place.is_main) as advance:
-            for start in range(0, len(lacking), settings.batch_size):
-                indices = lacking[start : start + settings.batch_size]
-                images = autoencoder.decode(sampler.latents(indices))
-                for index, image in zip(indices, images, strict=True):
-                    save_png(samples.path(index), image.permute(1, 2, 0).numpy())
-                advance(len(indices), "")
-    barrier(place)
-    if place.is_main:
-        _draw_grid(settings, samples)
-    return samples, len(lacking)
-
-
-def _claim(folder: Path, settings: SampleSettings, newest: Checkpoint, vae: str) -> None:
-    """Write the manifest of a new folder, or compare with that of an old one."""
-    with newest.weights_file("ema").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    changeable = {"images", "batch_size", "grid"}
-    manifest: dict[str, Any] = {
-        "checkpoint_sha256": digest,
-        "vae": vae,
-        **settings.model_dump(mode="json", exclude=changeable),
+def _kept(settings: SampleSettings, origin: Origin, place: Placement) -> dict[str, Any]:
+    """The settings that decide the pixels, with what they leave open."""
+    return {
+        **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae"}),
+        "solver": find_solver(settings.solver, origin.config.family),
+        "precision": sampling_precision(settings, place.device),
     }
-    path = folder / "manifest.json"
-    if path.is_file():
-        if changed := differences(json.loads(path.read_text()), manifest, "folder"):
-            raise SampleError(
-                f"{folder} holds samples drawn with other settings ({'; '.join(changed)}). "
-                "Restore them, or move the folder away."
-            )
+
+
+@contextmanager
+def _drawing_alone(samples: Samples, place: Placement) -> Iterator[None]:
+    """Nobody else draws into this folder meanwhile. Raises SampleError if somebody does."""
+    if not place.is_main:
+        yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(manifest, indent=2).encode())
+    samples.folder.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(samples.folder.with_name(f".{samples.folder.name}.lock")) as other:
+        if other is not None:
+            raise SampleError(f"{samples.folder} is being filled by {other}.")
+        yield
+
+
+def _agreed_missing(samples: Samples, place: Placement) -> list[int]:
+    """What lacks as rank 0 sees it, after it has claimed the folder."""
+    found = [samples.missing() if place.is_main else []]
+    if place.world > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def _draw(
+    settings: SampleSettings,
+    origin: Origin,
+    vae: str,
+    samples: Samples,
+    parts: Sequence[Sequence[int]],
+    place: Placement,
+) -> None:
+    model = make_sampled(origin.config, origin.load(), place.device)
+    autoencoder = Autoencoder(vae, place.device)
+    sampler = Sampler(settings, model, origin.interpolant, autoencoder, place.device)
+    with progress("sample", sum(map(len, parts)), "images", quiet=not place.is_main) as advance:
+        for batch in parts:
+            images = sampler.images(batch).permute(0, 2, 3, 1).numpy()
+            for index, pixels in zip(batch, images, strict=True):
+                save_png(samples.path(index), pixels)
+            advance(len(batch), "")
 
 
 def _draw_grid(settings: SampleSettings, samples: Samples) -> None:
     rows, columns = settings.grid
-    shown = min(rows * columns, samples.images)
-    images = [np.asarray(Image.open(samples.path(index))) for index in range(shown)]
-    save_grid(samples.grid, images, columns)
+    shown = range(min(rows * columns, samples.images))
+    save_grid(samples.grid, [_pixels(samples, index) for index in shown], columns)
+
+
+def _write_npz(settings: SampleSettings, origin: Origin, samples: Samples) -> None:
+    indices = range(samples.images)
+    labels = labels_of(settings, indices, origin.config.classes)
+    with progress("npz", samples.images, "images") as advance:
+
+        def images() -> Iterator[Any]:
+            for index in indices:
+                yield _pixels(samples, index)
+                advance(1, "")
+
+        write_images(samples.npz, images(), np.array(labels))
+
+
+def _pixels(samples: Samples, index: int) -> Any:
+    return np.asarray(Image.open(samples.path(index)))

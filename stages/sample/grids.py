@@ -49,13 +49,15 @@ class GridDrawer:
 
     def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
         model = make_sampled(config, weights, self._device)
-        sampler = Sampler(self._settings, model, self._train.interpolant, self._device)
+        sampler = Sampler(
+            self._settings, model, self._train.interpolant, self._autoencoder, self._device
+        )
         rows, columns = self._settings.grid
         images: list[npt.NDArray[np.uint8]] = []
         for start in range(0, rows * columns, self._settings.batch_size):
             stop = min(start + self._settings.batch_size, rows * columns)
-            decoded = self._autoencoder.decode(sampler.latents(range(start, stop)))
-            images += list(decoded.permute(0, 2, 3, 1).numpy())
+            drawn = sampler.images(range(start, stop))
+            images += list(drawn.permute(0, 2, 3, 1).numpy())
         folder = self._train.run / "grids"
         folder.mkdir(exist_ok=True)
         save_grid(folder / f"step-{step:08d}.png", images, columns)

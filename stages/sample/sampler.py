@@ -1,55 +1,101 @@
-"""Latents of numbered images from a checkpoint: noise, labels and guidance.
+"""Numbered images from a model: their noise, their labels, and how many are drawn at once.
 
-B images, C latent channels, h and w the latent's sides.
+B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
+from stages.encode.autoencoder import Autoencoder
+from stages.sample.guidance import GuidedField
 from stages.sample.settings import SampleSettings
-from stages.sample.solvers import SOLVERS
+from stages.sample.solvers import SOLVERS, Problem, find_solver
+from stages.train.layouts import without_projectors
+from stages.train.parallel import compile_blocks
+from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer, TransformerConfig, without_storage
+
+# On a CPU, the last bits of a product depend on the number of images in it. So that they do not
+# depend on the size of a batch, images are drawn in fixed groups; larger ones are hardly faster.
+CPU_GROUP = 4
 
 
-class GuidanceError(RepaCacheError):
-    """Guidance asks for a null class that the model was not trained with."""
+class SamplerError(RepaCacheError):
+    """Images cannot be drawn from this model in this way."""
 
 
 class Sampler:
-    """Draws the latents of numbered images; noise and label depend on the number alone."""
+    """Draws numbered images; noise and label depend on the number alone.
+
+    Raises SamplerError if the model or the autoencoder does not suit the settings.
+    """
 
     def __init__(
-        self, settings: SampleSettings, model: Transformer, interpolant: str, device: torch.device
+        self,
+        settings: SampleSettings,
+        model: Transformer,
+        interpolant: str,
+        autoencoder: Autoencoder,
+        device: torch.device,
     ) -> None:
         self._settings = settings
-        self._device = device
-        self._interpolant = interpolant
-        self._model = model
         self._config = model.config
-        if settings.guidance != 1 and not self._config.has_null_class:
-            raise GuidanceError(
-                f"sample.guidance is {settings.guidance}, but the model was trained without label "
-                "dropping and has no null class. Set it to 1, or train with label dropping."
-            )
+        self._interpolant = interpolant
+        self._autoencoder = autoencoder
+        self._device = device
+        self._precision = sampling_precision(settings, device)
+        self._solver = SOLVERS[find_solver(settings.solver, self._config.family)]
+        check_fit(settings, self._config, autoencoder)
+        compile_blocks(model, settings.compile, device)
+        self._model = model
 
-    @torch.inference_mode()
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """The images with these indices, uint8 [B, 3, S, S] on the CPU."""
+        decode, uint8 = self._autoencoder.decode, self._settings.uint8
+        return self._in_groups(indices, lambda part: decode(self._solve(part), uint8))
+
     def latents(self, indices: Sequence[int]) -> Tensor:
         """Scaled latents [B, C, h, w] of the images with these indices, in float64."""
+        return self._in_groups(indices, self._solve)
+
+    def _in_groups(
+        self, indices: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
+    ) -> Tensor:
+        """What is computed for each image: on a CPU, always together with the same others."""
+        if self._device.type != "cpu":
+            return compute(indices)
+        parts = []
+        for group, wanted in groupby(indices, _group_of):
+            whole = range(group * CPU_GROUP, (group + 1) * CPU_GROUP)
+            parts.append(compute(whole)[[index - whole.start for index in wanted]])
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
-        labels = torch.tensor([index % self._config.classes for index in indices])
-        field = GuidedField(self._model, labels.to(self._device), settings)
-        return SOLVERS[settings.solver](
-            field,
-            self._noise(indices, 0),
-            settings.steps,
-            self._interpolant,
-            lambda step: self._noise(indices, step + 1),
+        labels = torch.tensor(labels_of(settings, indices, self._config.classes))
+        field = GuidedField(self._predict, self._config, labels.to(self._device), settings)
+        problem = Problem(
+            field=field,
+            start=self._noise(indices, 0),
+            steps=settings.steps,
+            interpolant=self._interpolant,
+            noise=lambda draw: self._noise(indices, draw + 1),
+            tolerances=settings.tolerances,
         )
+        with arithmetic(self._precision, deterministic=True):
+            return self._solver.solve(problem)
+
+    def _predict(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        with autocast(self._precision, self._device):
+            predicted: Tensor = self._model(latents, times, labels, project=False)[0]
+        return predicted
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, made on the CPU to be the same anywhere."""
@@ -62,37 +108,66 @@ class Sampler:
         return torch.stack(noise).to(device).double()
 
 
-class GuidedField:
-    """The velocity of a model under classifier-free guidance on an interval of time."""
+def batches(indices: Sequence[int], size: int, device: torch.device) -> list[list[int]]:
+    """Images to draw at once, of a size that suits the device."""
+    if device.type == "cpu":
+        return [list(group) for _, group in groupby(indices, _group_of)]
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
-    def __init__(self, model: Transformer, labels: Tensor, settings: SampleSettings) -> None:
-        self._model = model
-        self._device = labels.device
-        self._labels = labels
-        self._null = torch.full_like(labels, model.config.classes)
-        self._guidance = settings.guidance
-        self._interval = settings.guidance_interval
 
-    def __call__(self, state: Tensor, time: float, step_start: float) -> Tensor:
-        """The velocity [B, C, h, w] in float64; only guided steps pay for both classes."""
-        low, high = self._interval
-        if self._guidance == 1 or not low <= step_start <= high:
-            return self._velocity(state, time, self._labels)
-        both = self._velocity(state.repeat(2, 1, 1, 1), time, torch.cat([self._labels, self._null]))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + self._guidance * (conditional - unconditional)
+def _group_of(index: int) -> int:
+    return index // CPU_GROUP
 
-    def _velocity(self, state: Tensor, time: float, labels: Tensor) -> Tensor:
-        times = torch.full((len(state),), time, device=self._device)
-        inputs = state.float().to(self._device)
-        velocity: Tensor = self._model(inputs, times, labels, project=False)[0]
-        return velocity.to(state.device).double()
+
+def check_fit(
+    settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
+) -> None:
+    """Raise SamplerError if a model cannot be sampled as configured."""
+    solver = find_solver(settings.solver, config.family)
+    if SOLVERS[solver].family != config.family:
+        fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
+        raise SamplerError(
+            f"sample.solver: {solver!r} is for {SOLVERS[solver].family}, but the model is a "
+            f"{config.family}; choose from {', '.join(fitting)}."
+        )
+    if problem := SOLVERS[solver].problem_with(settings.steps):
+        raise SamplerError(f"sample.steps: {problem}.")
+    if settings.guidance != 1 and not config.has_null_class:
+        raise SamplerError(
+            f"sample.guidance is {settings.guidance}, but the model was trained without label "
+            "dropping and has no null class. Set it to 1, or train with label dropping."
+        )
+    if (settings.guided_channels or 0) > config.channels:
+        raise SamplerError(
+            f"sample.guided_channels: the model's latents have {config.channels} channels, got "
+            f"{settings.guided_channels}."
+        )
+    if autoencoder.channels != config.channels:
+        raise SamplerError(
+            f"sample.vae: its latents have {autoencoder.channels} channels, but those of the "
+            f"model have {config.channels}. Set it to the VAE that the model was trained for."
+        )
+
+
+def sampling_precision(settings: SampleSettings, device: torch.device) -> str:
+    """The precision of sampling on a device; `auto` is that of the published code, TF32 on GPUs."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "tf32" if device.type == "cuda" else "float32"
+
+
+def labels_of(settings: SampleSettings, indices: Sequence[int], classes: int) -> list[int]:
+    """The labels of the images with these indices."""
+    if settings.labels == "balanced":
+        return [index % classes for index in indices]
+    # Over 63 bits, the remainder is as good as uniform.
+    return [seed_for(settings.seed, Stream.CLASSES, index) % classes for index in indices]
 
 
 def make_sampled(
     config: TransformerConfig, weights: Mapping[str, Tensor], device: torch.device
 ) -> Transformer:
     """A model with some weights, without its projectors."""
-    model = Transformer(replace(config, features=()))
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("projectors.")})
+    model = without_storage(replace(config, features=()))
+    model.load_state_dict(without_projectors(weights), assign=True)
     return model.eval().requires_grad_(False).to(device)

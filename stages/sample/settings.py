@@ -1,28 +1,59 @@
 """The sections of pipeline.toml that sampling and evaluation read."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from stages.settings import Seed, Settings, one_of
+from stages.encode.settings import EncoderName, LatentsSettings, VaeName
+from stages.settings import AnchoredPath, Seed, Settings, nearest, one_of
+
+# The published evaluation decodes with another VAE than the one that encoded.
+PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}
+
+# Metrics in the features of Inception.
+INCEPTION_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+
+
+def _known_metric(name: str) -> str:
+    if name not in INCEPTION_METRICS:
+        raise ValueError(f"unknown name {name!r}; {nearest(name, INCEPTION_METRICS)}")
+    return name
 
 
 class SampleSettings(Settings):
     """`[sample]`: the defaults are the paper's.
 
-    images: how many; solver, steps: of the differential equation; guidance: 1 for none;
-    guidance_interval: the times at which guidance applies; grid: rows and columns of the
-    picture. Labels are balanced: image i has the label i modulo the number of classes.
+    What is drawn. images: how many; solver: by default the paper's of the model's family; steps:
+    that it makes; tolerances: absolute and relative, of dopri5, which chooses its steps;
+    guidance: 1 for none; guidance_interval: the times, from 0 to 1, at which guidance applies;
+    guided_channels: how many of the latent's it applies to, by default all; labels: drawn at
+    random, or balanced, image i having label i modulo the number of classes; seed: of noise and
+    labels.
+
+    What is written. vae: that decodes, by default the one that the paper takes for the latents'
+    VAE; uint8: how values become whole numbers; npz: whether all images are written as one file
+    in ADM's format too; grid: rows and columns of the picture.
+
+    How. batch_size: on GPUs; on a CPU it is always four; precision: of matrix products,
+    by default TF32 on GPUs and float32 elsewhere; compile: the model's blocks, by default on GPUs.
     """
 
     images: PositiveInt = 50_000
-    solver: Annotated[str, one_of("stages.sample.solvers:SOLVERS")] = "euler-maruyama"
+    solver: Annotated[str, one_of("stages.sample.solvers:NAMES")] = "auto"
     steps: PositiveInt = 250
+    tolerances: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e-3)
     guidance: NonNegativeFloat = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    batch_size: PositiveInt = 64
-    grid: tuple[PositiveInt, PositiveInt] = (8, 8)
+    guided_channels: PositiveInt | None = None
+    labels: Literal["random", "balanced"] = "random"
     seed: Seed = 0
+    vae: VaeName | None = None
+    uint8: Literal["truncate", "round"] = "truncate"
+    npz: bool = False
+    grid: tuple[PositiveInt, PositiveInt] = (8, 8)
+    batch_size: PositiveInt = 64
+    precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
 
     @field_validator("guidance_interval")
     @classmethod
@@ -32,8 +63,25 @@ class SampleSettings(Settings):
             raise ValueError(f"expected 0 <= low <= high <= 1, got {low} and {high}")
         return interval
 
+    def decoder(self, latents: LatentsSettings) -> LatentsSettings:
+        """The VAE that decodes, for latents of some VAE."""
+        return LatentsSettings(vae=self.vae or PUBLISHED_DECODERS.get(latents.vae, latents.vae))
+
 
 class EvaluateSettings(Settings):
-    """`[evaluate]`: frechet_encoders are encoders in whose features samples are judged."""
+    """`[evaluate]`: what samples are compared with, and how.
 
-    frechet_encoders: tuple[str, ...] = ()
+    reference: a file of statistics, a file of images in ADM's format, or a folder of images, by
+    default the cached data set; metrics: in the features of Inception, by default all that the
+    reference allows; inception_weights: a local file instead of the published download;
+    frechet_encoders: encoders in whose features samples are judged too; reference_features: of
+    how many of the reference's images features are kept for precision, recall and kid;
+    batch_size: images per forward pass.
+    """
+
+    reference: AnchoredPath | None = None
+    metrics: tuple[Annotated[str, AfterValidator(_known_metric)], ...] | None = None
+    inception_weights: AnchoredPath | None = None
+    frechet_encoders: tuple[EncoderName, ...] = ()
+    reference_features: PositiveInt = 10_000
+    batch_size: PositiveInt = 64

@@ -1,0 +1,33 @@
+"""What `sample` and `evaluate` are told beyond the configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.train.options import Weights
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to draw from, and where to.
+
+    official: a file of weights to draw from instead of the run's; step: of the run's checkpoint,
+    by default the newest; weights: the moving average, or those that were trained; folder: of the
+    images, by default one in the run's folder.
+    """
+
+    official: Path | None = None
+    step: int | None = None
+    weights: Weights = Weights.EMA
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to compare.
+
+    samples: a folder of images or a file in ADM's format, by default those of the run's newest
+    checkpoint; save_statistics: a file to keep the reference's statistics in.
+    """
+
+    samples: Path | None = None
+    save_statistics: Path | None = None

@@ -1,0 +1,120 @@
+"""What images are drawn from: a run's checkpoint, or a published file of weights."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.sample.options import SampleOptions
+from stages.train.checkpoint import Checkpoint, find
+from stages.train.fitting import LABELS, fit, shape_in
+from stages.train.layouts import PROJECTORS, without_projectors
+from stages.train.options import Weights
+from stages.train.published import WeightsError, read_weights
+from stages.train.settings import MODELS, TrainSettings
+from stages.train.transformer import TransformerConfig, without_storage
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights to draw images from.
+
+    path: where they lie; title: a name for what is drawn from them; model: of what kind they
+    are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
+    the encoders it was aligned to, or None if that is not known; sha256: of their file; load:
+    reads them; notes: what is to be said of them.
+    """
+
+    path: Path
+    title: str
+    model: str
+    config: TransformerConfig
+    interpolant: str
+    aligned_with: tuple[str, ...] | None
+    sha256: str
+    load: Callable[[], Mapping[str, Tensor]]
+    notes: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest tells of it, and by which it is known again."""
+        aligned = None if self.aligned_with is None else list(self.aligned_with)
+        return {
+            "model": self.model,
+            "checkpoint": self.path.name,
+            "checkpoint_sha256": self.sha256,
+            "interpolant": self.interpolant,
+            "aligned_with": aligned,
+            "classes": self.config.classes,
+        }
+
+
+def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
+    """What is to be drawn from.
+
+    Raises CheckpointError if the run has no such checkpoint, WeightsError if the file does not
+    hold weights of `train.model`.
+    """
+    if options.official is not None:
+        return _published(options.official, options.weights, train)
+    return _of_run(find(train.run, options.step), options.weights)
+
+
+def _of_run(found: Checkpoint, weights: Weights) -> Origin:
+    settings, name = found.state["settings"], found.folder.name
+    return Origin(
+        path=found.folder,
+        title=name if weights is Weights.EMA else f"{name}-{weights}",
+        model=settings["model"],
+        config=found.model,
+        interpolant=settings["interpolant"],
+        aligned_with=tuple(settings["encoders"]),
+        sha256=_sha256(found.weights_file(weights)),
+        load=lambda: found.weights(weights),
+    )
+
+
+def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
+    """A file of the model that `train.model` names; its latents are of any size."""
+    if path.is_dir():
+        raise WeightsError(
+            f"--official takes a file, but {path} is a folder. For a run of yours set train.run."
+        )
+    found = read_weights(path, weights)
+    has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
+    found = replace(found, state=without_projectors(found.state))
+    shape, named = shape_in(found), MODELS[train.model]
+    config = TransformerConfig(
+        side=int(shape.side),
+        patch=named.patch,
+        channels=shape.channels,
+        depth=named.size.depth,
+        width=named.size.width,
+        heads=named.size.heads,
+        classes=len(found.state[LABELS]) - 1,
+        features=(),
+        align_depth=train.depth,
+        projector_width=train.projector_width,
+        has_null_class=True,
+        learns_sigma=named.family == "DiT",
+        qk_norm=shape.qk_norm,
+    )
+    state, notes = fit(found, without_storage(config))
+    return Origin(
+        path=path,
+        title=path.stem,
+        model=train.model,
+        config=config,
+        interpolant=train.interpolant,
+        aligned_with=None if has_projectors else (),
+        sha256=_sha256(path),
+        load=lambda: state,
+        notes=tuple(notes),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""A folder of numbered images, and the manifest that says what they were drawn from and how."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import RepaCacheError
+from cache.files import remove_leftovers, write_atomically
+from cache.recipe import differences
+
+MANIFEST = "manifest.json"
+
+
+class SampleError(RepaCacheError):
+    """A folder holds other samples."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that are there or are to be drawn.
+
+    folder: numbered PNG files and a manifest; images: how many there have to be.
+    """
+
+    folder: Path
+    images: int
+
+    @property
+    def grid(self) -> Path:
+        """A picture of the first images."""
+        return self.folder.with_name(f"{self.folder.name}.png")
+
+    @property
+    def npz(self) -> Path:
+        """All images as one file."""
+        return self.folder.with_name(f"{self.folder.name}.npz")
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.folder / f"{index:06d}.png"
+
+    def missing(self) -> list[int]:
+        """Indices of the images that are not there yet."""
+        return [index for index in range(self.images) if not self.path(index).is_file()]
+
+    def claim(self, facts: dict[str, Any]) -> None:
+        """Write the manifest of a new folder, or compare with that of an old one.
+
+        facts: what decides the pixels. Raises SampleError if those that are there are others.
+        """
+        if (found := read_manifest(self.folder)) is not None:
+            drawn = {key: value for key, value in found.items() if key != "images"}
+            changed = differences(drawn, facts, "folder")
+            # Before the first image, nothing was drawn with other settings.
+            if changed and any(self.folder.glob("*.png")):
+                raise SampleError(
+                    f"{self.folder} holds samples drawn with other settings "
+                    f"({'; '.join(changed)}). Restore them, or name another folder with --out."
+                )
+        elif self.folder.exists() and any(self.folder.glob("[!.]*")):
+            raise SampleError(
+                f"{self.folder} holds other files, and no manifest of samples. "
+                "Name another folder with --out."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        manifest = json.dumps({"images": self.images, **facts}, indent=2)
+        write_atomically(self.folder / MANIFEST, manifest.encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest of a folder says, if there is one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,43 @@
+"""Solvers: from noise to clean latents.
+
+To add one, write a function from a `Problem` to latents, and name it in `SOLVERS`. The state is
+kept in float64, as in the published samplers.
+"""
+
+from collections.abc import Mapping
+
+from stages.sample.solvers.adaptive import AdaptiveSolverError, dopri5
+from stages.sample.solvers.flow import euler, euler_maruyama, heun
+from stages.sample.solvers.respaced import ddim, ddpm, too_many_steps, uneven_steps
+from stages.sample.solvers.solver import Field, Problem, Solver, Time
+
+__all__ = [
+    "NAMES",
+    "SOLVERS",
+    "AdaptiveSolverError",
+    "Field",
+    "Problem",
+    "Solver",
+    "Time",
+    "find_solver",
+]
+
+# The first of a family is its paper's.
+SOLVERS: Mapping[str, Solver] = {
+    "euler-maruyama": Solver("SiT", euler_maruyama),
+    "euler": Solver("SiT", euler),
+    "heun": Solver("SiT", heun),
+    "dopri5": Solver("SiT", dopri5),
+    "ddpm": Solver("DiT", ddpm, too_many_steps),
+    "ddim": Solver("DiT", ddim, uneven_steps),
+}
+AUTO = "auto"
+# What `sample.solver` takes.
+NAMES = (AUTO, *SOLVERS)
+
+
+def find_solver(name: str, family: str) -> str:
+    """The solver meant by a name, for a family of models."""
+    if name != AUTO:
+        return name
+    return next(name for name, solver in SOLVERS.items() if solver.family == family)

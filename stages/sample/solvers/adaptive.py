@@ -1,0 +1,58 @@
+"""A solver for SiT that chooses its steps, for each image by itself.
+
+B images, N the numbers of a latent.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache.errors import RepaCacheError
+from stages.sample.solvers.solver import Problem
+
+
+class AdaptiveSolverError(RepaCacheError):
+    """The library of the adaptive solver is not installed, or it found no solution."""
+
+
+def dopri5(problem: Problem) -> Tensor:
+    """The probability flow by the fifth-order method of Dormand and Prince.
+
+    Steps are as long as the tolerances allow. Raises AdaptiveSolverError without torchode, or if
+    an image does not come to an end.
+    """
+    torchode = _torchode()
+    shape = problem.start.shape
+
+    def velocity(time: Tensor, states: Tensor) -> Tensor:
+        """Velocities [B, N] at times [B]."""
+        return problem.field(states.reshape(shape), time, time).flatten(1)
+
+    absolute, relative = problem.tolerances
+    term = torchode.ODETerm(velocity)
+    solver = torchode.AutoDiffAdjoint(
+        torchode.Dopri5(term=term),
+        torchode.IntegralController(atol=absolute, rtol=relative, term=term),
+    )
+    ends = torch.ones(shape[0], dtype=problem.start.dtype, device=problem.start.device)
+    found = solver.solve(
+        torchode.InitialValueProblem(problem.start.flatten(1), t_start=ends, t_end=0 * ends)
+    )
+    if found.status.any():
+        raise AdaptiveSolverError(
+            f"dopri5 found no solution within sample.tolerances {list(problem.tolerances)}. "
+            "Make them larger, or choose another sample.solver."
+        )
+    end: Tensor = found.ys[:, -1]
+    return end.reshape(shape)
+
+
+def _torchode() -> Any:
+    try:
+        import torchode
+    except ModuleNotFoundError as error:
+        raise AdaptiveSolverError(
+            "sample.solver 'dopri5' needs torchode. Install it: pip install 'repa-cache[adaptive]'."
+        ) from error
+    return torchode

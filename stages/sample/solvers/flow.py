@@ -1,0 +1,61 @@
+"""Solvers with fixed steps for SiT: from noise at time 1 to latents at time 0."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from stages.sample.solvers.solver import Problem
+from stages.train.interpolants import INTERPOLANTS
+
+
+def euler(problem: Problem) -> Tensor:
+    """First-order steps of the probability flow."""
+    state = problem.start
+    for time, after in pairwise(uniform_grid(problem.steps)):
+        state = state + (after - time) * problem.field(state, time, time)
+    return state
+
+
+def heun(problem: Problem) -> Tensor:
+    """Second-order steps of the probability flow; the last one is of first order."""
+    state = problem.start
+    for time, after in pairwise(uniform_grid(problem.steps)):
+        slope = problem.field(state, time, time)
+        ahead = state + (after - time) * slope
+        if after > 0:
+            slope = (slope + problem.field(ahead, after, time)) / 2
+            ahead = state + (after - time) * slope
+        state = ahead
+    return state
+
+
+def euler_maruyama(problem: Problem) -> Tensor:
+    """Steps of the reverse stochastic equation with diffusion 2t (SiT, eq. 6).
+
+    The grid is even from 1 to 0.04 and then jumps to 0; the jump adds no noise.
+    """
+    state = problem.start
+    grid = [*torch.linspace(1, 0.04, problem.steps, dtype=torch.float64).tolist(), 0.0]
+    for number, (time, after) in enumerate(pairwise(grid)):
+        diffusion = 2 * time
+        velocity = problem.field(state, time, time)
+        drift = velocity - diffusion / 2 * score(problem.interpolant, velocity, state, time)
+        moved = state + (after - time) * drift
+        if after > 0:
+            moved = moved + math.sqrt(diffusion * (time - after)) * problem.noise(number)
+        state = moved
+    return state
+
+
+def uniform_grid(steps: int) -> list[float]:
+    """Times of the ordinary differential equation: equal steps from 1 to 0."""
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+
+
+def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Tensor:
+    """The gradient of the log density that belongs to a velocity (SiT, eq. 9)."""
+    at = INTERPOLANTS[interpolant](torch.tensor(time, dtype=torch.float64))
+    ratio = at.alpha / at.alpha_rate
+    return (ratio * velocity - state) / (at.sigma**2 - ratio * at.sigma_rate * at.sigma)

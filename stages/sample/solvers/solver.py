@@ -1,0 +1,45 @@
+"""What a solver is given, and what it gives.
+
+B images, C latent channels, h and w the latent's sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+# A number for all images, or one for each, [B].
+Time = float | Tensor
+# Latents [B, C, h, w] in float64, their time, and when the step began, which decides whether it
+# is guided, in all of its parts; to the model's prediction [B, C or 2C, h, w] in float64.
+Field = Callable[[Tensor, Time, Time], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """From noise to clean latents.
+
+    field: what the model predicts; start: standard normals [B, C, h, w] in float64; steps: how
+    many to make; interpolant: of SiT; noise: number of a draw, counted from 0, to standard
+    normals like `start`; tolerances: absolute and relative, of an adaptive solver.
+    """
+
+    field: Field
+    start: Tensor
+    steps: int
+    interpolant: str
+    noise: Callable[[int], Tensor]
+    tolerances: tuple[float, float]
+
+
+class Solver(NamedTuple):
+    """A solver for a family of models, SiT or DiT.
+
+    solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
+    of steps, if anything is.
+    """
+
+    family: str
+    solve: Callable[[Problem], Tensor]
+    problem_with: Callable[[int], str | None] = lambda _: None
