@@ -1,9 +1,9 @@
-"""timm and diffusers, imported in the one way that works beside any build of torchvision.
+"""timm, diffusers and torch-fidelity, imported in the one way that works beside any torchvision.
 
-Both import torchvision. Beside a build of torch that lacks torchvision's compiled operators
+All import torchvision. Beside a build of torch that lacks torchvision's compiled operators
 (a CPU build of torch and a CUDA build of torchvision, say) that import stops, although
 nothing here uses those operators; declaring the two that are looked up at import is enough.
-Every module takes timm and diffusers from here, so that this comes first in every process.
+Every module takes them from here, so that this comes first in every process.
 """
 
 import importlib
@@ -33,6 +33,7 @@ def _import_torchvision() -> None:
 _import_torchvision()
 
 import timm  # noqa: E402 - only after torchvision
+import torch_fidelity  # noqa: E402 - only after torchvision
 from diffusers import AutoencoderKL  # noqa: E402 - only after torchvision
 
-__all__ = ["AutoencoderKL", "timm"]
+__all__ = ["AutoencoderKL", "timm", "torch_fidelity"]

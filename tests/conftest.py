@@ -90,6 +90,22 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A file with random weights of Inception, and its sha256."""
+    from inception import save_random_inception
+
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
+    return path, save_random_inception(path)
+
+
+@pytest.fixture
+def inception_weights(random_inception: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That file, which passes for the published one."""
+    monkeypatch.setattr("stages.sample.inception.SHA256_PREFIX", random_inception[1][:8])
+    return random_inception[0]
+
+
 def write_images(folder: Path, classes: int = 3, each: int = 7) -> None:
     """Class folders with small JPEG files of real photographs, no two alike."""
     photograph = open_photograph("coffee", 160)
@@ -142,12 +158,13 @@ device = "cpu"
 
 [sample]
 images = 6
-solver = "euler"
 steps = 2
 grid = [2, 3]
 batch_size = 4
+labels = "balanced"
 
 [evaluate]
+metrics = []
 frechet_encoders = ["efficientnet-lite0"]
 """
 

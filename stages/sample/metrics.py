@@ -1,28 +1,89 @@
-"""Metrics between sets of features, from their definitions.
+"""Metrics between sets of features, [N, D] each: N images, D features."""
 
-N images, D features.
-"""
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-Features = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
+
+# Features of Inception.
+POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
+# Of ADM's evaluation.
+SPLIT_IMAGES = 5_000
+NEIGHBOURS = 3
+# Of torch-fidelity, and of the paper of KID.
+SUBSETS, SUBSET_IMAGES = 100, 1_000
+# Features that are summed at once.
+SUMMED_ROWS = 2_048
+# Rows of the matrix of distances that are in memory at once.
+DISTANCE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D] of a set of features."""
+    """Mean [D] and unbiased covariance [D, D] of features; images: how many, if it is known."""
 
-    mean: Features
-    covariance: Features
+    mean: Values
+    covariance: Values
+    images: int | None = None
 
 
-def fit_gaussian(features: npt.NDArray[np.floating]) -> Gaussian:
-    """The mean and unbiased covariance of features [N, D], in float64."""
-    values = features.astype(np.float64)
-    return Gaussian(values.mean(axis=0), np.cov(values, rowvar=False))
+class RunningGaussian:
+    """Sums of which a Gaussian is made, in float64; merged sums are those of all images."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.mean: Values = np.zeros(0)
+        self.scatter: Values = np.zeros((0, 0))
+        self._waiting: list[npt.NDArray[np.floating]] = []
+
+    def add(self, features: npt.NDArray[np.floating]) -> None:
+        """Add features [N, D]."""
+        self._waiting.append(features)
+        # The matrix is large: it is touched as seldom as memory allows.
+        if sum(map(len, self._waiting)) >= SUMMED_ROWS:
+            self.finish()
+
+    def merge(self, other: "RunningGaussian") -> None:
+        """Add the features that another one, which is finished, has seen."""
+        if other.images:
+            self._join(other.images, other.mean, other.scatter)
+
+    def finish(self) -> None:
+        """Bring `images`, `mean` [D] and `scatter` [D, D] up to date."""
+        if self._waiting:
+            values = np.concatenate(self._waiting).astype(np.float64)
+            self._waiting = []
+            mean = values.mean(axis=0)
+            centred = values - mean
+            self._join(len(values), mean, centred.T @ centred)
+
+    def _join(self, images: int, mean: Values, scatter: Values) -> None:
+        """Add images of a mean and a scatter around it (Chan, Golub & LeVeque 1979)."""
+        if self.images == 0:
+            self.images, self.mean, self.scatter = images, mean, scatter
+            return
+        total, shift = self.images + images, mean - self.mean
+        self.scatter = self.scatter + scatter
+        self.scatter += np.outer(shift, shift) * (self.images * images / total)
+        self.mean = self.mean + shift * (images / total)
+        self.images = total
+
+    def gaussian(self) -> Gaussian:
+        """That of all images. There have to be two."""
+        self.finish()
+        return Gaussian(self.mean, self.scatter / (self.images - 1), self.images)
+
+
+def fit_gaussian(batches: Iterable[npt.NDArray[np.floating]]) -> Gaussian:
+    """The Gaussian of features [N, D], which come in batches."""
+    running = RunningGaussian()
+    for features in batches:
+        running.add(features)
+    return running.gaussian()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -36,3 +97,49 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     shift = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(shift @ shift + traces - 2 * np.sqrt(product.clip(0)).sum())
+
+
+def inception_score(logits: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the score (Salimans et al. 2016) over splits, in order.
+
+    logits: [N, classes]; each 5,000 neighbours are a split, as in ADM's evaluation.
+    """
+    from stages.vision import torch_fidelity  # seconds: only where metrics are computed
+
+    score = torch_fidelity.metric_isc.isc_features_to_metric
+    scores = [
+        score(part, splits=1, shuffle=False)["inception_score_mean"]
+        for part in logits.split(SPLIT_IMAGES)
+    ]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def precision_and_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Shares of samples and of the reference within the other's manifold, k = 3.
+
+    (Kynkäänniemi et al. 2019.) samples: [N, D], reference: [M, D]; on a device of their own
+    choice. In memory are 1,000 rows of distances at once.
+    """
+    from stages.vision import torch_fidelity
+
+    precision, recall = torch_fidelity.metric_prc.calculate_precision_recall_part(
+        samples, reference, neighborhood=NEIGHBOURS, batch_size=DISTANCE_ROWS
+    )
+    return float(precision), float(recall)
+
+
+def kernel_distance(samples: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of KID (Binkowski et al. 2018) over 100 random subsets.
+
+    samples: [N, D], reference: [M, D]. A subset has 1,000 images, or all where there are less.
+    """
+    from stages.vision import torch_fidelity
+
+    found = torch_fidelity.metric_kid.kid_features_to_metric(
+        samples,
+        reference,
+        kid_subsets=SUBSETS,
+        kid_subset_size=min(SUBSET_IMAGES, len(samples), len(reference)),
+        verbose=False,
+    )
+    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]

@@ -1,0 +1,175 @@
+"""Features of a set of images, by one pass that several processes share.
+
+B images, S their side in px, D features.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cache.reader import ColumnReader
+from cache.recipe import fingerprint
+from cache.shards import Buffer
+from stages.encode.columns import Maker
+from stages.encode.crops import Crops
+from stages.placement import Placement
+from stages.progress import progress
+from stages.sample.image_sets import ImageSet
+from stages.sample.metrics import Gaussian, RunningGaussian, fit_gaussian
+
+# Of a cache, read at once.
+CACHED_ROWS = 64
+# What a recipe says of how features are computed and kept, rather than of what they are.
+STORED_BY = ("storage", "compute")
+
+
+class Network(Protocol):
+    """What makes features.
+
+    name: of the network; features: names of what it makes; identity: which changes with what it
+    makes; weights_sha256: of its weights.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    weights_sha256: str
+    identity: str
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Images, uint8 [B, 3, S, S], to features [B, D] by name, float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is needed of the features of a set of images.
+
+    gaussians: names of those whose Gaussian is fitted; rows: names of those that are kept, with
+    the number of images, evenly spread over the set, or None for all.
+    """
+
+    gaussians: frozenset[str] = frozenset()
+    rows: Mapping[str, int | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.gaussians or self.rows)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Gaussians by name, and features [images, D] by name, in the order of the images."""
+
+    gaussians: Mapping[str, Gaussian]
+    rows: Mapping[str, Tensor]
+
+
+def measure(
+    title: str,
+    images: ImageSet,
+    networks: Sequence[Network],
+    wanted: Wanted,
+    batch: int,
+    place: Placement,
+) -> Measured:
+    """Run networks over images once. Only rank 0 gets the result, others an empty one."""
+    names = wanted.gaussians.union(wanted.rows)
+    networks = [network for network in networks if names.intersection(network.features)]
+    bounds = np.linspace(0, len(images), place.world + 1).astype(int).tolist()
+    rows = range(bounds[place.rank], bounds[place.rank + 1])
+    kept = {name: _evenly(len(images), count) for name, count in wanted.rows.items()}
+    sums = {name: RunningGaussian() for name in wanted.gaussians}
+    parts: dict[str, list[Tensor]] = {name: [] for name in kept}
+    start = rows.start
+    with progress(title, len(rows), "images", quiet=not place.is_main) as advance:
+        for pixels in images.batches(rows, batch):
+            features: dict[str, Tensor] = {}
+            for network in networks:
+                features |= network(pixels)
+            for name, running in sums.items():
+                running.add(features[name].numpy())
+            for name, part in parts.items():
+                is_kept = torch.from_numpy(kept[name][start : start + len(pixels)])
+                part.append(features[name][is_kept])
+            start += len(pixels)
+            advance(len(pixels), "")
+    for running in sums.values():
+        running.finish()
+    # A process may have no image, and with that nothing of any width.
+    rows_kept = {name: torch.cat(part) if part else torch.empty(0) for name, part in parts.items()}
+    return _merged(sums, rows_kept, place)
+
+
+def _evenly(images: int, count: int | None) -> npt.NDArray[np.bool_]:
+    """Which of a number of images are kept, if so many are to be."""
+    kept = np.zeros(images, np.bool_)
+    kept[np.linspace(0, images, min(count or images, images), endpoint=False).astype(int)] = True
+    return kept
+
+
+def _merged(
+    sums: Mapping[str, RunningGaussian], rows: Mapping[str, Tensor], place: Placement
+) -> Measured:
+    """What all processes have found, on rank 0."""
+    found: list[Any] = [(sums, rows)]
+    if place.world > 1:
+        gathered: list[Any] | None = [None] * place.world if place.is_main else None
+        torch.distributed.gather_object((sums, rows), gathered)
+        if gathered is None:
+            return Measured({}, {})
+        found = gathered
+    whole: dict[str, RunningGaussian] = {name: RunningGaussian() for name in sums}
+    for part, _ in found:
+        for name, running in part.items():
+            whole[name].merge(running)
+    return Measured(
+        {name: running.gaussian() for name, running in whole.items()},
+        {name: torch.cat([part[name] for _, part in found]) for name in rows},
+    )
+
+
+class EncoderVectors:
+    """One vector per image from an encoder: its class token, or the mean of its tokens.
+
+    column: where the cache has them; recipe: by which it has to have been filled.
+    """
+
+    def __init__(self, encoder: str, maker: Maker) -> None:
+        self.name = f"fd_{encoder}"
+        self.features: tuple[str, ...] = (self.name,)
+        self.column, self.recipe = maker.column, maker.recipe
+        self.weights_sha256 = str(maker.recipe["weights_sha256"])
+        self._maker = maker
+        # How tokens are computed and stored does not change it.
+        decisive = {k: v for k, v in maker.recipe.items() if k not in STORED_BY}
+        self.identity = fingerprint(decisive)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """The vectors of images, by the name of their Frechet distance."""
+        outputs = self._maker.network(Crops.of(images))
+        vectors = outputs.get("class_token", outputs["tokens"].mean(1))
+        return {self.name: vectors.float().cpu()}
+
+
+def cached_gaussian(title: str, reader: ColumnReader, place: Placement) -> Gaussian:
+    """The Gaussian of an encoder's vectors of all cached images, from the cache alone."""
+    rows = np.flatnonzero(reader.valid)
+    with progress(title, len(rows), "cached images", quiet=not place.is_main) as advance:
+
+        def batches() -> Iterator[Buffer]:
+            for start in range(0, len(rows), CACHED_ROWS):
+                part = rows[start : start + CACHED_ROWS]
+                yield _cached_vectors(reader, part)
+                advance(len(part), "")
+
+        return fit_gaussian(batches())
+
+
+def _cached_vectors(reader: ColumnReader, rows: npt.NDArray[np.int64]) -> Buffer:
+    if any(array.name == "class_token" for array in reader.column.arrays):
+        return reader.read("class_token", rows)
+    means: Buffer = reader.values("tokens", rows).mean(axis=1)
+    return means
