@@ -1,5 +1,6 @@
 """The commands: parse, validate, hand over."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -42,13 +43,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 # Commands that need nothing but a configuration: name and what they do.
 SUMMARIES = {
     "train": "Train from the cache, or go on from the last checkpoint.",
-    "sample": "Draw images from the newest checkpoint, making only those that lack.",
-    "evaluate": "Compare the samples with the cached data set.",
     "run": "Build, train, sample and evaluate; every part goes on where it stopped.",
     "bench": "Measure how fast batches can be read here, and how many GPUs that feeds.",
 }
 # Those that torchrun can start in several processes.
-DISTRIBUTED = frozenset({"train", "sample"})
+DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
 
 
 @app.command()
@@ -165,6 +164,80 @@ def export(
         do_export(settings, ExportOptions(out, step, weights, layout))
 
 
+@app.command()
+def sample(
+    step: Annotated[
+        int | None,
+        typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
+    ] = None,
+    official: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Published weights of train.model, instead of a checkpoint."
+        ),
+    ] = None,
+    weights: Annotated[
+        Weights, typer.Option(help="The moving average, or the weights as trained.")
+    ] = Weights.EMA,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to; default: RUN/samples/CHECKPOINT."),
+    ] = None,
+    config: ConfigPath = Path("pipeline.toml"),
+    overrides: Overrides = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Draw images with a run's weights or published ones, making only those that lack.
+
+    Example: repa-cache sample --official SiT-XL-2-256.pt --set train.model=SiT-XL/2
+    """
+    with _reported_errors(debug):
+        if official is not None and step is not None:
+            raise ConfigError("--checkpoint is of a run, --official of none: give either.")
+        settings = _load("sample", config, overrides)
+        from pipeline.work import do_sample
+        from stages.sample.options import SampleOptions
+
+        do_sample(settings, SampleOptions(official, step, weights, out))
+
+
+@app.command()
+def evaluate(
+    samples: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of images, or a .npz; default: of the newest checkpoint."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="REF", help="A .npz or a folder of images; default: the cached set."),
+    ] = None,
+    save_statistics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the reference's statistics, a .npz."),
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A local file instead of the download.")
+    ] = None,
+    config: ConfigPath = Path("pipeline.toml"),
+    overrides: Overrides = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Compare samples with a reference: FID, sFID, IS, precision, recall, KID and others.
+
+    Example: repa-cache evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+    """
+    with _reported_errors(debug):
+        for key, path in (("reference", reference), ("inception_weights", inception_weights)):
+            if path is not None:
+                value = json.dumps(str(path.absolute()))
+                overrides = [*overrides, f"evaluate.{key}={value}"]
+        settings = _load("evaluate", config, overrides)
+        from pipeline.work import do_evaluate
+        from stages.sample.options import EvaluateOptions
+
+        do_evaluate(settings, EvaluateOptions(samples, save_statistics))
+
+
 def _add_command(name: str, summary: str) -> None:
     def run(
         config: ConfigPath = Path("pipeline.toml"),
@@ -193,7 +266,8 @@ def _load(command: str, path: Path, overrides: list[str]) -> Config:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")
-    return load_config(path, overrides, world)
+    # Only training has a batch to share.
+    return load_config(path, overrides, world if command == "train" else 1)
 
 
 @app.command()

@@ -46,6 +46,11 @@ class Config(Settings):
         return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip)
 
     @property
+    def decoder(self) -> LatentsSettings:
+        """The VAE that decodes samples."""
+        return self.sample.decoder(self.latents)
+
+    @property
     def encode(self) -> EncodeSettings:
         """The part that stage one reads."""
         return EncodeSettings(

@@ -16,16 +16,13 @@ if TYPE_CHECKING:
 def contradictions(config: "Config", world: int) -> Iterator[str]:
     """A line for each; world: number of processes that will train."""
     train = config.train
-    for key, names in (
-        ("train.encoders", train.encoders),
-        ("evaluate.frechet_encoders", config.evaluate.frechet_encoders),
-    ):
-        for name in names:
-            if name not in config.encoders:
-                hint = nearest(name, config.encoders) if config.encoders else ""
-                yield f"{key}: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
+    for name in train.encoders:
+        if name not in config.encoders:
+            hint = nearest(name, config.encoders) if config.encoders else ""
+            yield f"train.encoders: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
     yield from _training(train)
     yield from _shares(train, world)
+    yield from _sampling(config)
     yield from _missing_files(config)
     yield from _grids(config)
 
@@ -51,8 +48,26 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
     ):
         if value != only:
             yield f"train.{key}: {value!r} is for SiT; {train.model} has a schedule of its own"
-    if train.grid_every:
-        yield f"train.grid_every: no solver can draw from {train.model}"
+
+
+def _sampling(config: "Config") -> Iterator[str]:
+    sample, family = config.sample, config.train.family
+    if sample.solver != "auto" or family == "DiT":
+        # It imports torch, which takes seconds.
+        from stages.sample.solvers import SOLVERS, find_solver
+
+        name = find_solver(sample.solver, family)
+        if SOLVERS[name].family != family:
+            fitting = [other for other, solver in SOLVERS.items() if solver.family == family]
+            yield f"sample.solver: {name!r} is not for {family}; it takes {', '.join(fitting)}"
+        elif problem := SOLVERS[name].problem_with(sample.steps):
+            yield f"sample.steps: {problem}"
+    if problem := config.decoder.problem:
+        yield f"sample.vae: {problem}"
+    for key in ("reference", "inception_weights"):
+        path = getattr(config.evaluate, key)
+        if path is not None and not path.exists():
+            yield f"evaluate.{key}: there is no file {path}"
 
 
 def _shares(train: TrainSettings, world: int) -> Iterator[str]:

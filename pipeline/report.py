@@ -18,8 +18,10 @@ from cache.files import write_atomically
 from cache.layout import Column
 from cache.reader import Cache
 from pipeline.config import Config
-from stages.sample.evaluate import Result, read_results
-from stages.sample.generate import Samples, newest_samples
+from stages.sample.generate import newest_samples
+from stages.sample.results import Result, read_results
+from stages.sample.samples import Samples
+from stages.train.checkpoint import find
 from stages.train.log import log_path, read_log
 from stages.train.objectives import OBJECTIVES
 
@@ -69,23 +71,23 @@ class RunReport:
         if self.samples.grid.is_file():
             facts["sample grid"] = str(self.samples.grid)
         for result in self.results:
-            facts[result.metric] = f"{result.value:.4g} ({result.note})"
+            facts[result.metric] = f"{result.shown} ({result.note})"
         facts["report"] = str(self.page)
         return facts
 
 
 def gather(config: Config) -> RunReport:
     """Read what there is of a run that has at least one checkpoint."""
-    newest, samples = newest_samples(config.sample, config.train.run)
+    samples = newest_samples(config.train.run, config.sample.images)
     cache = Cache(config.cache.path)
     return RunReport(
         config=config,
         rows=len(cache.rows),
         columns=[cache.column(name).column for name in used_columns(config)],
         log=read_log(log_path(config.train.run)),
-        checkpoint=newest.folder,
+        checkpoint=find(config.train.run, None).folder,
         samples=samples,
-        results=read_results(samples),
+        results=read_results(samples.folder),
     )
 
 

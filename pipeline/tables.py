@@ -12,6 +12,7 @@ from rich.table import Table
 from cache.layout import VALID, Column
 from cache.verify import Fault
 from stages.encode.fidelity import Fidelity
+from stages.sample.results import Result
 
 # Of a long list of images.
 SHOWN_IMAGES = 50
@@ -61,6 +62,22 @@ def show_invalid(invalid: Mapping[str, str]) -> None:
         typer.echo(f"  {key}: {reason}")
     if len(invalid) > SHOWN_IMAGES:
         typer.echo(f"  and {len(invalid) - SHOWN_IMAGES:,} more")
+
+
+def show_results(results: Sequence[Result]) -> None:
+    """Print metrics of samples."""
+    table = _table("metric", "value", "samples", "reference", "of images", "remarks")
+    for one in results:
+        images = "" if one.reference_images is None else f"{one.reference_images:,}"
+        table.add_row(
+            one.metric,
+            one.shown,
+            f"{one.images:,}",
+            one.reference or "",
+            images,
+            "; ".join(one.remarks),
+        )
+    _print(table)
 
 
 def _table(*titles: str) -> Table:

@@ -13,16 +13,18 @@ from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
 from pipeline.launch import placement
 from pipeline.report import gather, show, used_columns, write_report
-from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid
+from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid, show_results
 from stages.encode.build import build, find_columns
 from stages.encode.columns import declared_recipes
 from stages.encode.faults import find_faults
 from stages.encode.fidelity import measure_fidelity
 from stages.encode.options import BuildOptions
 from stages.placement import find_device
-from stages.sample.evaluate import evaluate
+from stages.sample.evaluate import evaluate, open_samples
 from stages.sample.generate import newest_samples, sample
 from stages.sample.grids import GridDrawer
+from stages.sample.options import EvaluateOptions, SampleOptions
+from stages.train.checkpoint import latest
 from stages.train.export import export
 from stages.train.loop import train
 from stages.train.options import ExportOptions
@@ -75,7 +77,7 @@ def do_train(config: Config) -> None:
     _check_cache(config)
     with placement(settings.device) as place:
         is_drawing = settings.grid_every > 0 and place.is_main
-        location, device = config.latents.location, place.device
+        location, device = config.decoder.location, place.device
         draw = GridDrawer(config.sample, settings, location, device) if is_drawing else None
         reached = train(settings, config.tensors, place, draw, lambda: _record(config))
     if not place.is_main:
@@ -105,27 +107,43 @@ def do_export(config: Config, options: ExportOptions) -> None:
     )
 
 
-def do_sample(config: Config) -> None:
+def do_sample(config: Config, options: SampleOptions | None = None) -> None:
     """Draw the images that lack."""
     with placement(config.train.device) as place:
-        samples, made = sample(config.sample, config.train.run, config.latents.location, place)
+        drawn = sample(
+            config.sample, options or SampleOptions(), config.train, config.decoder, place
+        )
     if not place.is_main:
         return
-    write_report(gather(config))
-    what = f"{made} drawn" if made else "nothing was missing"
+    _write_report(config)
+    samples = drawn.samples
+    what = f"{drawn.images:,} drawn" if drawn.images else "nothing was missing"
     typer.echo(f"{samples.folder}: {samples.images:,} images; {what}")
 
 
-def do_evaluate(config: Config) -> None:
-    """Compare the samples with the cached data set."""
-    _, samples = newest_samples(config.sample, config.train.run)
+def do_evaluate(config: Config, options: EvaluateOptions | None = None) -> None:
+    """Compare samples with a reference."""
+    options = options or EvaluateOptions()
+    path, expected = options.samples, None
+    if path is None:
+        newest = newest_samples(config.train.run, config.sample.images)
+        path, expected = newest.folder, newest.images
     with placement(config.train.device) as place:
-        results = evaluate(config.evaluate, samples, config.encode, place)
-    write_report(gather(config))
-    if not results:
-        typer.echo("nothing to measure: evaluate.frechet_encoders is empty")
-    for result in results:
-        typer.echo(f"{result.metric}: {result.value:.4g} ({result.note})")
+        judged = open_samples(path, expected, config.build.threads)
+        results = evaluate(config.evaluate, options, judged, config.encode, place)
+    if not place.is_main:
+        return
+    _write_report(config)
+    if results:
+        show_results(results)
+    else:
+        typer.echo("nothing to measure: evaluate.metrics and evaluate.frechet_encoders are empty")
+
+
+def _write_report(config: Config) -> None:
+    """Write the page of the run; of weights from elsewhere, there need not be one here."""
+    if latest(config.train.run) is not None and config.cache.path.exists():
+        write_report(gather(config))
 
 
 def do_run(config: Config) -> None:
@@ -153,8 +171,6 @@ def _check_cache(config: Config) -> None:
 
 COMMANDS: Mapping[str, Callable[[Config], None]] = {
     "train": do_train,
-    "sample": do_sample,
-    "evaluate": do_evaluate,
     "run": do_run,
     "bench": do_bench,
 }

@@ -14,11 +14,12 @@ from PIL import Image
 from tiny_cache import content
 from typer.testing import CliRunner
 
-from pipeline.cli import PRESETS, SUMMARIES, app
+from pipeline.cli import PRESETS, app
 from pipeline.config import Config
 from stages.train.log import read_log
 
 RUNNER = CliRunner()
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 PROGRAM = [sys.executable, "-m", "pipeline"]
 
 
@@ -66,14 +67,16 @@ def test_the_commands_one_by_one_do_the_same() -> None:
     assert "6 shards made" in invoke("build")
     assert "4 steps made" in invoke("train")
     assert "6 drawn" in invoke("sample")
-    assert "6 samples against 21 cached images" in invoke("evaluate")
+    assert re.search(r"fd_efficientnet-lite0 +[\d.]+ +6 +tiny\.zarr +21 +fewer", invoke("evaluate"))
     assert "0 steps made" in invoke("train")
     assert "2 steps made" in invoke("train", "--set", "train.steps=6")
 
 
 @pytest.mark.usefixtures("folder")
 def test_evaluating_without_metrics_says_so() -> None:
-    assert "frechet_encoders is empty" in invoke("run", "--set", "evaluate.frechet_encoders=[]")
+    assert "evaluate.frechet_encoders are empty" in invoke(
+        "run", "--set", "evaluate.frechet_encoders=[]"
+    )
 
 
 def test_a_command_out_of_order_says_what_comes_first(folder: Path) -> None:
@@ -152,7 +155,7 @@ def test_bench_says_what_reading_feeds(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_wrong_configuration_writes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    for command in (*SUMMARIES, "build", "verify"):
+    for command in set(COMMANDS) - {"init", "export"}:
         assert "train.depth: SiT-XS/2 has 4 blocks" in invoke(
             command, "--set", "train.depth=9", status=1
         )
@@ -191,7 +194,7 @@ def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     assert RUNNER.invoke(app, arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("name", [*SUMMARIES, "build", "verify", "export", "init"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"Example: repa-cache {name}" in invoke(name, "--help")
 

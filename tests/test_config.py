@@ -132,7 +132,7 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
             ["train.model=DiT-XS/2", "train.interpolant=cosine"],
             "train.interpolant: 'cosine' is for SiT; DiT-XS/2 has a schedule of its own",
         ),
-        (["train.model=DiT-XS/2", "train.grid_every=5"], "no solver can draw from DiT-XS/2"),
+        (["train.model=DiT-XS/2", "sample.solver=heun"], "'heun' is not for DiT"),
         (
             ["train.compute.micro_batches=2", "train.alignment=nt-xent"],
             "train.compute.micro_batches: 'nt-xent' needs the whole batch at once",

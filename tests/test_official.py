@@ -1,0 +1,127 @@
+"""Sampling from published files of weights, and evaluating from the command line."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import drawn_into, image_bytes
+from typer.testing import CliRunner
+from weights import doubled, export
+
+from pipeline.cli import app
+from pipeline.config import Config, load_config
+from stages.train.published import WeightsError
+
+RUNNER = CliRunner()
+LAYOUTS = [("sit", "repa"), ("sit", "sit"), ("sit", "sit-no-sigma"), ("dit", "dit")]
+
+
+@pytest.fixture
+def drawable(built: Path, runs: Path) -> Callable[..., Config]:
+    """The configuration of a run that has been trained."""
+    return lambda run, *overrides: load_config(
+        built / "pipeline.toml",
+        [f"train.run={runs / run}", f"train.model={run[0].upper()}iT-XS/2", *overrides],
+    )
+
+
+@pytest.mark.parametrize(("run", "layout"), LAYOUTS)
+def test_a_published_file_gives_the_images_of_its_run(
+    drawable: Callable[..., Config],
+    built: Path,
+    runs: Path,
+    tmp_path: Path,
+    run: str,
+    layout: str,
+) -> None:
+    config, path = drawable(run, "sample.guidance=2.0"), tmp_path / "weights.pt"
+    export(built, runs / run, path, "--layout", layout)
+    expected = drawn_into(tmp_path / "own", config).samples
+    found = drawn_into(tmp_path / "official", config, official=path).samples
+    assert image_bytes(found) == image_bytes(expected)
+    manifest = json.loads((found.folder / "manifest.json").read_text())
+    assert (manifest["checkpoint"], manifest["classes"]) == ("weights.pt", 3)
+    # A file with projectors was aligned, but it does not say to what.
+    assert manifest["aligned_with"] == (None if layout == "repa" else [])
+
+
+def test_a_file_of_another_model_is_refused_with_the_right_name(
+    drawable: Callable[..., Config], built: Path, runs: Path, tmp_path: Path
+) -> None:
+    export(built, runs / "sit", tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"Set train\.model to 'SiT-XS/2'"):
+        config = drawable("sit", "train.model=SiT-S/2")
+        drawn_into(tmp_path / "samples", config, official=tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"There is no .*none\.pt"):
+        drawn_into(tmp_path / "samples", drawable("sit"), official=tmp_path / "none.pt")
+    with pytest.raises(WeightsError, match="--official takes a file, but"):
+        drawn_into(tmp_path / "samples", drawable("sit"), official=runs / "sit")
+
+
+def test_a_trained_half_that_is_dropped_is_said(
+    drawable: Callable[..., Config],
+    built: Path,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    export(built, runs / "sit", tmp_path / "weights.pt", "--layout", "sit-no-sigma")
+    state = torch.load(tmp_path / "weights.pt")["ema"]
+    torch.save(doubled(state), tmp_path / "doubled.pt")
+    drawn_into(tmp_path / "samples", drawable("sit"), official=tmp_path / "doubled.pt")
+    assert "half of its output is dropped" in capsys.readouterr().err
+
+
+@pytest.fixture
+def invoke(built: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command on the run of a SiT, in the folder of the built cache."""
+    monkeypatch.chdir(built)
+
+    def run(*arguments: str, status: int = 0, model: str = "sit") -> str:
+        settings = ("--set", f"train.run={runs / model}", "--set", "train.device=cpu")
+        result = RUNNER.invoke(app, [*arguments, *settings])
+        assert result.exit_code == status, result.output
+        return result.output
+
+    return run
+
+
+def test_official_weights_are_drawn_and_judged_from_the_command_line(
+    invoke: Callable[..., str], built: Path, runs: Path, tmp_path: Path, inception_weights: Path
+) -> None:
+    export(built, runs / "sit", tmp_path / "w.pt")
+    folder, npz = tmp_path / "drawn", tmp_path / "drawn.npz"
+    chosen = ("--out", str(folder), "--set", "sample.npz=true")
+    assert "6 drawn" in invoke("sample", "--official", str(tmp_path / "w.pt"), *chosen)
+    assert "nothing was missing" in invoke("sample", "--official", str(tmp_path / "w.pt"), *chosen)
+    arguments: list[Any] = ["evaluate", str(npz), "--set", "evaluate.metrics=['is', 'recall']"]
+    kept = ("--save-statistics", str(tmp_path / "kept.npz"))
+    output = invoke(*arguments, *kept, "--inception-weights", str(inception_weights))
+    assert re.search(r"is +[\d.]+ +6 ", output)
+    assert re.search(r"recall +[\d.]+ +6 +tiny\.zarr +21", output)
+    assert "whether the model was aligned to this encoder is not known" in output
+    weights = ("--inception-weights", str(inception_weights))
+    again = invoke(*arguments, *weights, "--reference", str(tmp_path / "kept.npz"))
+    assert re.search(r"recall +[\d.]+ +6 ", again)
+    report = json.loads((tmp_path / "drawn.json").read_text())
+    expected = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
+    assert report["weights_sha256"]["inception"] == expected
+    inception_score, recall, _ = report["results"]
+    assert (inception_score["metric"], inception_score["reference"]) == ("is", None)
+    assert (recall["reference"], recall["reference_images"]) == (kept[1], 21)
+
+
+def test_mistakes_of_the_command_line_are_named(invoke: Callable[..., str]) -> None:
+    output = invoke("sample", "--official", "w.pt", "--checkpoint", "3", status=1)
+    assert "--checkpoint is of a run, --official of none" in output
+    output = invoke("evaluate", "--reference", "nowhere.npz", status=1)
+    assert "evaluate.reference: there is no file" in output
+    output = invoke("evaluate", "--inception-weights", "nowhere.pth", status=1)
+    assert "evaluate.inception_weights: there is no file" in output
+    output = invoke("evaluate", "--set", "evaluate.metrics=['fit']", status=1)
+    assert "did you mean 'fid'?" in output
