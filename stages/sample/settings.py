@@ -2,22 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from stages.encode.settings import EncoderName, LatentsSettings, VaeName
-from stages.settings import AnchoredPath, Seed, Settings, nearest, one_of
+from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 # The published evaluation decodes with another VAE than the one that encoded.
 PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}
 
 # Metrics in the features of Inception.
 INCEPTION_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
-
-
-def _known_metric(name: str) -> str:
-    if name not in INCEPTION_METRICS:
-        raise ValueError(f"unknown name {name!r}; {nearest(name, INCEPTION_METRICS)}")
-    return name
+MetricName = Annotated[str, one_of("stages.sample.settings:INCEPTION_METRICS")]
 
 
 class SampleSettings(Settings):
@@ -80,7 +75,7 @@ class EvaluateSettings(Settings):
     """
 
     reference: AnchoredPath | None = None
-    metrics: tuple[Annotated[str, AfterValidator(_known_metric)], ...] | None = None
+    metrics: tuple[MetricName, ...] | None = None
     inception_weights: AnchoredPath | None = None
     frechet_encoders: tuple[EncoderName, ...] = ()
     reference_features: PositiveInt = 10_000
