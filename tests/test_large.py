@@ -57,7 +57,7 @@ class Pixels:
     def __call__(self, images):
         return {"pixels": images.flatten(1)[:, :256].float()}
 
-for count in (500, 50_000):
+for count in (5_000, 50_000):
     wanted = Wanted(frozenset({"pixels"}))
     measure("noise", Noise(count), [Pixels()], wanted, 64, Placement(torch.device("cpu")))
     print(peak())
