@@ -115,4 +115,4 @@ def test_samples_of_the_gpu_start_from_the_noise_and_labels_of_the_cpu(
     tolerance = 0.1 if settings and "bfloat16" in settings[0] else 1e-2
     latents = there.latents(range(6)).cpu()
     torch.testing.assert_close(latents, here.latents(range(6)), rtol=tolerance, atol=tolerance)
-    assert there.images(range(6)).shape == here.images(range(6)).shape
+    assert [index for index, _ in there.draw(range(6))] == list(range(6))

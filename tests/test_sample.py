@@ -16,6 +16,7 @@ from runs import drawn_into, image_bytes, trained
 from cache.locks import claimed
 from pipeline.config import Config, ConfigError, load_config
 from stages.sample import generate
+from stages.sample.cpu import map_by_threads, raise_if_abandoned
 from stages.sample.options import SampleOptions
 from stages.sample.origin import find_origin
 from stages.sample.sampler import SamplerError
@@ -155,12 +156,45 @@ def test_images_do_not_depend_on_the_number_of_processes(
     command += ["--out", str(tmp_path / "several"), "--config", str(built / "pipeline.toml")]
     for setting in (*settings, f"train.run={config.train.run}"):
         command += ["--set", setting]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     files = [(tmp_path / f"{name}.npz").read_bytes() for name in ("one", "several")]
     with np.load(tmp_path / "several.npz") as found, np.load(tmp_path / "one.npz") as expected:
         np.testing.assert_array_equal(found["arr_0"], expected["arr_0"])
     assert len(files[0]) == len(files[1])
+
+
+def test_images_do_not_depend_on_the_number_of_threads(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = drawable(*PAPER, *GUIDED, "sample.images=9")
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            drawn_into(tmp_path / str(threads), config)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+        found.append(contents(tmp_path / str(threads)))
+    assert found[0] == found[1]
+
+
+def test_work_that_nobody_waits_for_is_given_up() -> None:
+    begun, torch_threads = [], torch.get_num_threads()
+
+    def compute(piece: int) -> int:
+        begun.append(piece)
+        while piece > 0:
+            time.sleep(0.01)
+            raise_if_abandoned()
+        return piece
+
+    results = map_by_threads(compute, range(100))
+    assert next(results) == 0
+    results.close()
+    assert len(begun) < 5
+    assert torch.get_num_threads() == torch_threads
 
 
 def test_samples_of_other_settings_are_refused(

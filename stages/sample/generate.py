@@ -19,7 +19,7 @@ from stages.sample.grids import save_grid, save_png
 from stages.sample.npz import write_images
 from stages.sample.options import SampleOptions
 from stages.sample.origin import Origin, find_origin
-from stages.sample.sampler import Sampler, batches, labels_of, make_sampled, sampling_precision
+from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
 from stages.sample.samples import SampleError, Samples
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import find_solver
@@ -69,8 +69,8 @@ def sample(
             samples.claim(facts)
         lacking = _agreed_missing(samples, place)
         if lacking:
-            parts = batches(lacking, settings.batch_size, place.device)[place.rank :: place.world]
-            _draw(settings, origin, decoder.location, samples, parts, place)
+            indices = lacking[place.rank :: place.world]
+            _draw(settings, origin, decoder.location, samples, indices, place)
         barrier(place)
         if place.is_main:
             _draw_grid(settings, samples)
@@ -114,18 +114,16 @@ def _draw(
     origin: Origin,
     vae: str,
     samples: Samples,
-    parts: Sequence[Sequence[int]],
+    indices: Sequence[int],
     place: Placement,
 ) -> None:
     model = make_sampled(origin.config, origin.load(), place.device)
     autoencoder = Autoencoder(vae, place.device)
     sampler = Sampler(settings, model, origin.interpolant, autoencoder, place.device)
-    with progress("sample", sum(map(len, parts)), "images", quiet=not place.is_main) as advance:
-        for batch in parts:
-            images = sampler.images(batch).permute(0, 2, 3, 1).numpy()
-            for index, pixels in zip(batch, images, strict=True):
-                save_png(samples.path(index), pixels)
-            advance(len(batch), "")
+    with progress("sample", len(indices), "images", quiet=not place.is_main) as advance:
+        for index, image in sampler.draw(indices):
+            save_png(samples.path(index), image.permute(1, 2, 0).numpy())
+            advance(1, "")
 
 
 def _draw_grid(settings: SampleSettings, samples: Samples) -> None:

@@ -53,11 +53,8 @@ class GridDrawer:
             self._settings, model, self._train.interpolant, self._autoencoder, self._device
         )
         rows, columns = self._settings.grid
-        images: list[npt.NDArray[np.uint8]] = []
-        for start in range(0, rows * columns, self._settings.batch_size):
-            stop = min(start + self._settings.batch_size, rows * columns)
-            drawn = sampler.images(range(start, stop))
-            images += list(drawn.permute(0, 2, 3, 1).numpy())
+        drawn = sampler.draw(range(rows * columns))
+        images = [image.permute(1, 2, 0).numpy() for _, image in drawn]
         folder = self._train.run / "grids"
         folder.mkdir(exist_ok=True)
         save_grid(folder / f"step-{step:08d}.png", images, columns)

@@ -3,15 +3,15 @@
 B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
 from stages.encode.autoencoder import Autoencoder
+from stages.sample.cpu import map_by_threads, raise_if_abandoned
 from stages.sample.guidance import GuidedField
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import SOLVERS, Problem, find_solver
@@ -20,10 +20,6 @@ from stages.train.parallel import compile_blocks
 from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
 from stages.train.transformer import Transformer, TransformerConfig, without_storage
-
-# On a CPU, the last bits of a product depend on the number of images in it. So that they do not
-# depend on the size of a batch, images are drawn in fixed groups; larger ones are hardly faster.
-CPU_GROUP = 4
 
 
 class SamplerError(RepaCacheError):
@@ -55,26 +51,30 @@ class Sampler:
         compile_blocks(model, settings.compile, device)
         self._model = model
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """The images with these indices, uint8 [B, 3, S, S] on the CPU."""
-        decode, uint8 = self._autoencoder.decode, self._settings.uint8
-        return self._in_groups(indices, lambda part: decode(self._solve(part), uint8))
+    def draw(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """The images with these indices, uint8 [3, S, S] on the CPU, as they are finished."""
+        for part, images in self._computed(self._images, indices):
+            yield from zip(part, images, strict=True)
 
     def latents(self, indices: Sequence[int]) -> Tensor:
         """Scaled latents [B, C, h, w] of the images with these indices, in float64."""
-        return self._in_groups(indices, self._solve)
+        return torch.cat([found for _, found in self._computed(self._solve, indices)])
 
-    def _in_groups(
-        self, indices: Sequence[int], compute: Callable[[Sequence[int]], Tensor]
-    ) -> Tensor:
-        """What is computed for each image: on a CPU, always together with the same others."""
-        if self._device.type != "cpu":
-            return compute(indices)
-        parts = []
-        for group, wanted in groupby(indices, _group_of):
-            whole = range(group * CPU_GROUP, (group + 1) * CPU_GROUP)
-            parts.append(compute(whole)[[index - whole.start for index in wanted]])
-        return torch.cat(parts)
+    def _computed(
+        self, compute: Callable[[Sequence[int]], Tensor], indices: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """What is computed for images, with their indices: batches, or on a CPU single images."""
+        is_cpu = self._device.type == "cpu"
+        size = 1 if is_cpu else self._settings.batch_size
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        with arithmetic(self._precision, deterministic=True):
+            if is_cpu:
+                yield from zip(parts, map_by_threads(compute, parts), strict=True)
+            else:
+                yield from zip(parts, map(compute, parts), strict=True)
+
+    def _images(self, indices: Sequence[int]) -> Tensor:
+        return self._autoencoder.decode(self._solve(indices), self._settings.uint8)
 
     @torch.inference_mode()
     def _solve(self, indices: Sequence[int]) -> Tensor:
@@ -89,10 +89,10 @@ class Sampler:
             noise=lambda draw: self._noise(indices, draw + 1),
             tolerances=settings.tolerances,
         )
-        with arithmetic(self._precision, deterministic=True):
-            return self._solver.solve(problem)
+        return self._solver.solve(problem)
 
     def _predict(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        raise_if_abandoned()
         with autocast(self._precision, self._device):
             predicted: Tensor = self._model(latents, times, labels, project=False)[0]
         return predicted
@@ -106,17 +106,6 @@ class Sampler:
         # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
         device = "cpu" if self._device.type == "mps" else self._device
         return torch.stack(noise).to(device).double()
-
-
-def batches(indices: Sequence[int], size: int, device: torch.device) -> list[list[int]]:
-    """Images to draw at once, of a size that suits the device."""
-    if device.type == "cpu":
-        return [list(group) for _, group in groupby(indices, _group_of)]
-    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-
-
-def _group_of(index: int) -> int:
-    return index // CPU_GROUP
 
 
 def check_fit(

@@ -29,7 +29,7 @@ class SampleSettings(Settings):
     VAE; uint8: how values become whole numbers; npz: whether all images are written as one file
     in ADM's format too; grid: rows and columns of the picture.
 
-    How. batch_size: on GPUs; on a CPU it is always four; precision: of matrix products,
+    How. batch_size: on GPUs; a CPU draws an image with each thread; precision: of matrix products,
     by default TF32 on GPUs and float32 elsewhere; compile: the model's blocks, by default on GPUs.
     """
 
