@@ -3,23 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cache.errors import RepaCacheError
 from pipeline.config import Config, ConfigError, load_config
-from stages.interrupt import InterruptedWorkError
+from pipeline.exits import FAILED, reported_errors
 from stages.settings import nearest
 from stages.train.options import ExportOptions, Layout, Weights
 
-FAILED = 1
-# What a shell reports for a command that Ctrl-C ended.
-INTERRUPTED = 130
 PRESETS = files("pipeline") / "presets"
 
 app = typer.Typer(
@@ -36,6 +30,13 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."),
+]
+CheckpointStep = Annotated[
+    int | None,
+    typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
+]
+WhichWeights = Annotated[
+    Weights, typer.Option(help="The moving average, or the weights as trained.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -85,7 +86,7 @@ def build(
 
     Example: repa-cache build --workers 8
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         part = _parse_shards(shards)
         is_clustered = workers > 0 or scheduler is not None
         if workers and scheduler:
@@ -127,7 +128,7 @@ def verify(
 
     Example: repa-cache verify --fidelity 256
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         settings = _load("verify", config, overrides)
         from pipeline.work import do_verify
 
@@ -138,13 +139,8 @@ def verify(
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .pt or .safetensors to write.")],
-    step: Annotated[
-        int | None,
-        typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
-    ] = None,
-    weights: Annotated[
-        Weights, typer.Option(help="The moving average, or the weights as trained.")
-    ] = Weights.EMA,
+    step: CheckpointStep = None,
+    weights: WhichWeights = Weights.EMA,
     layout: Annotated[
         Layout | None,
         typer.Option(help="Whose code is to load it; default: repa for SiT, dit for DiT."),
@@ -157,7 +153,7 @@ def export(
 
     Example: repa-cache export SiT-XL-2.pt --checkpoint 400000
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         settings = _load("export", config, overrides)
         from pipeline.work import do_export
 
@@ -166,19 +162,14 @@ def export(
 
 @app.command()
 def sample(
-    step: Annotated[
-        int | None,
-        typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
-    ] = None,
+    step: CheckpointStep = None,
     official: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Published weights of train.model, instead of a checkpoint."
         ),
     ] = None,
-    weights: Annotated[
-        Weights, typer.Option(help="The moving average, or the weights as trained.")
-    ] = Weights.EMA,
+    weights: WhichWeights = Weights.EMA,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: RUN/samples/CHECKPOINT."),
@@ -191,7 +182,7 @@ def sample(
 
     Example: repa-cache sample --official SiT-XL-2-256.pt --set train.model=SiT-XL/2
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         if official is not None and step is not None:
             raise ConfigError("--checkpoint is of a run, --official of none: give either.")
         settings = _load("sample", config, overrides)
@@ -226,7 +217,7 @@ def evaluate(
 
     Example: repa-cache evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         for key, path in (("reference", reference), ("inception_weights", inception_weights)):
             if path is not None:
                 value = json.dumps(str(path.absolute()))
@@ -244,7 +235,7 @@ def _add_command(name: str, summary: str) -> None:
         overrides: Overrides = [],  # noqa: B006
         debug: Debug = False,
     ) -> None:
-        with _reported_errors(debug):
+        with reported_errors(debug):
             settings = _load(name, config, overrides)
             from pipeline.work import COMMANDS
 
@@ -280,7 +271,7 @@ def init(
 
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
-    with _reported_errors(debug):
+    with reported_errors(debug):
         known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
         if preset not in known:
             raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
@@ -288,21 +279,3 @@ def init(
             raise ConfigError(f"{config} exists already. Name another file with --config.")
         config.write_text(known[preset].read_text())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
-
-
-@contextmanager
-def _reported_errors(debug: bool) -> Iterator[None]:
-    """Show errors that are meant for the user as one message, without a traceback."""
-    try:
-        yield
-    except (RepaCacheError, OSError) as error:
-        if debug:
-            raise
-        # Plain text: rich would wrap paths and colour numbers.
-        typer.echo(f"repa-cache: {error}", err=True)
-        raise typer.Exit(
-            INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED
-        ) from None
-    except KeyboardInterrupt:
-        typer.echo("repa-cache: stopped. Run the same command to go on.", err=True)
-        raise typer.Exit(INTERRUPTED) from None

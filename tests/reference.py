@@ -8,26 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.train.settings import MODELS
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer, TransformerConfig, config_named
 
 
 def published(name: str) -> TransformerConfig:
     """The published model of a name, for ImageNet at 256 px, aligned to DINOv2-B."""
-    family, size, patch = MODELS[name]
-    return TransformerConfig(
+    return config_named(
+        name,
         side=32,
-        patch=patch,
         channels=4,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
         classes=1000,
         features=(768,),
         align_depth=8,
         projector_width=2048,
         has_null_class=True,
-        learns_sigma=family == "DiT",
     )
 
 

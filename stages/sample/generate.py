@@ -61,12 +61,12 @@ def sample(
     """
     origin = find_origin(options, train)
     samples = Samples(options.folder or _folder(train.run, origin.title), settings.images)
-    facts = {**origin.facts(), "vae": decoder.vae, **_kept(settings, origin, place)}
     with _drawing_alone(samples, place):
         if place.is_main:
             for note in origin.notes:
                 say(f"{origin.path}: {note}")
-            samples.claim(facts)
+            kept = _kept(settings, origin, place)
+            samples.claim({**origin.facts(), "vae": decoder.vae, **kept})
         lacking = _agreed_missing(samples, place)
         if lacking:
             indices = lacking[place.rank :: place.world]

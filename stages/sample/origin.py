@@ -14,8 +14,8 @@ from stages.train.fitting import LABELS, fit, shape_in
 from stages.train.layouts import PROJECTORS, without_projectors
 from stages.train.options import Weights
 from stages.train.published import WeightsError, read_weights
-from stages.train.settings import MODELS, TrainSettings
-from stages.train.transformer import TransformerConfig, without_storage
+from stages.train.settings import TrainSettings
+from stages.train.transformer import TransformerConfig, config_named, without_storage
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Origin:
 
     path: where they lie; title: a name for what is drawn from them; model: of what kind they
     are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
-    the encoders it was aligned to, or None if that is not known; sha256: of their file; load:
+    the encoders it was aligned to, or None if that is not known; file: of the weights; load:
     reads them; notes: what is to be said of them.
     """
 
@@ -34,9 +34,15 @@ class Origin:
     config: TransformerConfig
     interpolant: str
     aligned_with: tuple[str, ...] | None
-    sha256: str
+    file: Path
     load: Callable[[], Mapping[str, Tensor]]
     notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, which is read for it."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """What a manifest tells of it, and by which it is known again."""
@@ -71,7 +77,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> Origin:
         config=found.model,
         interpolant=settings["interpolant"],
         aligned_with=tuple(settings["encoders"]),
-        sha256=_sha256(found.weights_file(weights)),
+        file=found.weights_file(weights),
         load=lambda: found.weights(weights),
     )
 
@@ -85,20 +91,16 @@ def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
     found = read_weights(path, weights)
     has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
     found = replace(found, state=without_projectors(found.state))
-    shape, named = shape_in(found), MODELS[train.model]
-    config = TransformerConfig(
+    shape = shape_in(found)
+    config = config_named(
+        train.model,
         side=int(shape.side),
-        patch=named.patch,
         channels=shape.channels,
-        depth=named.size.depth,
-        width=named.size.width,
-        heads=named.size.heads,
         classes=len(found.state[LABELS]) - 1,
         features=(),
         align_depth=train.depth,
         projector_width=train.projector_width,
         has_null_class=True,
-        learns_sigma=named.family == "DiT",
         qk_norm=shape.qk_norm,
     )
     state, notes = fit(found, without_storage(config))
@@ -109,12 +111,7 @@ def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
         config=config,
         interpolant=train.interpolant,
         aligned_with=None if has_projectors else (),
-        sha256=_sha256(path),
+        file=path,
         load=lambda: state,
         notes=tuple(notes),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,13 +21,12 @@ from stages.train.checkpoint import Checkpoint, Content
 from stages.train.data import CachedData
 from stages.train.fitting import start_from
 from stages.train.meter import Meter
-from stages.train.objectives import OBJECTIVES
 from stages.train.optim import Average, make_optimiser
 from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
 from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
 from stages.train.settings import TrainSettings
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer, TransformerConfig, config_named
 
 # Settings that may change between two parts of one run.
 CHANGEABLE = {
@@ -171,20 +170,16 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
     """The transformer that suits a cache."""
     channels, side, _ = data.latent_shape
-    return TransformerConfig(
+    return config_named(
+        settings.model,
         side=side,
-        patch=settings.patch,
         channels=channels,
-        depth=settings.size.depth,
-        width=settings.size.width,
-        heads=settings.size.heads,
         classes=data.classes,
         features=tuple(shape[-1] for shape in data.token_shapes),
         align_depth=settings.depth,
         projector_width=settings.projector_width,
         has_null_class=settings.label_dropping > 0,
         alignment=settings.alignment,
-        learns_sigma=OBJECTIVES[settings.family].learns_sigma,
         qk_norm=settings.qk_norm,
     )
 

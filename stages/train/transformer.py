@@ -6,6 +6,7 @@ load as they are.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.train.alignment import ALIGNMENTS
 from stages.train.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
+from stages.train.objectives import OBJECTIVES
+from stages.train.settings import MODELS
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class TransformerConfig:
     def outputs(self) -> int:
         """Channels of the output."""
         return 2 * self.channels if self.learns_sigma else self.channels
+
+
+def config_named(model: str, **shape: Any) -> TransformerConfig:
+    """The transformer of a name in `MODELS`; shape: all that the name does not decide."""
+    family, size, patch = MODELS[model]
+    learns_sigma = OBJECTIVES[family].learns_sigma
+    return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
 
 
 class Transformer(nn.Module):

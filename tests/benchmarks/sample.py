@@ -30,8 +30,7 @@ from stages.placement import find_device
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
 from stages.sample.settings import SampleSettings
 from stages.train.precision import arithmetic, autocast
-from stages.train.settings import MODELS
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.transformer import Transformer, TransformerConfig, config_named
 
 OWN, PUBLISHED = "this project", "published sampler"
 COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
@@ -39,14 +38,10 @@ COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 def config_of(name: str) -> TransformerConfig:
     """The published model of a name for ImageNet at 256 px, aligned to DINOv2-B."""
-    _, size, patch = MODELS[name]
-    return TransformerConfig(
+    return config_named(
+        name,
         side=32,
-        patch=patch,
         channels=4,
-        depth=size.depth,
-        width=size.width,
-        heads=size.heads,
         classes=1000,
         features=(768,),
         align_depth=8,
