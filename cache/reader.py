@@ -94,6 +94,17 @@ class ColumnReader:
         values: npt.NDArray[np.float32] = storage.decode(name, arrays, self.column.constants)
         return values
 
+    def vectors(self, rows: npt.ArrayLike, *, pooled: bool = False) -> npt.NDArray[np.float32]:
+        """One vector of an encoder's column for each of rows [B], as [B, D].
+
+        The class token where the encoder has one, else, or if `pooled`, the mean of the tokens.
+        """
+        names = {array.name for array in self.column.arrays}
+        if "class_token" in names and not pooled:
+            return self.read("class_token", rows).astype(np.float32)
+        means: npt.NDArray[np.float32] = self.values("tokens", rows).mean(axis=1)
+        return means
+
 
 class PartialReader:
     """Reads the finished shards of a column that may lack others, and compares every checksum."""

@@ -14,7 +14,8 @@ from PIL import Image
 from tiny_cache import content
 from typer.testing import CliRunner
 
-from pipeline.cli import PRESETS, app
+from pipeline.cli import app
+from pipeline.cli.presets import PRESETS
 from pipeline.config import Config
 from stages.train.log import read_log
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import PRESETS
+from pipeline.cli.presets import PRESETS
 from pipeline.config import Config, ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]

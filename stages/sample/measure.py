@@ -162,14 +162,7 @@ def cached_gaussian(title: str, reader: ColumnReader, place: Placement) -> Gauss
         def batches() -> Iterator[Buffer]:
             for start in range(0, len(rows), CACHED_ROWS):
                 part = rows[start : start + CACHED_ROWS]
-                yield _cached_vectors(reader, part)
+                yield reader.vectors(part)
                 advance(len(part), "")
 
         return fit_gaussian(batches())
-
-
-def _cached_vectors(reader: ColumnReader, rows: npt.NDArray[np.int64]) -> Buffer:
-    if any(array.name == "class_token" for array in reader.column.arrays):
-        return reader.read("class_token", rows)
-    means: Buffer = reader.values("tokens", rows).mean(axis=1)
-    return means

@@ -1,0 +1,20 @@
+"""The commands: parse, validate, hand over."""
+
+import typer
+
+from pipeline.cli.caching import build, verify
+from pipeline.cli.drawing import evaluate, export, sample
+from pipeline.cli.plain import bench, run, train
+from pipeline.cli.presets import init
+
+app = typer.Typer(
+    help="Build once, train many: cached latents and encoder features for REPA training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# In the order in which they are needed, which is that of the help.
+for command in (init, build, verify, bench, train, sample, evaluate, run, export):
+    app.command()(command)

@@ -1,0 +1,33 @@
+"""The command that begins a project."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Debug
+from pipeline.config import ConfigError
+from pipeline.exits import reported_errors
+from stages.settings import nearest
+
+PRESETS = files("pipeline") / "presets"
+
+
+def init(
+    preset: Annotated[str, typer.Option(help="Which configuration to write.")] = "demo",
+    config: Annotated[Path, typer.Option(help="Where to write it.")] = Path("pipeline.toml"),
+    debug: Debug = False,
+) -> None:
+    """Write a commented pipeline.toml from a preset, to be edited.
+
+    Example: repa-cache init --preset imagenet256-sit-xl2
+    """
+    with reported_errors(debug):
+        known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
+        if preset not in known:
+            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
+        if config.exists():
+            raise ConfigError(f"{config} exists already. Name another file with --config.")
+        config.write_text(known[preset].read_text())
+        typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")

@@ -1,0 +1,39 @@
+"""Pages of pictures: one HTML file each that needs no other file, no server and no network."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from cache.files import write_atomically
+
+_templates = Environment(
+    loader=PackageLoader("pipeline", "pages"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a page from a template of this folder, which extends `base.html`.
+
+    values: what the template names; text is escaped, `Markup` is not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _templates.get_template(template).render(values).encode())
+
+
+def embedded(picture: Path | bytes | Image.Image) -> str:
+    """A PNG as an address for `src`: its file, its bytes, or an image."""
+    if isinstance(picture, Path):
+        picture = picture.read_bytes()
+    elif isinstance(picture, Image.Image):
+        stream = io.BytesIO()
+        picture.save(stream, "png")
+        picture = stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
