@@ -26,16 +26,15 @@ def _room(plan: Plan) -> Iterator[str]:
     if space.fits:
         return
     lacking = space.needed_bytes - space.free_bytes
-    floats = [name for name, own in plan.config.encoders.items() if own.storage == "float16"]
-    saved = sum(
-        one.missing.bytes // 2
-        for one in space.arrays
-        if one.array.name == "tokens" and one.array.dtype == "float16"
-    )
-    unused = [name for name in plan.config.encoders if name not in plan.config.train.encoders]
     ways = []
-    if floats:
-        ways.append(f'storage = "int8" for {", ".join(floats)} (saves {decimal(saved)})')
+    if floats := _floats(plan):
+        saved = sum(
+            one.missing.bytes // 2
+            for one in space.arrays
+            if one.array.name == "tokens" and one.array.dtype == "float16"
+        )
+        ways.append(f'storage = "int8" for {floats} (saves {decimal(saved)})')
+    unused = [name for name in plan.config.encoders if name not in plan.config.train.encoders]
     if unused:
         ways.append(f"fewer encoders (this run does not need {', '.join(unused)})")
     ways.append("another disk (cache.path)")
@@ -47,35 +46,51 @@ def _room(plan: Plan) -> Iterator[str]:
         )
 
 
+def _floats(plan: Plan) -> str:
+    """The encoders whose tokens take two bytes a number."""
+    encoders = plan.config.encoders.items()
+    return ", ".join(name for name, own in encoders if own.storage == "float16")
+
+
 def _worth(plan: Plan) -> Iterator[str]:
     gains, encoders = plan.gains, plan.config.train.encoders
-    if not encoders:
+    epochs, runs = gains.break_even_epochs, gains.break_even_runs
+    if epochs is None or runs is None:
         yield (
             "This run aligns to no encoder: the cache gives it latents, which published code "
             "precomputes too, and saves nothing beyond that."
         )
         return
-    one, epochs, runs = gains.saving(1), gains.break_even_epochs or 0, gains.break_even_runs or 0
-    named, ahead = ", ".join(encoders), f"{epochs:,.3g} epochs ({runs:.2g} runs)"
+    ahead = f"{epochs:,.3g} epochs ({runs:,.2g} runs)"
     many = f"{SWEEP_RUNS} runs save {percent(gains.saving(SWEEP_RUNS))}"
-    if runs > 1:
+    if _is_built(plan):
+        yield f"Its tokens are there: a run from them saves {percent(gains.run_saving)}."
+    elif runs > 1:
         yield (
             f"A run of {gains.aligned_epochs:,.3g} epochs is shorter than the {ahead} after which "
-            f"encoding once is cheaper: for this run alone, run {named} online. {many}."
+            f"encoding once is cheaper. For this run alone, {', '.join(encoders)} is better run "
+            f"online{f'; {many}' if runs < SWEEP_RUNS else ''}."
         )
     elif gains.run_saving < LITTLE:
         yield (
             f"For one run it gains little: {percent(gains.run_saving)} of its operations, "
-            f"{percent(one)} with the encoding for it counted, at the price of "
+            f"{percent(gains.saving(1))} with the encoding for it counted, for "
             f"{decimal(_features_bytes(plan))} of disk. It pays for sweeps ({many}, "
-            f"{_saved(plan, SWEEP_RUNS)}), and for larger or several encoders and smaller "
+            f"{_saved(plan, SWEEP_RUNS)}), for larger or several encoders, and for smaller "
             "transformers."
         )
     else:
         yield (
-            f"It pays after {ahead}: one run saves {percent(one)} with the encoding for it "
-            f"counted, {_saved(plan, 1)}; {many}."
+            f"It pays after {ahead}: one run saves {percent(gains.saving(1))} with the encoding "
+            f"for it counted, {_saved(plan, 1)}; {many}."
         )
+
+
+def _is_built(plan: Plan) -> bool:
+    """Whether nothing lacks of what the run reads."""
+    views = plan.config.tensors.columns(plan.config.train.encoders)
+    names = {name for column in views for name in column}
+    return not any(one.missing_rows for one in plan.foreseen if one.column.name in names)
 
 
 def _saved(plan: Plan, runs: int) -> str:
@@ -106,8 +121,10 @@ def _reading(plan: Plan) -> Iterator[str]:
         return
     cold, needed = plan.measured.reading.cold, plan.rate.needed_images_per_second
     if cold < needed:
+        ways = ["a faster disk (cache.path)", "train.block_rows on network storage"]
+        if floats := _floats(plan):
+            ways.insert(0, f'storage = "int8" for {floats}')
         yield (
-            f"This disk feeds {cold / plan.rate.images_per_second:.2g} of {plan.rate.gpus} GPUs: "
-            'put the cache on a faster one, store tokens as "int8", or set train.block_rows on '
-            "network storage."
+            f"This disk feeds {cold / plan.rate.images_per_second:.2g} of {plan.rate.gpus} GPUs. "
+            f"Ways: {'; '.join(ways)}."
         )

@@ -107,15 +107,19 @@ def _show_build(plan: Plan) -> None:
     else:
         how = f"assumed: {FLOPS['float16'] / 1e12:.0f} TFLOP/s in half precision, "
         how += f"{FLOPS['float32'] / 1e12:.0f} in float32, as an H100"
-    table = _table("part", "images/s", "time")
-    for one in (one for one in plan.foreseen if one.flops):
-        seconds = build.networks[one.column.name]
-        speed = rate(1 / plan.pace.building[one.column.name])
-        table.add_row(one.column.name, speed, duration(seconds))
-    images = max(one.missing_rows for one in plan.foreseen)
-    for part, seconds in build.parts.items():
-        if part != "networks":
-            table.add_row(part, rate(images / seconds) if images else "", duration(seconds))
+    table = _table("part", "speed", "time")
+    speeds = {
+        one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
+        for one in plan.foreseen
+        if one.flops
+    }
+    if plan.measured:
+        speeds["writing"] = f"{decimal(round(plan.measured.write_bytes_per_second))}/s"
+        if plan.measured.decoding:
+            speeds["decoding"] = f"{rate(plan.measured.decoding.images_per_second)} images/s"
+    times = {**build.networks, **build.parts}
+    for part, speed in speeds.items():
+        table.add_row(part, speed, duration(times[part]))
     slowest = "" if build.is_shared or not plan.measured else f", as long as {build.slowest}"
     table.add_row(f"all{slowest}", "", duration(build.seconds), style="bold")
     _print(f"Build on one device, {how}", table)
@@ -124,10 +128,9 @@ def _show_build(plan: Plan) -> None:
 def _show_reading(plan: Plan) -> None:
     needed, size = plan.rate, plan.rate.image_bytes
     table = _table("", "images/s", "GB/s", "feeds GPUs")
-    rows = {
-        f"1 GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s needs (assumed)": needed.images_per_second,
-        f"{needed.gpus} GPUs need": needed.needed_images_per_second,
-    }
+    rows = {f"a GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s needs, assumed": needed.images_per_second}
+    if needed.gpus > 1:
+        rows[f"{needed.gpus} GPUs need"] = needed.needed_images_per_second
     for name, images in rows.items():
         table.add_row(name, rate(images), f"{images * size / 1e9:.3g}", "")
     if plan.measured:
@@ -146,9 +149,10 @@ def _show_gains(plan: Plan) -> None:
     if gains.aligned_epochs < gains.epochs:
         epochs += f", {gains.aligned_epochs:,.4g} of them aligned"
     table = _table("", "")
+    table.show_header = False
     per = f"on one {plan.device_name}"
     facts = {
-        "a step with encoders online": f"{gains.step_ratio:.2f} x a step from the cache",
+        "a step with encoders online, against one from the cache": f"{gains.step_ratio:.2f} x",
         "epochs of a run": epochs,
         f"encoding once for the cache, {per}": duration(gains.build_seconds),
         f"encoding online, an epoch, {per}": duration(gains.online_epoch_seconds),

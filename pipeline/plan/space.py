@@ -38,7 +38,7 @@ class Space:
 
     arrays: of all columns, checksums and ledgers among them; metadata, missing_metadata:
     everything else, and what is not there yet; compressed: what compression leaves of crops;
-    folder: the cache's, or the nearest that is there; free_bytes: on its disk.
+    folder: where the cache is or will be, or the nearest above; free_bytes: on its disk.
     """
 
     arrays: tuple[ArraySpace, ...]
@@ -82,7 +82,7 @@ def find_space(
     columns = [one.column for one in foreseen]
     metadata = metadata_sizes(columns, images.table, images.count, provenance())
     missing = [size for name, size in metadata.items() if not (path / name).exists()]
-    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    folder = next(parent for parent in path.resolve().parents if parent.is_dir())
     return Space(
         arrays=tuple(space for one in foreseen for space in _arrays(one, compressed)),
         metadata=sum(metadata.values(), Size()),

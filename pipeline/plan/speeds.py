@@ -188,10 +188,8 @@ def measure(
     tensors = config.tensors
     names = {name for views in tensors.columns(config.train.encoders) for name in views}
     columns = [one.column for one in foreseen if one.column.name in names]
-    folder = space.folder.parent if space.folder == config.cache.path else space.folder
-    with scratch_cache(
-        folder, config.cache.path.name, columns, images.table, space.free_bytes
-    ) as scratch:
+    name = config.cache.path.name
+    with scratch_cache(space.folder, name, columns, images.table, space.free_bytes) as scratch:
         scratched = CachedTensors(scratch.path, tensors.latents, tensors.flip)
         reading = measure_reading(config.train, scratched)
     return Measured(

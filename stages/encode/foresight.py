@@ -124,14 +124,15 @@ def _sketch(
 ) -> tuple[Column, float]:
     """The column that a maker fills, and the operations of its network for one image."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        values = maker.network(sample)[maker.array]
+        values = maker.network(sample)
     # Constants take their space, whatever their values are.
     constants = {
         name: np.ones(tuple(constant.shape), str(constant.dtype).removeprefix("torch."))
-        for name, constant in maker.storage.measure(values).items()
+        for name, constant in maker.storage.measure(values[maker.array]).items()
     }
+    known = replace(maker, network=lambda _: values)
     cache = settings.cache
-    column = column_of(cache.path, maker, sample, constants, rows, cache.rows_per_shard)
+    column = column_of(cache.path, known, sample, constants, rows, cache.rows_per_shard)
     return column, float(counter.get_total_flops())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cache.compression import compress
+from cache.layout import FLIPPED
 from stages.encode.columns import load_makers
 from stages.encode.crops import IMAGE_ERRORS, Crops
 from stages.encode.device import Device, Job
@@ -72,11 +73,15 @@ def measure_networks(
     there is time. Mirrored columns take what the others do, imported ones and pixels nothing.
     """
     columns = {one.column.name: one.column for one in foreseen if one.flops}
-    seconds = {one.column.name: 0.0 for one in foreseen}
+    seconds: dict[str, float] = {}
     for maker in load_makers(settings, device, untrained=True):
-        if maker.column in columns:
-            job = Job(columns[maker.column], maker)
-            seconds[maker.column] = _seconds_per_image(settings, job, device)
+        name, plain = maker.column, maker.column.removesuffix(FLIPPED)
+        if plain in seconds:
+            seconds[name] = seconds[plain]
+        elif name in columns:
+            seconds[name] = _seconds_per_image(settings, Job(columns[name], maker), device)
+        else:
+            seconds[name] = 0.0
     return seconds
 
 
