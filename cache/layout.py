@@ -138,6 +138,10 @@ class Column:
 
         Dense shards are padded, sharded ones have an index.
         """
+        return self.bytes_of(array, len(self.shard_rows(shard)), 1)
+
+    def bytes_of(self, array: ArraySpec, rows: int, shards: int) -> int:
+        """The size of so many such files that hold so many rows together."""
         if array.is_sharded:
-            return len(self.shard_rows(shard)) * array.row_bytes + self.index_bytes
-        return self.rows_per_shard * array.row_bytes
+            return rows * array.row_bytes + shards * self.index_bytes
+        return shards * self.rows_per_shard * array.row_bytes

@@ -17,6 +17,7 @@ from stages.train.settings import CachedTensors, TrainSettings
 from stages.train.transformer import training_flops
 
 MEASURE_SECONDS = 5.0
+ENDLESS = 1 << 40
 # What a well-tuned training step reaches on an H100: 40 % of its dense bfloat16 peak.
 GPU_FLOPS = 400e12
 
@@ -38,23 +39,24 @@ class Reading:
 
 
 def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
-    """Read batches for some seconds, twice.
+    """Read batches for some seconds, twice; cold, each image at most once.
 
     Writes nothing. Asks the system to forget the cached pages of the files that are read.
     """
     cold = settings.reading.model_copy(update={"memory_gb": 0.0})
-    endless = settings.model_copy(update={"steps": 1 << 40, "reading": cold})
+    endless = settings.model_copy(update={"steps": ENDLESS, "reading": cold})
     place = Placement(torch.device("cpu"))
     data = CachedData(tensors, endless)
     with closing(CachedBatches(data, endless, place)) as batches:
         for name in data.fingerprints:
             drop_cached_pages(tensors.path / name)
-        steps, seconds = _read(batches)
+        epoch = max(len(data.valid) // settings.batch_size, 1)
+        steps, seconds = _read(batches, epoch)
         cold_rate = steps * settings.batch_size / seconds
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
         flops = training_flops(transformer_config(settings, data))
     with closing(CachedBatches(data, endless, place)) as batches:
-        steps, seconds = _read(batches, steps)
+        steps, seconds = _read(batches, steps if steps < epoch else ENDLESS)
         warm_rate = steps * settings.batch_size / seconds
     return Reading(
         image_bytes, settings.batch_size, settings.model, cold_rate, warm_rate, GPU_FLOPS / flops
@@ -75,7 +77,7 @@ def drop_cached_pages(folder: Path, name: str = "c.*") -> None:
             os.close(descriptor)
 
 
-def _read(batches: CachedBatches, steps: int = 1 << 40) -> tuple[int, float]:
+def _read(batches: CachedBatches, steps: int) -> tuple[int, float]:
     """Read steps until some seconds have passed; returns how many, and the seconds."""
     start, step, seconds = time.monotonic(), 0, 0.0
     while step < steps and seconds < MEASURE_SECONDS:

@@ -62,11 +62,14 @@ class Config(Settings):
         )
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), world: int = 1) -> Config:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), world: int = 1, *, has_files: bool = True
+) -> Config:
     """Read and check a configuration file.
 
     overrides: `section.key=value`, as on the command line; world: number of processes that
-    will train. Raises ConfigError with every error at once.
+    will train; has_files: whether images, weights and references have to be there, which a plan
+    does without. Raises ConfigError with every error at once.
     """
     document = _read(path)
     for override in overrides:
@@ -77,7 +80,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), world: int = 1) -> Co
         config = Config.model_validate_json(content, context={"folder": path.parent})
     except ValidationError as error:
         raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
-    if problems := list(contradictions(config, world)):
+    if problems := list(contradictions(config, world, has_files=has_files)):
         raise _config_error(path, problems)
     return config
 

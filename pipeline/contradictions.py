@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def contradictions(config: "Config", world: int) -> Iterator[str]:
-    """A line for each; world: number of processes that will train."""
+def contradictions(config: "Config", world: int, *, has_files: bool = True) -> Iterator[str]:
+    """A line for each.
+
+    world: number of processes that will train; has_files: whether those named have to be there.
+    """
     train = config.train
     for name in train.encoders:
         if name not in config.encoders:
@@ -23,7 +26,9 @@ def contradictions(config: "Config", world: int) -> Iterator[str]:
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
-    yield from _missing_files(config)
+    yield from _sources(config)
+    if has_files:
+        yield from _missing_files(config)
     yield from _grids(config)
 
 
@@ -62,12 +67,6 @@ def _sampling(config: "Config") -> Iterator[str]:
             yield f"sample.solver: {name!r} is not for {family}; it takes {', '.join(fitting)}"
         elif problem := SOLVERS[name].problem_with(sample.steps):
             yield f"sample.steps: {problem}"
-    if problem := config.decoder.problem:
-        yield f"sample.vae: {problem}"
-    for key in ("reference", "inception_weights"):
-        path = getattr(config.evaluate, key)
-        if path is not None and not path.exists():
-            yield f"evaluate.{key}: there is no file {path}"
 
 
 def _shares(train: TrainSettings, world: int) -> Iterator[str]:
@@ -83,18 +82,31 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
             yield f"train.compute.micro_batches: {train.alignment!r} needs the whole batch at once"
 
 
-def _missing_files(config: "Config") -> Iterator[str]:
+def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         yield f"dataset.path: required by the source {dataset.source!r}"
-    # Folders may be gone once their crops are in the cache.
-    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
-    if is_needed and dataset.path is not None and not dataset.path.is_dir():
-        yield f"dataset.path: there is no folder {dataset.path}"
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
+    # Its configuration decides the shape of latents, whoever asks.
+    if problem := config.latents.problem:
+        yield f"latents.vae: {problem}"
+
+
+def _missing_files(config: "Config") -> Iterator[str]:
+    dataset = config.dataset
+    # Folders may be gone once their crops are in the cache.
+    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
+    if is_needed and dataset.path is not None and not dataset.path.is_dir():
+        yield f"dataset.path: there is no folder {dataset.path}"
+    if problem := config.decoder.problem:
+        yield f"sample.vae: {problem}"
+    for key in ("reference", "inception_weights"):
+        path = getattr(config.evaluate, key)
+        if path is not None and not path.exists():
+            yield f"evaluate.{key}: there is no file {path}"
     yield from _missing_weights(config)
 
 
@@ -104,8 +116,6 @@ def _missing_weights(config: "Config") -> Iterator[str]:
             yield f"encoders.{name}.weights: there is no file {encoder.weights}"
         if encoder.weights is None and (reason := find_encoder(name).unpublished):
             yield f"encoders.{name}.weights: required; {reason}"
-    if problem := config.latents.problem:
-        yield f"latents.vae: {problem}"
 
 
 def _grids(config: "Config") -> Iterator[str]:

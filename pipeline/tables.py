@@ -23,7 +23,7 @@ def show_faults(faults: Sequence[Fault]) -> None:
     table = _table("where", "what is wrong", "what mends it")
     for fault in faults:
         table.add_row(fault.where, fault.what, fault.remedy)
-    _print(table)
+    print_table(table)
 
 
 def show_fidelity(measured: Sequence[Fidelity]) -> None:
@@ -35,7 +35,7 @@ def show_fidelity(measured: Sequence[Fidelity]) -> None:
         change = "" if one.loss_change is None else f"{one.loss_change:+.1e}"
         cosines = (f"{value:.6f}" for value in (one.mean, one.percentile1, one.minimum))
         table.add_row(one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change)
-    _print(table)
+    print_table(table)
 
 
 def show_columns(columns: Sequence[Column]) -> None:
@@ -49,7 +49,7 @@ def show_columns(columns: Sequence[Column]) -> None:
             shards = f"{len(sizes):,} of {column.shards:,}"
             name = f"{column.name}/{array.name}"
             table.add_row(name, array.dtype, row, shards, decimal(sum(sizes)))
-    _print(table)
+    print_table(table)
 
 
 def show_invalid(invalid: Mapping[str, str]) -> None:
@@ -77,7 +77,7 @@ def show_results(results: Sequence[Result]) -> None:
             images,
             "; ".join(one.remarks),
         )
-    _print(table)
+    print_table(table)
 
 
 def _table(*titles: str) -> Table:
@@ -87,6 +87,7 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print a table on the terminal, or as text of any width elsewhere."""
     # A pipe has no width: tables in logs are not to be folded at 80 columns.
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

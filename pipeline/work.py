@@ -12,6 +12,9 @@ from cache.reader import Cache
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
 from pipeline.launch import placement
+from pipeline.plan.export import exported
+from pipeline.plan.outline import make_plan
+from pipeline.plan.show import show_plan
 from pipeline.report import gather, show, used_columns, write_report
 from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid, show_results
 from stages.encode.build import build, find_columns
@@ -63,6 +66,18 @@ def do_verify(config: Config, fidelity_rows: int) -> bool:
         device = find_device(config.build.device)
         show_fidelity(measure_fidelity(config.encode, fidelity_rows, device))
     return True
+
+
+def do_plan(
+    config: Config, images: int | None, gpus: int, *, is_measured: bool, as_json: bool
+) -> bool:
+    """Say what a cache and its run will cost and gain; returns whether it fits on the disk."""
+    plan = make_plan(config, images, gpus, is_measured=is_measured)
+    if as_json:
+        typer.echo(json.dumps(exported(plan), indent=2))
+    else:
+        show_plan(plan)
+    return plan.space.fits
 
 
 def do_bench(config: Config) -> None:

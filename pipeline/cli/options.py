@@ -38,5 +38,6 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")
-    # Only training has a batch to share.
-    return load_config(path, overrides, world if command == "train" else 1)
+    # Only training has a batch to share, and only a plan is made before anything is there.
+    world = world if command == "train" else 1
+    return load_config(path, overrides, world, has_files=command != "plan")

@@ -13,14 +13,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cache.recipe import RecipeValue
-from stages.encode.precision import Precision, compute
+from stages.encode.precision import compute
+from stages.encode.settings import Precision
 from stages.encode.vae_folder import (
+    HUB_CONFIGS,
     KIND,
     AutoencoderError,
     check_is_autoencoder_kl,
+    downsampling,
     read_vae_config,
 )
-from stages.encode.weights import weights_sha256
+from stages.encode.weights import UNTRAINED, weights_sha256
 
 Rounding = Literal["truncate", "round"]
 
@@ -29,18 +32,26 @@ class Autoencoder:
     """A frozen AutoencoderKL, never tiled and never sliced.
 
     location: a hub name or a local folder in the diffusers format; precision: in which it
-    encodes. Raises AutoencoderError if it cannot be loaded.
+    encodes; untrained: with random weights instead, of which the meta device has shapes alone.
+    Raises AutoencoderError if it cannot be loaded.
     """
 
     def __init__(
-        self, location: str, device: torch.device, precision: Precision = "float32"
+        self,
+        location: str,
+        device: torch.device,
+        precision: Precision = "float32",
+        *,
+        untrained: bool = False,
     ) -> None:
-        model = _load(location).eval().requires_grad_(False).to(device)
+        model = _create(location, device) if untrained else _load(location)
+        model = model.eval().requires_grad_(False).to(device)
         model.disable_tiling()
         model.disable_slicing()
         self._model = model
         self._device = device
         self._precision = precision
+        self._is_untrained = untrained
         # What convolutions like best: 1.2 to 1.4 times as fast on a CPU, where decoding gains
         # nothing, and the layout of tensor cores in half precision.
         if device.type == "cpu" or precision == "float16":
@@ -51,7 +62,8 @@ class Autoencoder:
 
     def recipe(self) -> dict[str, RecipeValue]:
         """What decides the bytes of the latents this model makes, and how they are scaled."""
-        return {**_scaling(self._model.config), "weights_sha256": weights_sha256(self._model)}
+        digest = UNTRAINED if self._is_untrained else weights_sha256(self._model)
+        return {**_scaling(self._model.config), "weights_sha256": digest}
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -97,12 +109,26 @@ def autoencoder_scaling(location: str) -> dict[str, RecipeValue]:
 
     Raises AutoencoderError if that cannot be read.
     """
+    return _scaling(_full_config(location))
+
+
+def moments_shape(location: str, side: int) -> tuple[int, int, int]:
+    """(2C, h, w) of the moments of an image of `side` px, from the configuration alone.
+
+    Raises AutoencoderError if that cannot be read.
+    """
+    config = _full_config(location)
+    place = side // downsampling(config)
+    return 2 * int(config["latent_channels"]), place, place
+
+
+def _full_config(location: str) -> Mapping[str, Any]:
+    """The configuration with what published ones leave out as usual, SD-VAE's the scale."""
     from stages.vision import AutoencoderKL
 
-    # Published configurations leave out what is as usual, SD-VAE's the scaling factor.
     parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
     usual = {parameter.name: parameter.default for parameter in parameters}
-    return _scaling(usual | dict(_read_config(location)))
+    return usual | dict(_read_config(location))
 
 
 def _scaling(config: Mapping[str, Any]) -> dict[str, RecipeValue]:
@@ -118,6 +144,8 @@ def _read_config(location: str) -> Mapping[str, Any]:
     """The configuration of an AutoencoderKL of the hub or of a local folder."""
     from stages.vision import AutoencoderKL  # a second and more: only where one is used
 
+    if location in HUB_CONFIGS:
+        return HUB_CONFIGS[location]
     try:
         if Path(location).is_dir():
             return read_vae_config(Path(location))
@@ -128,6 +156,13 @@ def _read_config(location: str) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise _unloadable(location, error) from error
     return config
+
+
+def _create(location: str, device: torch.device) -> Any:
+    from stages.vision import AutoencoderKL
+
+    with device:
+        return AutoencoderKL.from_config(dict(_read_config(location)))
 
 
 def _load(location: str) -> Any:

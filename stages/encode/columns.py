@@ -112,10 +112,18 @@ def features_column(encoder: str) -> str:
     return f"features/{encoder}"
 
 
-def load_makers(settings: EncodeSettings, device: torch.device) -> list[Maker]:
-    """Load every network and say which columns it makes."""
-    makers = [load_latents_maker(settings, device)]
-    makers += [load_features_maker(settings, encoder, device) for encoder in settings.encoders]
+def load_makers(
+    settings: EncodeSettings, device: torch.device, *, untrained: bool = False
+) -> list[Maker]:
+    """Load every network and say which columns it makes.
+
+    untrained: with random weights, which need no file; on the meta device with shapes alone.
+    """
+    makers = [load_latents_maker(settings, device, untrained=untrained)]
+    makers += [
+        load_features_maker(settings, encoder, device, untrained=untrained)
+        for encoder in settings.encoders
+    ]
     if settings.dataset.flip:
         makers += [maker.flipped() for maker in makers]
     if settings.dataset.pixels:
@@ -124,14 +132,16 @@ def load_makers(settings: EncodeSettings, device: torch.device) -> list[Maker]:
     return makers
 
 
-def load_latents_maker(settings: EncodeSettings, device: torch.device) -> Maker:
+def load_latents_maker(
+    settings: EncodeSettings, device: torch.device, *, untrained: bool = False
+) -> Maker:
     """Load the autoencoder; its column holds `moments` [N, 2C, h, w]."""
     latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
     if latents.imported:
         scaling = autoencoder_scaling(latents.location)
         imported = _imported_moments(latents.downsampling)
         return Maker(latents.column, "moments", recipe | scaling, imported)
-    autoencoder = Autoencoder(latents.location, device, latents.precision)
+    autoencoder = Autoencoder(latents.location, device, latents.precision, untrained=untrained)
     network = FittingNetwork(latents.column, lambda images: {"moments": autoencoder.encode(images)})
     return Maker(
         latents.column,
@@ -160,14 +170,21 @@ def _imported_moments(downsampling: int | None) -> Callable[[Crops], Tensors]:
     return network
 
 
-def load_features_maker(settings: EncodeSettings, encoder: str, device: torch.device) -> Maker:
+def load_features_maker(
+    settings: EncodeSettings, encoder: str, device: torch.device, *, untrained: bool = False
+) -> Maker:
     """Load an encoder of the configuration.
 
     Its column holds `tokens` [N, T, D], and `class_token` [N, D] where the encoder has one.
     """
     own, name = settings.encoders[encoder], features_column(encoder)
     frozen = FrozenEncoder(
-        find_encoder(encoder), settings.input_size(encoder), own.weights, device, own.precision
+        find_encoder(encoder),
+        settings.input_size(encoder),
+        own.weights,
+        device,
+        own.precision,
+        untrained=untrained,
     )
     network = FittingNetwork(name, frozen.features)
     recipe = declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256}

@@ -18,7 +18,7 @@ from cache.metadata import (
     root_attributes,
 )
 from stages.encode.columns import Maker
-from stages.encode.crops import CropReader
+from stages.encode.crops import CropReader, Crops
 
 
 def open_column(path: Path, maker: Maker, crops: CropReader) -> Column:
@@ -41,7 +41,20 @@ def measure(maker: Maker, crops: CropReader) -> Constants:
 
 def describe(path: Path, maker: Maker, crops: CropReader, constants: Constants) -> Column:
     """The column that a maker fills, with these constants."""
-    arrays = maker.encode(next(crops.batches(range(1))), constants)
+    sample, rows_per_shard = next(crops.batches(range(1))), root_attributes(path)["rows_per_shard"]
+    return column_of(path, maker, sample, constants, len(crops.rows), rows_per_shard)
+
+
+def column_of(
+    path: Path,
+    maker: Maker,
+    sample: Crops,
+    constants: Constants,
+    rows: int,
+    rows_per_shard: int,
+) -> Column:
+    """The column that a maker fills for so many rows, by what it makes of a sample."""
+    arrays = maker.encode(sample, constants)
     own = {"constants": constants_recipe(constants)} if constants else {}
     return Column(
         name=maker.column,
@@ -56,8 +69,8 @@ def describe(path: Path, maker: Maker, crops: CropReader, constants: Constants) 
             for name, array in arrays.items()
         ),
         recipe={**maker.recipe, **own},
-        rows=len(crops.rows),
-        rows_per_shard=root_attributes(path)["rows_per_shard"],
+        rows=rows,
+        rows_per_shard=rows_per_shard,
         constants=constants,
     )
 

@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.encode.encoders import EncoderError, EncoderSpec, Layer
-from stages.encode.precision import Precision, compute
-from stages.encode.weights import load_network, weights_sha256
+from stages.encode.precision import compute
+from stages.encode.settings import Precision
+from stages.encode.weights import UNTRAINED, create_network, load_network, weights_sha256
 
 
 class FrozenEncoder:
     """A frozen encoder with its preprocessing.
 
-    input_size: side of its input in px; weights: a local file instead of the published weights.
-    Raises EncoderError if it cannot be loaded, or not for this size.
+    input_size: side of its input in px; weights: a local file instead of the published weights;
+    untrained: with random weights instead, of which the meta device has shapes alone. Raises
+    EncoderError if it cannot be loaded, or not for this size.
     """
 
     def __init__(
@@ -30,16 +32,22 @@ class FrozenEncoder:
         weights: Path | None,
         device: torch.device,
         precision: Precision = "float32",
+        *,
+        untrained: bool = False,
     ) -> None:
         if problem := spec.size_problem(input_size):
             raise EncoderError(f"input_size: {problem}.")
         self._spec = spec
         self._input_size = input_size
         self._precision = precision
-        network = load_network(spec, input_size, weights)
+        if untrained:
+            with device:
+                network = create_network(spec, input_size)
+        else:
+            network = load_network(spec, input_size, weights)
         self._model: Any = network.eval().requires_grad_(False).to(device)
         self._device = device
-        self.weights_sha256 = weights_sha256(self._model)
+        self.weights_sha256 = UNTRAINED if untrained else weights_sha256(self._model)
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None]
         self._std = torch.tensor(spec.std, device=device)[:, None, None]
 

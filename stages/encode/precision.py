@@ -5,12 +5,13 @@ B images.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Precision = Literal["float32", "float16"]
+from stages.encode.settings import Precision
+
 Network: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 
 

@@ -101,13 +101,7 @@ def wanted_rows(
     path, seed = settings.path, settings.seed
     if not path.exists():
         return current.permuted(seed, block)
-    root = root_attributes(path)
-    fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": seed}
-    if changed := differences({field: root[field] for field in fixed}, fixed):
-        raise StaleCacheError(
-            f"{path}: what is fixed when a cache is made differs ({'; '.join(changed)}). "
-            "Restore cache.rows_per_shard and cache.seed, or choose another cache.path."
-        )
+    check_layout(settings)
     if options.repair or options.rebuild:
         locks.require_alone("mending or rebuilding")
     if options.repair:
@@ -118,6 +112,18 @@ def wanted_rows(
     if rows.fingerprint != cached.fingerprint:
         locks.require_alone("taking over a data set that changed")
     return rows
+
+
+def check_layout(settings: CacheSettings) -> None:
+    """Raise StaleCacheError if a cache that is there was laid out by other settings."""
+    path = settings.path
+    root = root_attributes(path)
+    fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": settings.seed}
+    if changed := differences({field: root[field] for field in fixed}, fixed):
+        raise StaleCacheError(
+            f"{path}: what is fixed when a cache is made differs ({'; '.join(changed)}). "
+            "Restore cache.rows_per_shard and cache.seed, or choose another cache.path."
+        )
 
 
 def _store_rows(settings: CacheSettings, rows: RowTable) -> int:

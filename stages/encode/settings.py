@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, PositiveInt, ValidationInfo
 
 from stages.encode.encoders import EncoderError, find_encoder
-from stages.encode.vae_folder import AutoencoderError, downsampling, read_vae_config
+from stages.encode.vae_folder import (
+    HUB_CONFIGS,
+    AutoencoderError,
+    downsampling,
+    read_vae_config,
+)
 from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
-# Pixels per latent along a side, of models whose config.json is on the hub.
-HUB_DOWNSAMPLING = {
-    "stabilityai/sd-vae-ft-mse": 8,
-    "stabilityai/sd-vae-ft-ema": 8,
-    "stabilityai/sdxl-vae": 8,
-    "madebyollin/sdxl-vae-fp16-fix": 8,
-}
+# In which a frozen network computes.
+Precision = Literal["float32", "float16"]
 
 
 def _known_encoder(name: str) -> str:
@@ -79,7 +79,7 @@ class LatentsSettings(Settings):
     """
 
     vae: VaeName = "stabilityai/sd-vae-ft-mse"
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "float32"
     imported: bool = False
 
     @property
@@ -98,7 +98,8 @@ class LatentsSettings(Settings):
         """Pixels per latent along a side, as far as it is known without a download."""
         folder = Path(self.location)
         if not folder.is_dir():
-            return HUB_DOWNSAMPLING.get(self.vae)
+            known = HUB_CONFIGS.get(self.vae)
+            return None if known is None else downsampling(known)
         return None if self.problem else downsampling(read_vae_config(folder))
 
     @property
@@ -125,7 +126,7 @@ class EncoderSettings(Settings):
 
     weights: AnchoredPath | None = None
     input_size: PositiveInt | None = None
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "float32"
     storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
 
 
@@ -153,6 +154,13 @@ class EncodeSettings(Settings):
         """Side of an encoder's input in px."""
         published = find_encoder(encoder).size_for(self.dataset.resolution)
         return self.encoders[encoder].input_size or published
+
+    def in_precision(self, precision: Precision) -> "EncodeSettings":
+        """The same with all networks computing in one precision."""
+        update = {"precision": precision}
+        encoders = {n: own.model_copy(update=update) for n, own in self.encoders.items()}
+        latents = self.latents.model_copy(update=update)
+        return self.model_copy(update={"latents": latents, "encoders": encoders})
 
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""

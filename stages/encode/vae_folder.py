@@ -1,4 +1,4 @@
-"""What a local folder says of the autoencoder in it, without loading anything."""
+"""What is known of an autoencoder without loading it: from its folder, or by its name."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,25 @@ from typing import Any
 from cache.errors import RepaCacheError
 
 KIND = "AutoencoderKL"
+
+# SD-VAE, and those that have its shape.
+SD_VAE: Mapping[str, Any] = {
+    "_class_name": KIND,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+SDXL_VAE: Mapping[str, Any] = {**SD_VAE, "scaling_factor": 0.13025}
+# By name, so that neither shapes nor scale need the hub.
+HUB_CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "stabilityai/sd-vae-ft-mse": SD_VAE,
+    "stabilityai/sd-vae-ft-ema": SD_VAE,
+    "stabilityai/sdxl-vae": SDXL_VAE,
+    "madebyollin/sdxl-vae-fp16-fix": SDXL_VAE,
+}
 
 
 class AutoencoderError(RepaCacheError):

@@ -16,6 +16,8 @@ from stages.weight_files import READING_ERRORS
 State: TypeAlias = dict[str, Tensor]
 
 PATCHES = "patch_embed.proj.weight"
+# What stands for the digest of random weights, which no cached tensor is made with.
+UNTRAINED = "untrained"
 
 
 def load_network(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn.Module:

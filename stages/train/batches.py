@@ -16,7 +16,7 @@ from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
 from cache.layout import Column
 from cache.order import order
 from cache.ring import BatchRing
-from cache.storage import STORAGES
+from cache.storage import STORAGES, Storage
 from stages.placement import Placement
 from stages.train.alignment import ALIGNMENTS
 from stages.train.data import CachedData
@@ -150,6 +150,14 @@ class CachedBatches:
         self._ring.close()
 
 
+def arrays_read(storage: Storage, *, exact: bool) -> tuple[str, ...]:
+    """The arrays of an encoder's column that training reads.
+
+    exact: whether the length of a token matters.
+    """
+    return ("tokens", *(storage.beside if exact else ()))
+
+
 class Decoder:
     """Turns stored tokens into numbers, on the device.
 
@@ -160,7 +168,7 @@ class Decoder:
     def __init__(self, views: Sequence[Column], device: torch.device, exact: bool) -> None:
         self._storage = STORAGES[str(views[0].recipe["storage"])]
         self._exact = exact
-        self.arrays = ("tokens", *(self._storage.beside if exact else ()))
+        self.arrays = arrays_read(self._storage, exact=exact)
         self._constants = {
             name: torch.from_numpy(np.stack([view.constants[name] for view in views])).to(device)
             for name in views[0].constants

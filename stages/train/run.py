@@ -169,13 +169,24 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
     """The transformer that suits a cache."""
-    channels, side, _ = data.latent_shape
+    widths = tuple(shape[-1] for shape in data.token_shapes)
+    return config_for(settings, data.latent_shape, widths, data.classes)
+
+
+def config_for(
+    settings: TrainSettings,
+    latent_shape: tuple[int, ...],
+    features: tuple[int, ...],
+    classes: int,
+) -> TransformerConfig:
+    """The transformer for latents (C, h, w), the width of each encoder's tokens, and classes."""
+    channels, side, _ = latent_shape
     return config_named(
         settings.model,
         side=side,
         channels=channels,
-        classes=data.classes,
-        features=tuple(shape[-1] for shape in data.token_shapes),
+        classes=classes,
+        features=features,
         align_depth=settings.depth,
         projector_width=settings.projector_width,
         has_null_class=settings.label_dropping > 0,

@@ -1,0 +1,90 @@
+"""When the cache is cheaper than running the encoders in every step.
+
+Published code precomputes latents too, so that only encoders count here. S epochs of a run, A of
+them with alignment, T operations of the transformer for an image of a step, E of the encoders, B
+epochs after which the cache has cost less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.plan.speeds import Pace
+from stages.encode.columns import features_column
+from stages.encode.foresight import ForeseenColumn
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What one run and further ones save by reading its encoders' tokens.
+
+    step_flops, encoder_flops: of the transformer and of the run's encoders for an image of a
+    step, that is T and E; epochs, aligned_epochs: of a run, S and A; build_seconds: of its
+    encoders, over all images and their views; online_epoch_seconds: of the same encoders in
+    training, over all images once; step_epoch_seconds: of the transformer.
+    """
+
+    step_flops: float
+    encoder_flops: float
+    epochs: float
+    aligned_epochs: float
+    build_seconds: float
+    online_epoch_seconds: float
+
+    @property
+    def step_ratio(self) -> float:
+        """How many times a step from the cache one with the encoders online costs."""
+        return 1 + self.encoder_flops / self.step_flops
+
+    @property
+    def break_even_epochs(self) -> float | None:
+        """B: epochs that cost as much online as encoding for the cache; None without encoders."""
+        if not self.online_epoch_seconds:
+            return None
+        return self.build_seconds / self.online_epoch_seconds
+
+    @property
+    def break_even_runs(self) -> float | None:
+        """The same in runs."""
+        epochs = self.break_even_epochs
+        return None if epochs is None else epochs / self.aligned_epochs
+
+    @property
+    def run_saving(self) -> float:
+        """The share of a run's operations that the cache saves, once it is there."""
+        return self._saving(self.aligned_epochs, 1)
+
+    @property
+    def saved_seconds(self) -> float:
+        """Of one run, once the cache is there."""
+        return self.aligned_epochs * self.online_epoch_seconds
+
+    def saving(self, runs: int) -> float:
+        """The share that it saves of so many runs, the encoding for it counted as a loss."""
+        return self._saving(runs * self.aligned_epochs - (self.break_even_epochs or 0), runs)
+
+    def _saving(self, saved_epochs: float, runs: int) -> float:
+        online = self.epochs * self.step_flops + self.aligned_epochs * self.encoder_flops
+        return saved_epochs * self.encoder_flops / (runs * online)
+
+
+def find_gains(
+    config: Config,
+    foreseen: Sequence[ForeseenColumn],
+    images: int,
+    flops: float,
+    pace: Pace,
+) -> Gains:
+    """The gains of the configured run. flops: of the transformer in a step, for one image."""
+    train, flip = config.train, config.dataset.flip
+    names = [features_column(encoder) for encoder in train.encoders]
+    of = {one.column.name: one.flops for one in foreseen}
+    aligned_steps = min(train.align_until or train.steps, train.steps)
+    return Gains(
+        step_flops=flops,
+        encoder_flops=sum(of[name] for name in names),
+        epochs=train.steps * train.batch_size / images,
+        aligned_epochs=aligned_steps * train.batch_size / images,
+        build_seconds=(1 + flip) * images * sum(pace.building[name] for name in names),
+        online_epoch_seconds=images * sum(pace.online[name] for name in names),
+    )

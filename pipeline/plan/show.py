@@ -1,0 +1,166 @@
+"""A plan as tables for the terminal."""
+
+from collections.abc import Sequence
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from cache.layout import FLIPPED
+from cache.sizes import Size
+from pipeline.bench import GPU_FLOPS
+from pipeline.plan.advice import SWEEP_RUNS, advice
+from pipeline.plan.outline import Plan
+from pipeline.plan.quantities import duration, operations, percent, rate
+from pipeline.plan.speeds import FLOPS
+from pipeline.tables import print_table
+
+# Arrays that are small and in every column.
+BESIDE = ("valid", "crc32c", "ledger")
+
+
+def show_plan(plan: Plan) -> None:
+    """Print all of a plan."""
+    config, images = plan.config, plan.images
+    aligned = ", ".join(config.train.encoders) or "no encoder"
+    typer.echo(
+        f"{config.cache.path}: {images.count:,} images ({images.counted_in}) at "
+        f"{config.dataset.resolution} px; {config.train.model} aligned to {aligned}"
+    )
+    _show_space(plan)
+    _show_networks(plan)
+    _show_build(plan)
+    _show_reading(plan)
+    _show_gains(plan)
+    typer.echo()
+    for sentence in advice(plan):
+        typer.echo(f"- {sentence}")
+
+
+def _table(*columns: str) -> Table:
+    """A table whose first column is text, and whose others are numbers."""
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _print(title: str, table: Table) -> None:
+    typer.echo()
+    typer.secho(title, bold=True)
+    print_table(table)
+
+
+def _show_space(plan: Plan) -> None:
+    space = plan.space
+    table = _table("array", "type", "row", "bytes", "in all", "to write")
+    for one in (one for one in space.arrays if one.array.name not in BESIDE):
+        about = "about " if one.array.is_compressed else ""
+        table.add_row(
+            f"{one.column}/{one.array.name}",
+            one.array.dtype,
+            " x ".join(map(str, one.array.row_shape)),
+            f"{one.array.row_bytes:,}",
+            about + decimal(one.whole.bytes),
+            about + decimal(one.missing.bytes),
+        )
+    small = [one for one in space.arrays if one.array.name in BESIDE]
+    whole = sum((one.whole for one in small), space.metadata)
+    missing = sum((one.missing for one in small), space.missing_metadata)
+    blank = ("",) * 3
+    table.add_row("rows, checksums, metadata", *blank, *_sizes(whole, missing))
+    table.add_row("all", *blank, *_sizes(space.whole, space.missing), style="bold")
+    table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
+    if space.needed_bytes != space.missing.bytes:
+        table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
+    verdict, style = ("it fits", "") if space.fits else ("it does not fit", "bold red")
+    free = f"free in {space.folder}: {verdict}"
+    table.add_row(free, *blank, "", decimal(space.free_bytes), style=style)
+    _print("Disk", table)
+
+
+def _sizes(whole: Size, missing: Size) -> Sequence[str]:
+    return decimal(whole.bytes), decimal(missing.bytes)
+
+
+def _show_networks(plan: Plan) -> None:
+    step = plan.gains.step_flops
+    table = _table("network", "GFLOP", "of a training step", "")
+    used = {f"features/{name}" for name in plan.config.train.encoders}
+    for one in plan.foreseen:
+        name = one.column.name
+        if not one.flops or name.endswith(FLIPPED):
+            continue
+        remark = "online, in every step" if name in used else "not in this run"
+        if name == plan.config.latents.column:
+            remark = "precomputed by published code too"
+        table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
+    model = f"{plan.config.train.model}, forward and backward"
+    table.add_row(model, operations(step), "", "")
+    _print("Operations for an image", table)
+
+
+def _show_build(plan: Plan) -> None:
+    build = plan.build
+    if plan.measured:
+        how = f"measured on this {plan.device_name}"
+    else:
+        how = f"assumed: {FLOPS['float16'] / 1e12:.0f} TFLOP/s in half precision, "
+        how += f"{FLOPS['float32'] / 1e12:.0f} in float32, as an H100"
+    table = _table("part", "speed", "time")
+    speeds = {
+        one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
+        for one in plan.foreseen
+        if one.flops
+    }
+    if plan.measured:
+        speeds["writing"] = f"{decimal(round(plan.measured.write_bytes_per_second))}/s"
+        if plan.measured.decoding:
+            speeds["decoding"] = f"{rate(plan.measured.decoding.images_per_second)} images/s"
+    times = {**build.networks, **build.parts}
+    for part, speed in speeds.items():
+        table.add_row(part, speed, duration(times[part]))
+    slowest = "" if build.is_shared or not plan.measured else f", as long as {build.slowest}"
+    table.add_row(f"all{slowest}", "", duration(build.seconds), style="bold")
+    _print(f"Build on one device, {how}", table)
+
+
+def _show_reading(plan: Plan) -> None:
+    needed, size = plan.rate, plan.rate.image_bytes
+    table = _table("", "images/s", "GB/s", "feeds GPUs")
+    rows = {f"a GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s needs, assumed": needed.images_per_second}
+    if needed.gpus > 1:
+        rows[f"{needed.gpus} GPUs need"] = needed.needed_images_per_second
+    for name, images in rows.items():
+        table.add_row(name, rate(images), f"{images * size / 1e9:.3g}", "")
+    if plan.measured:
+        reading = plan.measured.reading
+        for name, images in (("from the disk", reading.cold), ("from memory", reading.warm)):
+            feeds = f"{images / needed.images_per_second:.2g}"
+            table.add_row(f"measured {name}", rate(images), f"{images * size / 1e9:.3g}", feeds)
+    _print("Reading", table)
+
+
+def _show_gains(plan: Plan) -> None:
+    gains = plan.gains
+    if gains.break_even_epochs is None or gains.break_even_runs is None:
+        return
+    epochs = f"{gains.epochs:,.4g}"
+    if gains.aligned_epochs < gains.epochs:
+        epochs += f", {gains.aligned_epochs:,.4g} of them aligned"
+    table = _table("", "")
+    table.show_header = False
+    per = f"on one {plan.device_name}"
+    facts = {
+        "a step with encoders online, against one from the cache": f"{gains.step_ratio:.2f} x",
+        "epochs of a run": epochs,
+        f"encoding once for the cache, {per}": duration(gains.build_seconds),
+        f"encoding online, an epoch, {per}": duration(gains.online_epoch_seconds),
+        "break-even": f"{gains.break_even_epochs:,.3g} epochs, {gains.break_even_runs:,.2g} runs",
+        "saved of every run, at most": percent(gains.run_saving),
+        "saved of one run, encoding counted": percent(gains.saving(1)),
+        f"saved of {SWEEP_RUNS} runs, encoding counted": percent(gains.saving(SWEEP_RUNS)),
+    }
+    for name, value in facts.items():
+        table.add_row(name, value)
+    _print("Cache against encoders online", table)
