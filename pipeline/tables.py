@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import typer
@@ -77,6 +77,14 @@ def show_results(results: Sequence[Result]) -> None:
             images,
             "; ".join(one.remarks),
         )
+    _print(table)
+
+
+def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of cells under titles."""
+    table = _table(*titles)
+    for row in rows:
+        table.add_row(*row)
     _print(table)
 
 
