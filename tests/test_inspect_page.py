@@ -1,12 +1,17 @@
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from conftest import TINY, write_images
 from inspecting import CPU, INT8, LATENTS, PIXELS, inspect, settings
 from PIL import Image
 
-from pipeline.config import Config
+from cache.errors import RowsChangedError
+from cache.rows import read_rows
+from pipeline.config import load_config
+from pipeline.inspection.material import read_crops
 from stages.encode.build import build
 
 
@@ -16,13 +21,19 @@ def copied(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "copied"))
 
 
-@pytest.fixture
-def drawn(tiny: Callable[..., Config], images: Path) -> Path:
+ARGUMENTS = ("--pictures", "--images", "5", *settings(INT8, PIXELS))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     """A folder with a cache that has int8 tokens and crops, and its page of pictures."""
-    build(tiny(INT8, PIXELS).encode, CPU)
-    arguments = ("--pictures", "--neighbours", "2", "--images", "5", *settings(INT8, PIXELS))
-    assert "tiny-inspect/index.html: 5 images" in inspect(images.parent, *arguments)
-    return images.parent
+    folder = tmp_path_factory.mktemp("drawn")
+    write_images(folder / "images")
+    (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    build(load_config(folder / "pipeline.toml", [INT8, PIXELS]).encode, CPU)
+    output = inspect(folder, *ARGUMENTS, "--neighbours", "2")
+    assert "tiny-inspect/index.html: 5 images" in output
+    return folder
 
 
 def test_the_page_needs_no_other_file_and_has_a_png_of_everything(drawn: Path) -> None:
@@ -42,38 +53,35 @@ def test_the_page_needs_no_other_file_and_has_a_png_of_everything(drawn: Path) -
         assert overview.size[0] > 800
 
 
-def test_a_page_is_drawn_of_what_is_left_of_a_cache(drawn: Path) -> None:
-    """Without the images, but with their crops; then without these too, and without a shard."""
-    arguments = ("--pictures", "--images", "5", *settings(INT8, PIXELS))
-    (drawn / "images").rename(drawn / "elsewhere")
-    inspect(drawn, *arguments, "--out", str(drawn / "again"))
-    again = (drawn / "again/crops.png").read_bytes()
-    assert again == (drawn / "tiny-inspect/crops.png").read_bytes()
-    shutil.rmtree(drawn / "tiny.zarr/pixels/crops")
-    (drawn / "tiny.zarr" / LATENTS / "ledger/c.1.0").unlink()
-    inspect(drawn, *arguments, "--out", str(drawn / "less"))
-    page = (drawn / "less/index.html").read_text()
-    assert "without crops:" in page
+def test_a_page_is_drawn_of_what_is_left_of_a_cache(drawn: Path, tmp_path: Path) -> None:
+    left = Path(shutil.copytree(drawn, tmp_path / "left"))
+    shutil.rmtree(left / "images")
+    shutil.rmtree(left / "tiny.zarr/pixels/crops")
+    (left / "tiny.zarr" / LATENTS / "ledger/c.1.0").unlink()
+    inspect(left, *ARGUMENTS, "--out", str(left / "less"))
+    page = (left / "less/index.html").read_text()
+    assert "without crops: dataset.path: no folder" in page
     assert "1 of 3 shards are not finished" in page
     assert page.count('<section class="image"') == 5
-    names = {file.name for file in (drawn / "less").glob("*.png")}
+    names = {file.name for file in (left / "less").glob("*.png")}
     assert "decoded.png" in names
     assert not names & {"crops.png", "errors-efficientnet-lite0.png"}
 
 
-def test_images_that_the_data_set_has_lost_or_moved_do_not_mislead(
-    copied: Path, tmp_path: Path
+def test_crops_come_from_the_cache_or_else_from_the_data_set_wherever_it_has_them(
+    drawn: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--rows", "class1/3.jpg", "class2/0.jpg", "--pictures", "--neighbours", "0")
-    inspect(copied, *arguments, "--out", str(tmp_path / "before"))
-    (copied / "images/class0/0.jpg").unlink()
-    inspect(copied, *arguments, "--out", str(tmp_path / "moved"))
-    before, moved = ((tmp_path / name / "crops.png").read_bytes() for name in ("before", "moved"))
-    assert before == moved
-    (copied / "images/class1/3.jpg").unlink()
-    inspect(copied, *arguments, "--out", str(tmp_path / "lost"))
-    page = (tmp_path / "lost/index.html").read_text()
-    assert "class1/3.jpg is not in the data set any more" in page
+    left = Path(shutil.copytree(drawn, tmp_path / "left"))
+    config = load_config(left / "pipeline.toml", [INT8, PIXELS]).encode
+    table = read_rows(left / "tiny.zarr")
+    rows = np.array([table.key.tolist().index(key) for key in ("class1/3.jpg", "class2/0.jpg")])
+    (left / "images/class0/0.jpg").unlink()
+    stored = read_crops(config, table, rows)
+    shutil.rmtree(left / "tiny.zarr/pixels/crops")
+    assert torch.equal(read_crops(config, table, rows), stored)
+    (left / "images/class1/3.jpg").unlink()
+    with pytest.raises(RowsChangedError, match=r"class1/3\.jpg is not in the data set any more"):
+        read_crops(config, table, rows)
 
 
 def test_a_cache_without_a_finished_image_has_no_page(copied: Path) -> None:

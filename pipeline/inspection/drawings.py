@@ -126,16 +126,17 @@ def draw_classes(table: RowTable) -> Figure:
     order = np.argsort(-counts, kind="stable")
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
+    middle = f"images (median {np.median(counts):,.0f})"
     if len(counts) <= NAMED_CLASSES:
         axes.barh([table.classes[label] for label in order], counts[order], color=COLOURS[0])
-        axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set(xlabel="images")
+        # The largest on top; one class alone is not to fill the figure.
+        axes.set(xlabel=middle, ylim=(max(len(counts), 4) - 0.5, -0.5))
     else:
         axes.stairs(counts[order], np.arange(len(counts) + 1), fill=True, color=COLOURS[0])
-        axes.set(xlabel="classes, the largest first", ylabel="images", xlim=(0, len(counts)))
-    note = f"fewest {counts.min():,}, median {np.median(counts):,.0f}, most {counts.max():,}"
-    axes.set_title(f"{len(counts):,} classes: {note}")
+        axes.set(xlabel="classes, the largest first", ylabel=middle, xlim=(0, len(counts)))
+    classes = "1 class" if len(counts) == 1 else f"{len(counts):,} classes"
+    axes.set_title(f"{classes} of {counts.min():,} to {counts.max():,} images")
     return figure
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import typer
 from rich.filesize import decimal
 
-from cache.layout import VALID, Column
+from cache.layout import VALID
 from pipeline.inspection.contents import ColumnFacts, Contents
+from pipeline.inspection.usage import RunUse
 from pipeline.tables import show_table
 
 # Digits of a sha256 that are shown, of 64.
@@ -50,105 +51,117 @@ def headline(contents: Contents) -> list[str]:
             ("most", counts.max()),
         )
     )
+    faults = f"faults: {len(contents.faults):,}, which are listed below"
     return [
         f"{contents.path}: {len(rows):,} images, {complete:,} of them whole and valid in all "
         f"columns; {size}",
         f"{len(rows.classes):,} classes; images of a class: {spread}",
         f"rows: {_short(rows.fingerprint)}, permuted by seed {root.get('permutation_seed')}, "
         f"{root.get('rows_per_shard'):,} in a shard",
+        *([faults] if contents.faults else []),
     ]
 
 
 def cache_listings(contents: Contents) -> list[Listing]:
-    """All that is known of a cache, as tables."""
-    lacking = [(name, *[""] * 7, "not built yet") for name in contents.missing]
-    broken = [(name, *[UNKNOWN] * 7, "cannot be read") for name in contents.unreadable]
-    held = [_held(facts, contents) for facts in contents.columns]
-    runs = [
-        (
-            run.run.name,
-            run.model,
-            f"{run.step:,}",
-            run.images,
-            ", ".join(run.columns),
-            ", ".join(run.others),
-        )
-        for run in contents.runs
-    ]
-    faults = [(fault.where, fault.what, str(fault.remedy)) for fault in contents.faults]
+    """All that is known of a cache, as tables that an ordinary terminal has room for."""
+    columns = contents.columns
     return [
         Listing(
             "columns",
-            (
-                *("column", "arrays", "grid", "dims", "storage", "on disk"),
-                *("shards", "invalid", "state"),
-            ),
-            (*held, *broken, *lacking),
+            ("column", "grid", "dims", "storage", "on disk", "shards", "invalid"),
+            tuple(_held(facts, contents) for facts in columns),
         ),
+        Listing("arrays", ("array", "type", "row"), tuple(_arrays(columns))),
         Listing(
             "made by",
-            (
-                *("column", "model", "input", "layer", "precision"),
-                *("weights", "fingerprint", "created"),
-            ),
-            tuple(_recipe(facts) for facts in contents.columns),
+            ("column", "model", "input", "layer", "precision"),
+            tuple(_recipe(facts) for facts in columns),
         ),
-        Listing("made with", ("software", "columns"), tuple(_software(contents.columns))),
+        Listing(
+            "identity",
+            ("column", "fingerprint", "weights", "created"),
+            tuple(_identity(facts) for facts in columns),
+        ),
+        Listing("made with", ("software", "columns"), tuple(_software(columns))),
+        Listing("not as configured", ("column", "difference"), tuple(_differences(contents))),
         Listing(
             "used by",
             ("run", "model", "step", "images", "columns", "other versions of"),
-            tuple(runs),
+            tuple(_use(run) for run in contents.runs),
         ),
-        Listing("what is wrong", ("where", "what", "what mends it"), tuple(faults)),
+        Listing(
+            "what is wrong",
+            ("where", "what", "what mends it"),
+            tuple((fault.where, fault.what, str(fault.remedy)) for fault in contents.faults),
+        ),
     ]
 
 
 def _held(facts: ColumnFacts, contents: Contents) -> tuple[str, ...]:
-    """A line about what a column holds."""
+    """How much a column holds."""
     column, (height, width, dims) = facts.column, facts.shape
     shards, invalid = f"{facts.finished:,} of {column.shards:,}", f"{facts.invalid:,}"
     if contents.rows is None:
         shards = invalid = UNKNOWN
     return (
         facts.name,
-        "\n".join(_arrays(column)),
         f"{height} x {width}",
         f"{dims:,}",
         str(column.recipe.get("storage", UNKNOWN)),
         decimal(facts.disk_bytes),
         shards,
         invalid,
-        _state(facts),
     )
 
 
-def _arrays(column: Column) -> Iterator[str]:
-    for array in column.arrays:
-        if array != VALID:
-            yield f"{array.name} {array.dtype} {' x '.join(map(str, array.row_shape))}"
-
-
-def _state(facts: ColumnFacts) -> str:
-    """How a column stands to the configuration."""
-    if facts.changes is None:
-        return "not in the configuration"
-    return "; ".join(facts.changes) or "as configured"
+def _arrays(columns: Sequence[ColumnFacts]) -> Iterator[tuple[str, str, str]]:
+    for facts in columns:
+        for array in facts.column.arrays:
+            if array != VALID:
+                row = " x ".join(map(str, array.row_shape))
+                yield f"{facts.name}/{array.name}", array.dtype, row
 
 
 def _recipe(facts: ColumnFacts) -> tuple[str, ...]:
-    """A line about what decided a column's bytes."""
-    recipe, created = facts.column.recipe, str(facts.provenance.get("created", UNKNOWN))
+    """What computed a column."""
+    recipe = facts.column.recipe
     layer = recipe.get("layer", "")
     return (
         facts.name,
-        str(recipe.get("model", recipe.get("crop", ""))),
+        str(recipe.get("model", recipe.get("crop", UNKNOWN))),
         f"{recipe.get('input_size', recipe.get('resolution', UNKNOWN))} px",
         f"stage {layer}" if isinstance(layer, int) else str(layer),
         "imported" if recipe.get("imported") else str(recipe.get("compute", "")),
-        _short(str(recipe.get("weights_sha256", ""))),
+    )
+
+
+def _identity(facts: ColumnFacts) -> tuple[str, ...]:
+    """Digests of what decided a column's bytes, and when it was begun."""
+    weights = str(facts.column.recipe.get("weights_sha256", ""))
+    created = str(facts.provenance.get("created", UNKNOWN))
+    return (
+        facts.name,
         _short(facts.column.fingerprint),
+        _short(weights),
         created.replace("T", " ").replace("+00:00", " UTC"),
     )
+
+
+def _differences(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Where the cache is not what the configuration would build."""
+    for facts in contents.columns:
+        if facts.changes is None:
+            yield facts.name, "not in the configuration"
+        elif facts.changes:
+            yield facts.name, "; ".join(facts.changes)
+    yield from ((name, "cannot be read") for name in contents.unreadable)
+    yield from ((name, "not built yet") for name in contents.missing)
+
+
+def _use(run: RunUse) -> tuple[str, ...]:
+    """Which columns a run used."""
+    columns, others = ", ".join(run.columns), ", ".join(run.others)
+    return run.run.name, run.model, f"{run.step:,}", run.images, columns, others
 
 
 def _software(columns: Sequence[ColumnFacts]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from stages.progress import progress
 RowNumbers = npt.NDArray[np.int64]
 
 # Of tokens, as float32, that are in memory at once.
-PART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
 DECIMALS = 9
 
 
