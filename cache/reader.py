@@ -1,6 +1,6 @@
 """Reading rows of the finished columns of a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -90,9 +90,7 @@ class ColumnReader:
     def values(self, name: str, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Rows [B] of the column's main array as numbers, however they are stored."""
         arrays = {array.name: self.read(array.name, rows) for array in self.column.arrays}
-        storage = STORAGES[str(self.column.recipe["storage"])]
-        values: npt.NDArray[np.float32] = storage.decode(name, arrays, self.column.constants)
-        return values
+        return _decoded(self.column, name, arrays)
 
     def vectors(self, rows: npt.ArrayLike, *, pooled: bool = False) -> npt.NDArray[np.float32]:
         """One vector of an encoder's column for each of rows [B], as [B, D].
@@ -128,6 +126,17 @@ class PartialReader:
                     "Run `repa-cache build --repair`."
                 )
         return arrays
+
+    def values(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows [B] of the column's main array as numbers, however they are stored."""
+        return _decoded(self.column, name, self.read(rows))
+
+
+def _decoded(column: Column, name: str, arrays: Mapping[str, Buffer]) -> npt.NDArray[np.float32]:
+    """The main array of a column as numbers, from all arrays of some rows."""
+    storage = STORAGES[str(column.recipe["storage"])]
+    values: npt.NDArray[np.float32] = storage.decode(name, arrays, column.constants)
+    return values
 
 
 def invalid_rows(column: Column, missing: Sequence[int]) -> list[int]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cache.layout import PIXELS
 from stages.encode.encoders import find_encoder
 from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
 from stages.settings import nearest
@@ -97,8 +96,8 @@ def _sources(config: "Config") -> Iterator[str]:
 
 def _missing_files(config: "Config") -> Iterator[str]:
     dataset = config.dataset
-    # Folders may be gone once their crops are in the cache.
-    is_needed = dataset.source in FOLDER_SOURCES and not (config.cache.path / PIXELS).is_dir()
+    # Once they are cached, only a build needs images and weights, and says so if they are gone.
+    is_needed = dataset.source in FOLDER_SOURCES and not config.cache.path.is_dir()
     if is_needed and dataset.path is not None and not dataset.path.is_dir():
         yield f"dataset.path: there is no folder {dataset.path}"
     if problem := config.decoder.problem:
@@ -112,7 +111,8 @@ def _missing_files(config: "Config") -> Iterator[str]:
 
 def _missing_weights(config: "Config") -> Iterator[str]:
     for name, encoder in config.encoders.items():
-        if encoder.weights is not None and not encoder.weights.is_file():
+        is_cached = (config.cache.path / "features" / name).is_dir()
+        if encoder.weights is not None and not (is_cached or encoder.weights.is_file()):
             yield f"encoders.{name}.weights: there is no file {encoder.weights}"
         if encoder.weights is None and (reason := find_encoder(name).unpublished):
             yield f"encoders.{name}.weights: required; {reason}"

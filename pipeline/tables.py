@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import typer
@@ -20,7 +20,7 @@ SHOWN_IMAGES = 50
 
 def show_faults(faults: Sequence[Fault]) -> None:
     """Print what is wrong with a cache, and what mends it."""
-    table = _table("where", "what is wrong", "what mends it")
+    table = new_table("where", "what is wrong", "what mends it")
     for fault in faults:
         table.add_row(fault.where, fault.what, fault.remedy)
     print_table(table)
@@ -28,7 +28,7 @@ def show_faults(faults: Sequence[Fault]) -> None:
 
 def show_fidelity(measured: Sequence[Fidelity]) -> None:
     """Print how true stored tensors are."""
-    table = _table("array", "storage", "rows", *("cosine: mean", "1st percentile", "minimum"))
+    table = new_table("array", "storage", "rows", *("cosine: mean", "1st percentile", "minimum"))
     for title in ("relative error", "alignment loss"):
         table.add_column(title)
     for one in measured:
@@ -40,7 +40,7 @@ def show_fidelity(measured: Sequence[Fidelity]) -> None:
 
 def show_columns(columns: Sequence[Column]) -> None:
     """Print what a cache holds of some columns."""
-    table = _table("array", "type", "row", "shards", "on disk")
+    table = new_table("array", "type", "row", "shards", "on disk")
     for column in columns:
         for array in (a for a in column.arrays if a != VALID):
             row = " x ".join(map(str, array.row_shape))
@@ -66,7 +66,7 @@ def show_invalid(invalid: Mapping[str, str]) -> None:
 
 def show_results(results: Sequence[Result]) -> None:
     """Print metrics of samples."""
-    table = _table("metric", "value", "samples", "reference", "of images", "remarks")
+    table = new_table("metric", "value", "samples", "reference", "of images", "remarks")
     for one in results:
         images = "" if one.reference_images is None else f"{one.reference_images:,}"
         table.add_row(
@@ -80,10 +80,20 @@ def show_results(results: Sequence[Result]) -> None:
     print_table(table)
 
 
-def _table(*titles: str) -> Table:
+def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of cells under titles."""
+    table = new_table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+
+
+def new_table(*titles: str, has_numbers: bool = False) -> Table:
+    """A table without lines. has_numbers: whether all columns but the first are numbers."""
     table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    for place, title in enumerate(titles):
+        justify = "right" if has_numbers and place else "left"
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     return table
 
 

@@ -11,6 +11,9 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import Cache
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
+from pipeline.inspection.contents import gather_contents
+from pipeline.inspection.gallery import select, show_contents, show_images, write_gallery
+from pipeline.inspection.options import InspectOptions
 from pipeline.launch import placement
 from pipeline.plan.export import exported
 from pipeline.plan.outline import make_plan
@@ -78,6 +81,21 @@ def do_plan(
     else:
         show_plan(plan)
     return plan.space.fits
+
+
+def do_inspect(config: Config, options: InspectOptions) -> None:
+    """Say what the cache holds, or what it has of some images; draw it, if that is asked for."""
+    contents = gather_contents(config)
+    if not options.keys:
+        show_contents(contents)
+    if not (options.keys or options.has_pictures):
+        return
+    chosen = select(contents, options)
+    if options.keys:
+        show_images(chosen)
+    if options.has_pictures:
+        page = write_gallery(config.encode, contents, chosen, options.folder)
+        typer.echo(f"{page}: {len(chosen.rows):,} images")
 
 
 def do_bench(config: Config) -> None:

@@ -4,6 +4,7 @@ import typer
 
 from pipeline.cli.caching import build, verify
 from pipeline.cli.drawing import evaluate, export, sample
+from pipeline.cli.inspecting import inspect
 from pipeline.cli.plain import bench, run, train
 from pipeline.cli.planning import plan
 from pipeline.cli.presets import init
@@ -17,5 +18,8 @@ app = typer.Typer(
 )
 
 # In the order in which they are needed, which is that of the help.
-for command in (init, plan, build, verify, bench, train, sample, evaluate, run, export):
+for command in (
+    *(init, plan, build, inspect, verify, bench),
+    *(train, sample, evaluate, run, export),
+):
     app.command()(command)

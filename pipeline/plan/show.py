@@ -13,7 +13,7 @@ from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.outline import Plan
 from pipeline.plan.quantities import duration, operations, percent, rate
 from pipeline.plan.speeds import FLOPS
-from pipeline.tables import print_table
+from pipeline.tables import new_table, print_table
 
 # Arrays that are small and in every column.
 BESIDE = ("valid", "crc32c", "ledger")
@@ -37,14 +37,6 @@ def show_plan(plan: Plan) -> None:
         typer.echo(f"- {sentence}")
 
 
-def _table(*columns: str) -> Table:
-    """A table whose first column is text, and whose others are numbers."""
-    table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
 def _print(title: str, table: Table) -> None:
     typer.echo()
     typer.secho(title, bold=True)
@@ -53,7 +45,7 @@ def _print(title: str, table: Table) -> None:
 
 def _show_space(plan: Plan) -> None:
     space = plan.space
-    table = _table("array", "type", "row", "bytes", "in all", "to write")
+    table = new_table("array", "type", "row", "bytes", "in all", "to write", has_numbers=True)
     for one in (one for one in space.arrays if one.array.name not in BESIDE):
         about = "about " if one.array.is_compressed else ""
         table.add_row(
@@ -85,7 +77,7 @@ def _sizes(whole: Size, missing: Size) -> Sequence[str]:
 
 def _show_networks(plan: Plan) -> None:
     step = plan.gains.step_flops
-    table = _table("network", "GFLOP", "of a training step", "")
+    table = new_table("network", "GFLOP", "of a training step", "", has_numbers=True)
     used = {f"features/{name}" for name in plan.config.train.encoders}
     for one in plan.foreseen:
         name = one.column.name
@@ -107,7 +99,7 @@ def _show_build(plan: Plan) -> None:
     else:
         how = f"assumed: {FLOPS['float16'] / 1e12:.0f} TFLOP/s in half precision, "
         how += f"{FLOPS['float32'] / 1e12:.0f} in float32, as an H100"
-    table = _table("part", "speed", "time")
+    table = new_table("part", "speed", "time", has_numbers=True)
     speeds = {
         one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
         for one in plan.foreseen
@@ -127,7 +119,7 @@ def _show_build(plan: Plan) -> None:
 
 def _show_reading(plan: Plan) -> None:
     needed, size = plan.rate, plan.rate.image_bytes
-    table = _table("", "images/s", "GB/s", "feeds GPUs")
+    table = new_table("", "images/s", "GB/s", "feeds GPUs", has_numbers=True)
     rows = {f"a GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s needs, assumed": needed.images_per_second}
     if needed.gpus > 1:
         rows[f"{needed.gpus} GPUs need"] = needed.needed_images_per_second
@@ -148,7 +140,7 @@ def _show_gains(plan: Plan) -> None:
     epochs = f"{gains.epochs:,.4g}"
     if gains.aligned_epochs < gains.epochs:
         epochs += f", {gains.aligned_epochs:,.4g} of them aligned"
-    table = _table("", "")
+    table = new_table("", "", has_numbers=True)
     table.show_header = False
     per = f"on one {plan.device_name}"
     facts = {

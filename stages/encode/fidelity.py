@@ -3,6 +3,7 @@
 R rows, T tokens, D features.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from cache.metadata import check_recipe
 from cache.reader import Cache
 from stages.encode.columns import Maker, load_makers
-from stages.encode.crops import CropReader
+from stages.encode.crops import Crops
 from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
 from stages.progress import progress
@@ -57,17 +58,17 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
             valid = np.flatnonzero(reader.valid)
             rows = valid[np.linspace(0, len(valid), count, endpoint=False, dtype=np.int64)]
             rows = np.unique(rows)
-            fresh = _encode(maker, crops, rows.tolist())
+            fresh = encoded_again(maker, crops.batches(rows.tolist()), len(rows))
             stored = torch.from_numpy(reader.values(maker.array, rows))
             measured.append(_compare(maker, stored, fresh))
     return measured
 
 
-def _encode(maker: Maker, crops: CropReader, rows: list[int]) -> Tensor:
-    """What the network gives for some rows, float32 [R, ...] on the CPU."""
+def encoded_again(maker: Maker, batches: Iterable[Crops], count: int) -> Tensor:
+    """What the network gives for batches of `count` crops in all, float32 [R, ...] on the CPU."""
     values = []
-    with progress(maker.column.rpartition("/")[2], len(rows), "images") as advance:
-        for batch in crops.batches(rows):
+    with progress(maker.column.rpartition("/")[2], count, "images") as advance:
+        for batch in batches:
             values.append(maker.network(batch)[maker.array].cpu())
             advance(len(batch), "")
     return torch.cat(values)

@@ -1,0 +1,1 @@
+"""What `repa-cache inspect` tells and shows of a cache."""

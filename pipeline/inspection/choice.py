@@ -1,0 +1,84 @@
+"""Which images of a cache are shown.
+
+N rows of the cache, R images that are shown.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.errors import RepaCacheError
+from cache.rows import RowTable
+from pipeline.inspection.contents import Contents
+
+RowNumbers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+# Of the keys that a part of a key fits, or that lie near to one.
+NAMED_KEYS = 6
+
+
+class UnknownKeyError(RepaCacheError):
+    """No image of the cache has this key, or several could be meant."""
+
+
+def find_rows(keys: Sequence[str], table: RowTable) -> RowNumbers:
+    """The rows of some keys, of unique endings of keys, or of unique parts of keys, [R].
+
+    Raises UnknownKeyError with the keys that are near.
+    """
+    known: list[str] = table.key.tolist()
+    return np.array([_find_row(key, known) for key in dict.fromkeys(keys)], np.int64)
+
+
+def _find_row(key: str, known: Sequence[str]) -> int:
+    for fits in (key.__eq__, lambda name: name.endswith(key), lambda name: key in name):
+        found = [row for row, name in enumerate(known) if fits(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = sorted(known[row] for row in found[: 100 * NAMED_KEYS])[:NAMED_KEYS]
+            raise UnknownKeyError(
+                f"--rows {key}: {len(found):,} images could be meant, among them "
+                f"{', '.join(names)}. Give more of the key."
+            )
+    ordered = sorted(known)
+    place = bisect_left(ordered, key)
+    near = ordered[max(place - NAMED_KEYS // 2, 0) : place + NAMED_KEYS // 2]
+    raise UnknownKeyError(
+        f"--rows {key}: no image has such a key. Those next to it in the alphabet: "
+        f"{', '.join(near)}."
+    )
+
+
+def shown_columns(contents: Contents, rows: RowNumbers | None = None) -> tuple[list[str], Mask]:
+    """Columns that have images in common, and which rows, [N], these are.
+
+    The columns that have most images come first; one that shares none with them is left out.
+    rows: the images that they have to have, if some are asked for.
+    """
+    assert contents.rows is not None
+    common, names = np.ones(len(contents.rows), np.bool_), []
+    for facts in sorted(contents.columns, key=lambda facts: -int(facts.there.sum())):
+        both = common & facts.there
+        if both.any() if rows is None else both[rows].all():
+            names.append(facts.name)
+            common = both
+    return names, common
+
+
+def spread_rows(there: Mask, labels: npt.NDArray[np.int32], count: int) -> RowNumbers:
+    """Up to `count` rows, evenly spread over the images in the order of their classes, [R]."""
+    rows = np.flatnonzero(there)
+    ordered = rows[np.argsort(labels[rows], kind="stable")]
+    count = min(count, len(rows))
+    # The middle of each of `count` equal parts.
+    return ordered[(2 * np.arange(count) + 1) * len(rows) // (2 * count)] if count else ordered
+
+
+def drawn_rows(there: Mask, count: int, seed: int) -> RowNumbers:
+    """Up to `count` rows at random, [R]."""
+    rows = np.flatnonzero(there)
+    return np.random.default_rng(seed).permutation(rows)[:count]

@@ -1,0 +1,164 @@
+"""What a cache holds, as far as it can be told without reading its tensors.
+
+N rows, T tokens, D features, C latent channels, h and w the latent's sides.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache import ledger
+from cache.errors import DamagedCacheError
+from cache.layout import PIXELS, VALID, Column
+from cache.metadata import column_names, read_column, read_group, root_attributes
+from cache.recipe import Recipe, differences
+from cache.rows import RowTable, read_unchecked_rows
+from cache.verify import Fault, Remedy, survey
+from pipeline.config import Config
+from pipeline.inspection.usage import RunUse, find_uses
+from stages.encode.columns import declared_recipes
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A column, finished or not.
+
+    there: which rows, [N], are finished and valid; finished: number of shards; invalid: rows of
+    these whose image could not be decoded; provenance: when and with what it was made; changes:
+    how its recipe differs from what the configuration would build, or None if that has no such
+    column.
+    """
+
+    column: Column
+    there: npt.NDArray[np.bool_]
+    finished: int
+    invalid: int
+    disk_bytes: int
+    provenance: Mapping[str, str]
+    changes: Sequence[str] | None
+
+    @property
+    def name(self) -> str:
+        """The column's name."""
+        return self.column.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height and width of its grid, and the features at each place."""
+        main = self.column.arrays[0].row_shape
+        if self.name.startswith("features/"):
+            return isqrt(main[0]), isqrt(main[0]), main[1]
+        channels, height, width = main
+        return height, width, channels if self.name.startswith(PIXELS) else channels // 2
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What there is to know of a cache.
+
+    root: its attributes; rows: None if the row table cannot be read; unreadable: columns whose
+    metadata cannot be read; missing: columns that the configuration asks for and the cache does
+    not have; faults: what is wrong, as far as it shows without reading the tensors.
+    """
+
+    path: Path
+    root: Mapping[str, Any]
+    rows: RowTable | None
+    columns: tuple[ColumnFacts, ...]
+    unreadable: tuple[str, ...]
+    missing: tuple[str, ...]
+    runs: tuple[RunUse, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def readable_rows(self) -> RowTable:
+        """The row table. Raises DamagedCacheError if it cannot be read."""
+        if self.rows is None:
+            raise DamagedCacheError(
+                f"{self.path}: its row table cannot be read, so that no image can be shown. Run "
+                "`repa-cache build --repair`."
+            )
+        return self.rows
+
+
+def gather_contents(config: Config) -> Contents:
+    """Look at a cache, also if it is damaged or incomplete.
+
+    Raises NotACacheError if there is none.
+    """
+    path, declared = config.cache.path, declared_recipes(config.encode)
+    root, faults = root_attributes(path), list(survey(path).faults)
+    rows, names = _rows(path), column_names(path)
+    columns = [column for name in names if (column := _column(path, name, rows)) is not None]
+    found = [_facts(column, rows, declared.get(column.name), faults) for column in columns]
+    fingerprints = {column.name: column.fingerprint for column in columns}
+    return Contents(
+        path=path,
+        root=root,
+        rows=rows,
+        columns=tuple(found),
+        unreadable=tuple(name for name in names if name not in fingerprints),
+        missing=tuple(name for name in declared if name not in names),
+        runs=tuple(find_uses(config.train.run.parent, fingerprints, rows)),
+        faults=tuple(faults),
+    )
+
+
+def _rows(path: Path) -> RowTable | None:
+    try:
+        return read_unchecked_rows(path)
+    except DamagedCacheError:
+        return None
+
+
+def _column(path: Path, name: str, rows: RowTable | None) -> Column | None:
+    try:
+        return read_column(path, name, 0 if rows is None else len(rows))
+    except DamagedCacheError:
+        return None
+
+
+def _facts(
+    column: Column, rows: RowTable | None, declared: Recipe | None, faults: list[Fault]
+) -> ColumnFacts:
+    """The facts of a column. faults: takes those that its files show."""
+    missing = set() if rows is None else set(ledger.missing(column, rows))
+    finished = [shard for shard in range(column.shards) if shard not in missing]
+    there, invalid = np.zeros(column.rows, np.bool_), 0
+    for shard in finished:
+        if broken := list(_broken_files(column, shard)):
+            faults += broken
+            continue
+        span = column.shard_rows(shard)
+        valid = np.fromfile(column.shard_path(VALID, shard), np.uint8, len(span)) != 0
+        there[span.start : span.stop] = valid
+        invalid += int((~valid).sum())
+    wanted = None if declared is None else {**column.recipe, **declared}
+    return ColumnFacts(
+        column=column,
+        there=there,
+        finished=len(finished),
+        invalid=invalid,
+        disk_bytes=sum(file.stat().st_size for file in column.folder.rglob("*") if file.is_file()),
+        provenance=read_group(column.folder).get("provenance", {}),
+        changes=None if wanted is None else differences(column.recipe, wanted),
+    )
+
+
+def _broken_files(column: Column, shard: int) -> Iterator[Fault]:
+    """The files of a finished shard that are missing, or not as long as they have to be."""
+    for array in column.arrays:
+        path = column.shard_path(array, shard)
+        if not path.is_file():
+            what = "its file is missing"
+        elif not array.is_compressed and path.stat().st_size != column.shard_bytes(array, shard):
+            what = f"its file has {path.stat().st_size:,} bytes"
+        else:
+            continue
+        where = f"{column.name}/{array.name} shard {shard}"
+        yield Fault(where, what, Remedy.REPAIR, column.name, shard)

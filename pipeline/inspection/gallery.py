@@ -1,0 +1,132 @@
+"""From what is asked for to tables and a page of pictures.
+
+R images that are shown.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import typer
+from torch import Tensor
+
+from cache.errors import IncompleteCacheError
+from cache.rows import RowTable
+from pipeline.inspection.choice import (
+    RowNumbers,
+    drawn_rows,
+    find_rows,
+    shown_columns,
+    spread_rows,
+)
+from pipeline.inspection.contents import Contents
+from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
+from pipeline.inspection.material import Material, encoder_of, gather_material, read_crops
+from pipeline.inspection.options import InspectOptions
+from pipeline.inspection.page import Story, write_pictures
+from pipeline.inspection.singles import (
+    Neighbours,
+    find_neighbours,
+    image_listings,
+    neighbour_listings,
+)
+from stages.encode.settings import EncodeSettings
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images that are looked at.
+
+    rows: theirs, [R]; columns: those that have them all; neighbours: of each; listings: what
+    there is to say of them.
+    """
+
+    table: RowTable
+    rows: RowNumbers
+    columns: list[str]
+    neighbours: Neighbours
+    listings: list[Listing]
+
+
+def show_contents(contents: Contents) -> None:
+    """Print what a cache holds."""
+    for line in headline(contents):
+        typer.echo(line)
+    show_listings(cache_listings(contents))
+
+
+def select(contents: Contents, options: InspectOptions) -> Selection:
+    """The images that are asked for by key, or as many as are asked for.
+
+    Raises DamagedCacheError if the row table cannot be read, UnknownKeyError for a key that no
+    image has, IncompleteCacheError if there is nothing to select from.
+    """
+    table, asked = contents.readable_rows, None
+    if options.keys:
+        asked = find_rows(options.keys, table)
+    columns, there = shown_columns(contents, asked)
+    if asked is not None:
+        rows = asked
+    elif options.seed is None:
+        rows = spread_rows(there, table.label, options.images)
+    else:
+        rows = drawn_rows(there, options.images, options.seed)
+    if not columns:
+        raise IncompleteCacheError(
+            f"{contents.path}: no image is finished in any column. Run `repa-cache build`."
+        )
+    neighbours = find_neighbours(contents, rows, options.neighbours, options.among)
+    listings = image_listings(contents, table, rows) if options.keys else []
+    return Selection(table, rows, columns, neighbours, listings)
+
+
+def show_images(chosen: Selection) -> None:
+    """Print what a cache has of some images, and which others resemble them."""
+    nearest = neighbour_listings(chosen.table, chosen.rows, chosen.neighbours)
+    show_listings([*chosen.listings, *nearest])
+
+
+def write_gallery(
+    settings: EncodeSettings, contents: Contents, chosen: Selection, folder: Path | None
+) -> Path:
+    """Write the page of some images; returns it. folder: by default beside the cache."""
+    settings = _as_cached(settings, contents)
+    material = gather_material(settings, contents, chosen.rows, chosen.columns)
+    material.notes += [
+        f"without {facts.name}: it does not have these images"
+        for facts in contents.columns
+        if facts.name not in chosen.columns
+    ]
+    story = Story(
+        title=contents.path.name,
+        lines=headline(contents),
+        listings=[*cache_listings(contents), *chosen.listings],
+        table=chosen.table,
+        resolution=settings.dataset.resolution,
+        storages={
+            encoder_of(facts.name): str(facts.column.recipe["storage"])
+            for facts in contents.columns
+        },
+        neighbours=chosen.neighbours,
+        nearby=_nearby(settings, chosen, material),
+    )
+    folder = folder or contents.path.with_name(f"{contents.path.stem}-inspect")
+    return write_pictures(folder, story, material)
+
+
+def _as_cached(settings: EncodeSettings, contents: Contents) -> EncodeSettings:
+    """The settings with the resolution of the cache, which the configuration may have left."""
+    resolution = contents.columns[0].column.recipe["resolution"]
+    dataset = settings.dataset.model_copy(update={"resolution": resolution})
+    return settings.model_copy(update={"dataset": dataset})
+
+
+def _nearby(settings: EncodeSettings, chosen: Selection, material: Material) -> dict[int, Tensor]:
+    """The crops of all neighbours, as far as they can be had, by row."""
+    lists = (some for lists in chosen.neighbours.values() for some in lists)
+    rows = np.array(sorted({near.row for some in lists for near in some}), np.int64)
+    if len(rows) and material.crops is not None:
+        with material.without("the crops of neighbours"):
+            crops = read_crops(settings, chosen.table, rows)
+            return dict(zip(rows.tolist(), crops, strict=True))
+    return {}
