@@ -26,7 +26,12 @@ CPU = torch.device("cpu")
 RUNNER = CliRunner()
 PRESET_NAMES = sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir())
 # What takes seconds each, as networks of a billion parameters do even without values.
-SLOW_PRESETS = {"imagenet256-dit-xl2", "imagenet256-sit-l2-encoders", "imagenet512-sit-xl2"}
+SLOW_PRESETS = {
+    "imagenet256-sit-b2",
+    "imagenet256-dit-xl2",
+    "imagenet256-sit-l2-encoders",
+    "imagenet512-sit-xl2",
+}
 IMAGENET = 1_281_167
 OFFLINE = "socket.socket.connect"
 
