@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.filesize import decimal
 
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column
 from cache.rows import RowTable, create_cache
 from cache.writer import ShardWriter
 from stages.encode.describe import provenance
+from stages.progress import say
 
 SCRATCH_BYTES = 1_000_000_000
 BATCH_BYTES = 32 << 20
@@ -43,6 +45,7 @@ def scratch_cache(
     budget = min(SCRATCH_BYTES, free_bytes // 2)
     row_bytes = sum(column.row_bytes for column in columns)
     rows = max(min(budget // row_bytes, len(table)), 1)
+    say(f"measure: writing and reading {decimal(rows * row_bytes)} of random rows in {folder}")
     with TemporaryDirectory(
         prefix=f".{name}.plan-{os.getpid()}-", suffix=".partial", dir=folder
     ) as aside:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import typer
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
+from cache.arrays import physical_memory_bytes
 from cache.layout import FLIPPED
 from cache.sizes import Size
 from pipeline.bench import GPU_FLOPS
@@ -32,9 +34,10 @@ def show_plan(plan: Plan) -> None:
     _show_build(plan)
     _show_reading(plan)
     _show_gains(plan)
-    typer.echo()
+    table = Table(box=None, pad_edge=False, show_header=False)
     for sentence in advice(plan):
-        typer.echo(f"- {sentence}")
+        table.add_row("-", escape(sentence))
+    _print("What follows", table)
 
 
 def _print(title: str, table: Table) -> None:
@@ -45,29 +48,28 @@ def _print(title: str, table: Table) -> None:
 
 def _show_space(plan: Plan) -> None:
     space = plan.space
-    table = new_table("array", "type", "row", "bytes", "in all", "to write", has_numbers=True)
+    table = new_table("array", "type", "row", "in all", "to write", has_numbers=True)
     for one in (one for one in space.arrays if one.array.name not in BESIDE):
-        about = "about " if one.array.is_compressed else ""
+        about = "~" if one.array.is_compressed else ""
         table.add_row(
             f"{one.column}/{one.array.name}",
             one.array.dtype,
             " x ".join(map(str, one.array.row_shape)),
-            f"{one.array.row_bytes:,}",
             about + decimal(one.whole.bytes),
             about + decimal(one.missing.bytes),
         )
     small = [one for one in space.arrays if one.array.name in BESIDE]
     whole = sum((one.whole for one in small), space.metadata)
     missing = sum((one.missing for one in small), space.missing_metadata)
-    blank = ("",) * 3
+    blank = ("",) * 2
     table.add_row("rows, checksums, metadata", *blank, *_sizes(whole, missing))
     table.add_row("all", *blank, *_sizes(space.whole, space.missing), style="bold")
     table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
     if space.needed_bytes != space.missing.bytes:
         table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
-    verdict, style = ("it fits", "") if space.fits else ("it does not fit", "bold red")
-    free = f"free in {space.folder}: {verdict}"
-    table.add_row(free, *blank, "", decimal(space.free_bytes), style=style)
+    verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
+    free = decimal(space.free_bytes)
+    table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
     _print("Disk", table)
 
 
@@ -77,15 +79,16 @@ def _sizes(whole: Size, missing: Size) -> Sequence[str]:
 
 def _show_networks(plan: Plan) -> None:
     step = plan.gains.step_flops
-    table = new_table("network", "GFLOP", "of a training step", "", has_numbers=True)
+    table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
+    table.columns[-1].justify = "left"
     used = {f"features/{name}" for name in plan.config.train.encoders}
     for one in plan.foreseen:
         name = one.column.name
         if not one.flops or name.endswith(FLIPPED):
             continue
-        remark = "online, in every step" if name in used else "not in this run"
+        remark = "online: in every step" if name in used else "not in this run"
         if name == plan.config.latents.column:
-            remark = "precomputed by published code too"
+            remark = "published code precomputes it"
         table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
     model = f"{plan.config.train.model}, forward and backward"
     table.add_row(model, operations(step), "", "")
@@ -97,8 +100,8 @@ def _show_build(plan: Plan) -> None:
     if plan.measured:
         how = f"measured on this {plan.device_name}"
     else:
-        how = f"assumed: {FLOPS['float16'] / 1e12:.0f} TFLOP/s in half precision, "
-        how += f"{FLOPS['float32'] / 1e12:.0f} in float32, as an H100"
+        half, whole = (FLOPS[precision] / 1e12 for precision in ("float16", "float32"))
+        how = f"assumed: {half:.0f} TFLOP/s in float16, {whole:.0f} in float32 (an H100)"
     table = new_table("part", "speed", "time", has_numbers=True)
     speeds = {
         one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
@@ -127,7 +130,10 @@ def _show_reading(plan: Plan) -> None:
         table.add_row(name, rate(images), f"{images * size / 1e9:.3g}", "")
     if plan.measured:
         reading = plan.measured.reading
-        for name, images in (("from the disk", reading.cold), ("from memory", reading.warm)):
+        rates = {"from the disk": reading.cold}
+        if size * plan.images.count < physical_memory_bytes():
+            rates["from memory"] = reading.warm
+        for name, images in rates.items():
             feeds = f"{images / needed.images_per_second:.2g}"
             table.add_row(f"measured {name}", rate(images), f"{images * size / 1e9:.3g}", feeds)
     _print("Reading", table)

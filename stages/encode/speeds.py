@@ -21,6 +21,7 @@ from stages.encode.foresight import ForeseenColumn
 from stages.encode.images import Pixels, centre_crop, decode
 from stages.encode.settings import EncodeSettings
 from stages.encode.sources import Source
+from stages.progress import progress
 
 MEASURE_SECONDS = 2.0
 # Images that are compressed, and that threads decode between two looks at the clock.
@@ -74,14 +75,16 @@ def measure_networks(
     """
     columns = {one.column.name: one.column for one in foreseen if one.flops}
     seconds: dict[str, float] = {}
-    for maker in load_makers(settings, device, untrained=True):
-        name, plain = maker.column, maker.column.removesuffix(FLIPPED)
-        if plain in seconds:
-            seconds[name] = seconds[plain]
-        elif name in columns:
-            seconds[name] = _seconds_per_image(settings, Job(columns[name], maker), device)
-        else:
-            seconds[name] = 0.0
+    with progress("measure", len(foreseen), "columns") as advance:
+        for maker in load_makers(settings, device, untrained=True):
+            name, plain = maker.column, maker.column.removesuffix(FLIPPED)
+            if plain in seconds:
+                seconds[name] = seconds[plain]
+            elif name in columns:
+                seconds[name] = _seconds_per_image(settings, Job(columns[name], maker), device)
+            else:
+                seconds[name] = 0.0
+            advance(1, name)
     return seconds
 
 
