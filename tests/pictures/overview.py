@@ -1,0 +1,70 @@
+"""Draws the picture at the top of the README, by the tool itself.
+
+    python tests/pictures/overview.py FOLDER
+
+FOLDER gets photographs of scikit-image at 256 px, a cache of them with two encoders, and the
+pictures of `repa-cache inspect`; `overview.png` of these becomes the README's, in fewer colours.
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from saliency_vit import load_saliency_vit
+
+from pipeline.config import load_config
+from pipeline.inspection.options import InspectOptions
+from pipeline.work import do_build, do_inspect
+from stages.encode.encoders import ENCODERS
+from stages.encode.photographs import open_photograph
+
+PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins")
+CONFIGURATION = """
+[dataset]
+source = "imagefolder"
+path = "photographs"
+resolution = 256
+
+[cache]
+path = "photographs.zarr"
+
+[latents]
+vae = "demo-autoencoder"
+
+[encoders.saliency-vit-s]
+weights = "saliency-vit-s.safetensors"
+
+[encoders.efficientnet-lite0]
+
+[train]
+model = "SiT-XS/4"
+run = "run"
+encoders = []
+depth = 2
+"""
+
+
+def main(folder: Path) -> None:
+    """Make the picture."""
+    for name in PHOTOGRAPHS:
+        (folder / "photographs" / name).mkdir(parents=True)
+        open_photograph(name, 256).save(folder / "photographs" / name / f"{name}.png")
+    save_file(load_saliency_vit().state_dict(), folder / "saliency-vit-s.safetensors")
+    # It has the shape of DINOv2's smallest network, and other weights.
+    ENCODERS["saliency-vit-s"] = ENCODERS["dinov2-vit-s"]
+    (folder / "pipeline.toml").write_text(CONFIGURATION)
+    config = load_config(folder / "pipeline.toml")
+    do_build(config)
+    keys = tuple(f"{name}/{name}.png" for name in PHOTOGRAPHS)
+    do_inspect(config, InspectOptions(keys=keys, has_pictures=True))
+    with Image.open(folder / "photographs-inspect" / "overview.png") as picture:
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(Path(__file__).with_name("overview.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
