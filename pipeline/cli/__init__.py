@@ -6,6 +6,7 @@ from pipeline.cli.caching import build, verify
 from pipeline.cli.drawing import evaluate, export, sample
 from pipeline.cli.plain import bench, run, train
 from pipeline.cli.presets import init
+from pipeline.cli.reporting import report
 
 app = typer.Typer(
     help="Build once, train many: cached latents and encoder features for REPA training.",
@@ -16,5 +17,5 @@ app = typer.Typer(
 )
 
 # In the order in which they are needed, which is that of the help.
-for command in (init, build, verify, bench, train, sample, evaluate, run, export):
+for command in (init, build, verify, bench, train, sample, evaluate, report, run, export):
     app.command()(command)
