@@ -20,7 +20,7 @@ LEVEL_COLOURS = ("#3b82f6", "#8b5cf6", "#e0457b", "#f59e0b")
 # In inches: as wide as its place on the page, so that text is neither small nor large there.
 SMALL, LARGE = (3.1, 2.1), (4.4, 2.5)
 # Left, right, bottom and top of its axes, in inches: the axes of all panels are in line.
-MARGINS = (0.52, 0.08, 0.3, 0.1)
+MARGINS = (0.52, 0.16, 0.3, 0.1)
 # A panel is 300 to 400 pixels wide: no more than two points for every second of them are seen.
 POINTS = 400
 # Values beyond these quantiles do not widen an axis: one spike would flatten all the rest.
@@ -31,11 +31,15 @@ DECADE = 10
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of a panel. key: by which a page finds it, such as `run-0`."""
+    """A curve of a panel.
+
+    key: by which a page finds it, such as `run-0`; last: the step to which the axis goes.
+    """
 
     curve: Curve
     colour: str
     key: str
+    last: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def level_panels(records: Sequence[RunRecord]) -> list[Panel]:
 
 def _by_level(record: RunRecord, name: str, levels: Sequence[str]) -> Panel:
     lines = [
-        Line(record.curve(f"{name}@{level}"), level_colour(level), f"level-{number}")
+        Line(record.curve(f"{name}@{level}"), level_colour(level), f"level-{number}", record.step)
         for number, level in enumerate(levels)
     ]
     return draw_panel(f"{name} by level of noise", lines)
@@ -110,8 +114,9 @@ def run_key(number: int) -> str:
 
 
 def _lines(records: Sequence[RunRecord], name: str) -> list[Line]:
+    last = max(record.step for record in records)
     return [
-        Line(record.curve(name), COLOURS[number], run_key(number))
+        Line(record.curve(name), COLOURS[number], run_key(number), last)
         for number, record in enumerate(records)
     ]
 
@@ -131,7 +136,8 @@ def draw_panel(
         if bounds is None:
             fit_axis(axes, [line.curve for line in lines])
         else:
-            axes.set_ylim(*bounds)
+            highest = max((max(one.curve.values, default=0) for one in lines), default=0)
+            axes.set_ylim(bounds[0], bounds[1] or 1.1 * highest or 1)
         remarks = [caption, "logarithmic" if axes.get_yscale() == "log" else ""]
         return Panel(title, "; ".join(filter(None, remarks)), inline_svg(figure))
 
@@ -149,20 +155,19 @@ def new_panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
 def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw what was logged, faintly, and its moving average."""
     for line in lines:
-        for values, alpha, width in (
-            (line.curve.values, 0.3, 0.8),
-            (line.curve.smoothed, 1.0, 1.8),
-        ):
-            x, y = thinned(line.curve.steps, values)
-            axes.plot(x, y, color=line.colour, alpha=alpha, linewidth=width, gid=line.key)
-    set_step_axis(axes)
+        steps = line.curve.steps
+        look: dict[str, Any] = {"color": line.colour, "gid": line.key}
+        axes.plot(*thinned(steps, line.curve.values), alpha=0.3, linewidth=0.8, **look)
+        # Above what was logged of all lines.
+        axes.plot(*thinned(steps, line.curve.smoothed), zorder=3, **look)
+    set_step_axis(axes, max(line.last for line in lines))
 
 
-def set_step_axis(axes: Axes) -> None:
-    """Have a horizontal axis of steps."""
+def set_step_axis(axes: Axes, last: int) -> None:
+    """Have a horizontal axis of steps up to the last."""
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.02)
+    axes.set_xlim(-0.02 * last, 1.02 * last)
 
 
 def fit_axis(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -204,7 +209,7 @@ def save_curves(record: RunRecord, path: Path) -> None:
     with styled():
         figure = new_figure(4.5 * len(names), 3)
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            line = Line(record.curve(name), COLOURS[0], run_key(0))
+            line = Line(record.curve(name), COLOURS[0], run_key(0), record.step)
             draw_lines(axes, [line])
             fit_axis(axes, [line.curve])
             axes.set_title(name)

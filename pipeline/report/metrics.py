@@ -109,8 +109,7 @@ def _draw(metric: str, lines: dict[tuple[int, str], list[tuple[int, float]]]) ->
             axes.plot(
                 steps, values, look, marker="o", markersize=4, color=COLOURS[run], gid=run_key(run)
             )
-        set_step_axis(axes)
-        axes.set_xlim(left=0)
+        set_step_axis(axes, max(step for points in lines.values() for step, _ in points))
         picture = inline_svg(figure)
     groups = sorted({group for _, group in lines})
     caption = f"lines: {', '.join(groups)}, as in the table" if len(groups) > 1 else ""

@@ -30,7 +30,8 @@ Log = list[dict[str, float]]
 
 # A parameter by name, but computed and never trained.
 POSITIONS = "pos_embed"
-DECAY = 0.9
+# A moving average is over so many values, or this part of all if that is more.
+AVERAGED, AVERAGED_PART = 10, 0.02
 
 
 class ReportError(RepaCacheError):
@@ -47,9 +48,10 @@ class Curve:
     @cached_property
     def smoothed(self) -> list[float]:
         """Exponential moving average, unbiased at the start."""
+        share = 1 / max(AVERAGED, AVERAGED_PART * len(self.values))
         smooth, weight, result = 0.0, 0.0, []
         for value in self.values:
-            smooth, weight = DECAY * smooth + (1 - DECAY) * value, DECAY * weight + 1 - DECAY
+            smooth, weight = smooth + share * (value - smooth), weight + share * (1 - weight)
             result.append(smooth / weight)
         return result
 
