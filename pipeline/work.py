@@ -18,7 +18,9 @@ from pipeline.launch import placement
 from pipeline.plan.export import exported
 from pipeline.plan.outline import make_plan
 from pipeline.plan.show import show_plan
-from pipeline.report import gather, show, used_columns, write_report
+from pipeline.report.page import write_own_report
+from pipeline.report.records import is_run
+from pipeline.summary import show_summary, summarise, used_columns
 from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid, show_results
 from stages.encode.build import build, find_columns
 from stages.encode.columns import declared_recipes
@@ -30,8 +32,8 @@ from stages.sample.evaluate import evaluate, open_samples
 from stages.sample.generate import newest_samples, sample
 from stages.sample.grids import GridDrawer
 from stages.sample.options import EvaluateOptions, SampleOptions
-from stages.train.checkpoint import latest
 from stages.train.export import export
+from stages.train.folder import config_path
 from stages.train.loop import train
 from stages.train.options import ExportOptions
 
@@ -115,7 +117,7 @@ def do_train(config: Config) -> None:
         reached = train(settings, config.tensors, place, draw, lambda: _record(config))
     if not place.is_main:
         return
-    write_report(gather(config))
+    write_own_report(settings.run)
     made = reached.step - reached.start
     speed = f", {made / reached.seconds:,.1f} steps/s" if made else ""
     typer.echo(
@@ -127,7 +129,7 @@ def do_train(config: Config) -> None:
 def _record(config: Config) -> None:
     """Keep the configuration with the run."""
     content = json.dumps(config.model_dump(mode="json"), indent=2)
-    write_atomically(config.train.run / "config.json", content.encode())
+    write_atomically(config_path(config.train.run), content.encode())
 
 
 def do_export(config: Config, options: ExportOptions) -> None:
@@ -175,8 +177,8 @@ def do_evaluate(config: Config, options: EvaluateOptions | None = None) -> None:
 
 def _write_report(config: Config) -> None:
     """Write the page of the run; of weights from elsewhere, there need not be one here."""
-    if latest(config.train.run) is not None and config.cache.path.exists():
-        write_report(gather(config))
+    if is_run(config.train.run):
+        write_own_report(config.train.run)
 
 
 def do_run(config: Config) -> None:
@@ -185,7 +187,7 @@ def do_run(config: Config) -> None:
     do_train(config)
     do_sample(config)
     do_evaluate(config)
-    show(gather(config))
+    show_summary(summarise(config))
 
 
 def _check_cache(config: Config) -> None:

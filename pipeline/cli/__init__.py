@@ -8,6 +8,7 @@ from pipeline.cli.inspecting import inspect
 from pipeline.cli.plain import bench, run, train
 from pipeline.cli.planning import plan
 from pipeline.cli.presets import init
+from pipeline.cli.reporting import report
 
 app = typer.Typer(
     help="Build once, train many: cached latents and encoder features for REPA training.",
@@ -20,6 +21,6 @@ app = typer.Typer(
 # In the order in which they are needed, which is that of the help.
 for command in (
     *(init, plan, build, inspect, verify, bench),
-    *(train, sample, evaluate, run, export),
+    *(train, sample, evaluate, run, report, export),
 ):
     app.command()(command)

@@ -62,6 +62,8 @@ def inline_svg(figure: Figure) -> Markup:
     figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # A page has many figures: of their groups, those named by a `gid` are found by their class.
+    svg = re.sub(r'<g id="\w+_\d+">', "<g>", svg).replace("<g id=", "<g class=")
     # HTML knows these namespaces by itself; the font is the page's.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"|font-family: [^;]*; ', "", svg)
     return Markup(svg)

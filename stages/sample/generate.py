@@ -24,6 +24,7 @@ from stages.sample.samples import SampleError, Samples
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import find_solver
 from stages.train.checkpoint import find
+from stages.train.folder import samples_path
 from stages.train.settings import TrainSettings
 
 # How many images there are, and how they are written, decides no pixel of any.
@@ -40,11 +41,7 @@ class Drawn:
 
 def newest_samples(run: Path, images: int) -> Samples:
     """What is drawn from a run's newest checkpoint. Raises CheckpointError if it has none."""
-    return Samples(_folder(run, find(run, None).folder.name), images)
-
-
-def _folder(run: Path, title: str) -> Path:
-    return run / "samples" / title
+    return Samples(samples_path(run, find(run, None).folder.name), images)
 
 
 def sample(
@@ -60,7 +57,7 @@ def sample(
     others are drawing into it; SamplerError if the model cannot be sampled as configured.
     """
     origin = find_origin(options, train)
-    samples = Samples(options.folder or _folder(train.run, origin.title), settings.images)
+    samples = Samples(options.folder or samples_path(train.run, origin.title), settings.images)
     with _drawing_alone(samples, place):
         if place.is_main:
             for note in origin.notes:

@@ -13,6 +13,7 @@ from cache.files import atomic_file
 from stages.encode.autoencoder import Autoencoder
 from stages.sample.sampler import Sampler, make_sampled
 from stages.sample.settings import SampleSettings
+from stages.train.folder import grid_path
 from stages.train.settings import TrainSettings
 from stages.train.transformer import TransformerConfig
 
@@ -55,6 +56,6 @@ class GridDrawer:
         rows, columns = self._settings.grid
         drawn = sampler.draw(range(rows * columns))
         images = [image.permute(1, 2, 0).numpy() for _, image in drawn]
-        folder = self._train.run / "grids"
-        folder.mkdir(exist_ok=True)
-        save_grid(folder / f"step-{step:08d}.png", images, columns)
+        path = grid_path(self._train.run, step)
+        path.parent.mkdir(exist_ok=True)
+        save_grid(path, images, columns)

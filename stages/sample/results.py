@@ -77,8 +77,16 @@ def write_results(
 
 def read_results(samples: Path) -> list[Result]:
     """The metrics that were computed for some samples, if any were."""
-    path = results_path(samples)
-    if not path.is_file():
-        return []
-    found = json.loads(path.read_text())["results"]
+    found = _read(samples).get("results", [])
     return [Result(**{**result, "remarks": tuple(result["remarks"])}) for result in found]
+
+
+def read_drawn(samples: Path) -> dict[str, Any]:
+    """What judged samples were drawn from and how, which is known without their images."""
+    return dict(_read(samples).get("drawn", {}))
+
+
+def _read(samples: Path) -> dict[str, Any]:
+    path = results_path(samples)
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content

@@ -25,6 +25,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.placement import Placement, barrier
+from stages.train.folder import (
+    checkpoint_path,
+    checkpoint_paths,
+    read_state,
+    step_of,
+    weights_path,
+)
 from stages.train.parallel import whole
 from stages.train.transformer import TransformerConfig
 
@@ -44,8 +51,7 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """The content of state.json."""
-        content: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
-        return content
+        return read_state(self.folder)
 
     @property
     def model(self) -> TransformerConfig:
@@ -55,11 +61,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """The number of steps made."""
-        return int(self.folder.name.removeprefix("step-"))
+        return step_of(self.folder.name)
 
     def weights_file(self, name: str) -> Path:
         """The file of `model` or `ema`."""
-        return self.folder / f"{name}.safetensors"
+        return weights_path(self.folder, name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or `ema`, on the CPU."""
@@ -89,14 +95,9 @@ class Content:
     state: State
 
 
-def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
-    return [Checkpoint(folder) for folder in sorted((run / "checkpoints").glob("step-*"))]
+    return [Checkpoint(folder) for folder in checkpoint_paths(run)]
 
 
 def latest(run: Path) -> Checkpoint | None:
@@ -127,7 +128,7 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
     """Write a checkpoint in one step; all processes have to if they hold parts of it."""
     if not (place.is_main or is_sharded):
         return
-    with _shared_folder(folder_of(run, step), place, is_sharded) as aside:
+    with _shared_folder(checkpoint_path(run, step), place, is_sharded) as aside:
         folder = aside / "optimizer"
         with _alone_unwarned():
             save_state(dict(content.optimiser), checkpoint_id=folder, no_dist=not is_sharded)

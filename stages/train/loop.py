@@ -13,7 +13,6 @@ from stages.progress import progress
 from stages.train import checkpoint
 from stages.train.batches import CachedBatches
 from stages.train.data import CachedData
-from stages.train.log import RunLog
 from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
 from stages.train.precision import arithmetic, precision_of
@@ -21,6 +20,7 @@ from stages.train.randomness import Draw
 from stages.train.run import Run, training_alone
 from stages.train.settings import CachedTensors, TrainSettings
 from stages.train.sinks import open_sinks
+from stages.train.speeds import RunLog
 from stages.train.step import Step
 from stages.train.stopping import Agreement, nonfinite_error
 from stages.train.transformer import TransformerConfig

@@ -20,6 +20,7 @@ from stages.train import checkpoint
 from stages.train.checkpoint import Checkpoint, Content
 from stages.train.data import CachedData
 from stages.train.fitting import start_from
+from stages.train.folder import checkpoint_path
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser
 from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
@@ -148,7 +149,7 @@ class Run:
         checkpoint.save(settings.run, self.step, content, self._place, is_sharded=self._is_sharded)
         if self._place.is_main:
             checkpoint.remove_outdated(settings.run, settings.keep, settings.keep_every)
-        self.saved = Checkpoint(checkpoint.folder_of(settings.run, self.step))
+        self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
         for part in ("settings", "columns", "rows"):

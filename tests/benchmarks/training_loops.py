@@ -28,13 +28,13 @@ from stages.encode.features import FrozenEncoder
 from stages.placement import Placement, find_device
 from stages.train.batches import Batch, CachedBatches
 from stages.train.data import CachedData
-from stages.train.log import peak_memory_bytes
 from stages.train.loop import Stretch
 from stages.train.losses import TrainingLoss
 from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Draw
 from stages.train.run import transformer_config
 from stages.train.settings import CachedTensors, TrainSettings
+from stages.train.speeds import peak_memory_bytes
 from stages.train.step import Step
 from stages.train.transformer import Transformer, TransformerConfig
 

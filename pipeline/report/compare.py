@@ -1,0 +1,71 @@
+"""What runs have in common and what not: settings and cached columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.records import RunRecord
+
+# The folder of a run is its name, and not a setting to compare.
+OWN = "train.run"
+# Settings without which losses mean something else; the family is that of the model's name.
+MEANING = ("dataset.resolution", "latents.vae", "train.interpolant", "train.times")
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings in nested sections, by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def different_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, each run's value or the lack of it.
+
+    What a run does not have is an ellipsis, as None is a value.
+    """
+    settings = [flatten(record.config) for record in records]
+    names = dict.fromkeys(name for of_run in settings for name in of_run if name != OWN)
+    values = {name: [of_run.get(name, ...) for of_run in settings] for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def reasons_against_comparing(records: Sequence[RunRecord]) -> list[str]:
+    """Why the losses of runs mean different things, if they do."""
+    different = different_settings(records)
+    families = {str(record.settings.get("model")).partition("-")[0] for record in records}
+    reasons = ["train.model (SiT or DiT)"] if len(families) > 1 else []
+    return reasons + [name for name in MEANING if name in different]
+
+
+@dataclass(frozen=True)
+class ColumnRow:
+    """A cached column and its fingerprint in each run that has read it."""
+
+    name: str
+    values: list[str | None]
+
+    @property
+    def is_of_versions(self) -> bool:
+        """Whether runs have read different versions of it."""
+        return len({one for one in self.values if one is not None}) > 1
+
+
+def columns_read(records: Sequence[RunRecord]) -> list[ColumnRow]:
+    """The columns that any run has read, and the table of rows."""
+    of_runs = [
+        {
+            **record.state.get("columns", {}),
+            **{f"rows ({what})": of for what, of in record.state.get("rows", {}).items()},
+        }
+        for record in records
+    ]
+    names = dict.fromkeys(name for of_run in of_runs for name in of_run)
+    return [
+        ColumnRow(name, [str(of_run[name]) if name in of_run else None for of_run in of_runs])
+        for name in names
+    ]

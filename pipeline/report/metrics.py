@@ -1,0 +1,116 @@
+"""Metrics of samples over the steps of runs, and which of them can be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.pages.figures import COLOURS, inline_svg, styled
+from pipeline.report.curves import SMALL, Panel, new_panel, run_key, set_step_axis
+from pipeline.report.records import RunRecord, SampleRecord
+from stages.sample.results import OF_MANIFEST, Result
+
+# What decides the images that are judged, beside the weights.
+DRAWN_BY = tuple(name for name in OF_MANIFEST if not name.startswith(("model", "checkpoint")))
+HIGHER_IS_BETTER = frozenset({"is", "precision", "recall"})
+LOOKS = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with metrics. group: a letter for how they were drawn and judged."""
+
+    run: int
+    record: RunRecord
+    samples: SampleRecord
+    group: str
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """The metrics by name."""
+        return {result.metric: result for result in self.samples.results}
+
+
+def judged_samples(records: Sequence[RunRecord]) -> tuple[list[Judged], dict[str, str]]:
+    """All samples with metrics, and for each letter of a group what its samples share."""
+    groups: dict[str, str] = {}
+    judged = []
+    for number, record in enumerate(records):
+        for samples in sorted(record.samples, key=lambda one: (one.step or 0, one.title)):
+            if samples.results:
+                words = in_words(samples)
+                groups.setdefault(words, chr(ord("A") + len(groups)))
+                judged.append(Judged(number, record, samples, groups[words]))
+    return judged, {letter: words for words, letter in groups.items()}
+
+
+def in_words(samples: SampleRecord) -> str:
+    """How samples were drawn, and what they were compared with."""
+    drawn = samples.drawn
+    settings = [f"{name} {_shown(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
+    compared = [f"against {one.reference}" for one in samples.results if one.reference]
+    images = [f"{one.images:,} images" for one in samples.results]
+    return ", ".join(dict.fromkeys([*images, *compared, f"weights {samples.weights}", *settings]))
+
+
+def _shown(value: Any) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def metric_names(judged: Sequence[Judged]) -> list[str]:
+    """The metrics that any samples have."""
+    return list(dict.fromkeys(name for one in judged for name in one.results))
+
+
+def direction(metric: str) -> str:
+    """Which values are better, as an arrow."""
+    return "\N{UPWARDS ARROW}" if metric in HIGHER_IS_BETTER else "\N{DOWNWARDS ARROW}"
+
+
+def remarks(judged: Sequence[Judged]) -> dict[str, list[str]]:
+    """What a reader has to know to judge the values, and of which metrics."""
+    found: dict[str, list[str]] = {}
+    for one in judged:
+        for name, result in one.results.items():
+            for remark in result.remarks:
+                metrics = found.setdefault(remark, [])
+                if name not in metrics:
+                    metrics.append(name)
+    return found
+
+
+def metric_panels(judged: Sequence[Judged]) -> list[Panel]:
+    """A panel for each metric that a run has of several steps, drawn and judged alike."""
+    panels = []
+    for metric in metric_names(judged):
+        lines = {key: points for key, points in _points(judged, metric).items() if len(points) > 1}
+        if lines:
+            panels.append(_draw(metric, lines))
+    return panels
+
+
+def _points(
+    judged: Sequence[Judged], metric: str
+) -> dict[tuple[int, str], list[tuple[int, float]]]:
+    """Steps and values of a metric, by run and group."""
+    lines: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for one in judged:
+        if one.samples.step is not None and metric in one.results:
+            point = one.samples.step, one.results[metric].value
+            lines.setdefault((one.run, one.group), []).append(point)
+    return lines
+
+
+def _draw(metric: str, lines: dict[tuple[int, str], list[tuple[int, float]]]) -> Panel:
+    with styled():
+        figure, axes = new_panel(SMALL)
+        for (run, group), points in lines.items():
+            steps, values = zip(*points, strict=True)
+            look = LOOKS[(ord(group) - ord("A")) % len(LOOKS)]
+            axes.plot(
+                steps, values, look, marker="o", markersize=4, color=COLOURS[run], gid=run_key(run)
+            )
+        set_step_axis(axes, max(step for points in lines.values() for step, _ in points))
+        picture = inline_svg(figure)
+    groups = sorted({group for _, group in lines})
+    caption = f"lines: {', '.join(groups)}, as in the table" if len(groups) > 1 else ""
+    return Panel(f"{metric} {direction(metric)}", caption, picture)
