@@ -90,3 +90,11 @@ def _table(*titles: str) -> Table:
 def _print(table: Table) -> None:
     # A pipe has no width: tables in logs are not to be folded at 80 columns.
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def show_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text under their titles."""
+    table = _table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    _print(table)

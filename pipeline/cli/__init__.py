@@ -2,6 +2,7 @@
 
 import typer
 
+from pipeline.cli.analyzing import analyze
 from pipeline.cli.caching import build, verify
 from pipeline.cli.drawing import evaluate, export, sample
 from pipeline.cli.plain import bench, run, train
@@ -18,3 +19,4 @@ app = typer.Typer(
 # In the order in which they are needed, which is that of the help.
 for command in (init, build, verify, bench, train, sample, evaluate, run, export):
     app.command()(command)
+app.add_typer(analyze)
