@@ -2,6 +2,7 @@
 
 import typer
 
+from pipeline.cli.analyzing import analyze
 from pipeline.cli.caching import build, verify
 from pipeline.cli.drawing import evaluate, export, sample
 from pipeline.cli.inspecting import inspect
@@ -24,3 +25,4 @@ for command in (
     *(train, sample, evaluate, run, report, export),
 ):
     app.command()(command)
+app.add_typer(analyze)

@@ -38,6 +38,9 @@ class Objective(Protocol):
     def level(self, time: Tensor) -> Tensor:
         """Times [B] as levels of noise from 0, clean, to 1, noise."""
 
+    def time(self, level: Tensor) -> Tensor:
+        """Levels of noise [B], from 0 to 1, as times: the nearest there are."""
+
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
         """The model's input, and what its prediction costs. clean, noise, input: [B, C, h, w]."""
 
@@ -59,6 +62,9 @@ class VelocityMatching:
 
     def level(self, time: Tensor) -> Tensor:
         return time
+
+    def time(self, level: Tensor) -> Tensor:
+        return level
 
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
         noisy, velocity = interpolate(self._interpolant, clean, noise, time)
@@ -82,6 +88,9 @@ class NoiseAndVariance:
 
     def level(self, time: Tensor) -> Tensor:
         return time / STEPS
+
+    def time(self, level: Tensor) -> Tensor:
+        return (level * STEPS).round().long().clamp(max=STEPS - 1)
 
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
         noisy = diffuse(clean, noise, time)

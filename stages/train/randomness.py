@@ -29,6 +29,7 @@ class Stream(IntEnum):
     SAMPLING = 5
     VIEWS = 6
     CLASSES = 7
+    ANALYSIS = 8
 
 
 def seed_for(seed: int, stream: Stream, *numbers: int) -> int:

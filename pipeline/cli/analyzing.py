@@ -1,0 +1,173 @@
+"""The commands that look into a run's hidden states and a cache's encoders."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import CheckpointStep, Debug, WhichWeights
+from pipeline.config import ConfigError
+from pipeline.exits import reported_errors
+from stages.analyze.options import (
+    EPOCHS,
+    HELD_OUT,
+    LEVELS,
+    NEIGHBOURS,
+    ROWS,
+    AlignmentOptions,
+    ProbeOptions,
+    StateOptions,
+)
+from stages.train.options import Weights
+
+analyze = typer.Typer(
+    name="analyze",
+    help="Look into a run's hidden states, or compare a cache's encoders; trains nothing.",
+    no_args_is_help=True,
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/demo.")]
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")]
+Moved = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="PATH", help="Where the cache is; default: as in the run."),
+]
+Encoders = Annotated[
+    str, typer.Option(metavar="A,B", help="Cached encoders to compare with; default: all.")
+]
+Rows = Annotated[int, typer.Option(min=2, metavar="N", help="Images, at most.")]
+Levels = Annotated[str, typer.Option(metavar="A,B", help="Levels of noise, from 0 to 1.")]
+Blocks = Annotated[str, typer.Option(metavar="A,B", help="Blocks, from 1; default: all.")]
+Conditional = Annotated[
+    bool, typer.Option("--conditional", help="Tell the model each image's label, not none.")
+]
+HeldOut = Annotated[
+    float, typer.Option(min=0.01, max=0.99, metavar="SHARE", help="Of images that judge a probe.")
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Of training a probe.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of noise, of splits and of the order of images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass of the model.")]
+Device = Annotated[str, typer.Option(help="As cuda:1 or cpu; default: the first accelerator.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: RUN/analysis.")
+]
+DEFAULT_LEVELS = ",".join(map(str, LEVELS))
+
+
+@analyze.command()
+def cknna(
+    run: RunFolder,
+    step: CheckpointStep = None,
+    weights: WhichWeights = Weights.EMA,
+    cache: Moved = None,
+    encoders: Encoders = "",
+    rows: Rows = ROWS,
+    levels: Levels = DEFAULT_LEVELS,
+    blocks: Blocks = "",
+    conditional: Conditional = False,
+    neighbours: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Nearest neighbours of each image.")
+    ] = NEIGHBOURS,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Features as they are, not at unit length.")
+    ] = False,
+    seed: Seed = 0,
+    batch_size: BatchSize = StateOptions.batch_size,
+    device: Device = "auto",
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Compare hidden states of every block and level of noise with the cached encoders.
+
+    Example: repa-cache analyze cknna runs/demo --levels 0.3,0.7
+    """
+    with reported_errors(debug):
+        states = StateOptions(
+            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+            *(conditional, seed, batch_size, device),
+        )
+        from pipeline.analysis import Place, do_cknna
+
+        how = AlignmentOptions(neighbours, raw)
+        do_cknna(Place(run, out), _names(encoders), states, how)
+
+
+@analyze.command()
+def probe(
+    run: RunFolder,
+    step: CheckpointStep = None,
+    weights: WhichWeights = Weights.EMA,
+    cache: Moved = None,
+    encoders: Encoders = "",
+    rows: Rows = ROWS,
+    levels: Levels = DEFAULT_LEVELS,
+    blocks: Blocks = "",
+    conditional: Conditional = False,
+    held_out: HeldOut = HELD_OUT,
+    epochs: Epochs = EPOCHS,
+    seed: Seed = 0,
+    batch_size: BatchSize = StateOptions.batch_size,
+    device: Device = "auto",
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Train linear probes on hidden states of every block, to name the images' classes.
+
+    Example: repa-cache analyze probe runs/demo --rows 50000
+    """
+    with reported_errors(debug):
+        states = StateOptions(
+            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+            *(conditional, seed, batch_size, device),
+        )
+        from pipeline.analysis import Place, do_probe
+
+        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+        do_probe(Place(run, out), _names(encoders), states, how)
+
+
+@analyze.command(name="encoders")
+def compare(
+    cache: CacheFolder,
+    encoders: Encoders = "",
+    rows: Rows = ROWS,
+    held_out: HeldOut = HELD_OUT,
+    epochs: Epochs = EPOCHS,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: beside CACHE.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare spatial structure and classes of the cached encoders, to choose one.
+
+    Example: repa-cache analyze encoders demo.zarr
+    """
+    with reported_errors(debug):
+        from pipeline.analysis import do_encoders
+
+        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+        do_encoders(cache, _names(encoders), rows, how, device, out)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    try:
+        levels = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        levels = ()
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise ConfigError(f"--levels {text}: expected numbers from 0 to 1, as 0.1,0.5,0.9.")
+    return levels
+
+
+def _blocks(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise ConfigError(f"--blocks {text}: expected whole numbers, as 4,8,12.") from None

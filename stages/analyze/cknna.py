@@ -1,0 +1,99 @@
+"""CKNNA: how alike two sets of features order each image's nearest neighbours.
+
+Centred kernel nearest-neighbour alignment (Huh et al. 2024, arXiv 2405.07987) in the form of REPA
+(arXiv 2410.06940, eq. 22 to 24). N images, D features of an image, k neighbours.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.analyze.errors import AnalysisError
+from stages.analyze.options import AlignmentOptions
+from stages.train.precision import arithmetic
+
+# Rows of the kernel that are in memory at once.
+CHUNK_ROWS = 1024
+# Features that vary less than this, relative to their length, vary by rounding alone.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest neighbours of each image: all that CKNNA needs of a set of features.
+
+    indices: int64 [N, k]; similarities: the centred kernel there, float64 [N, k]; both on the CPU.
+    """
+
+    indices: Tensor
+    similarities: Tensor
+
+
+def pooled_neighbours(features: Tensor, options: AlignmentOptions) -> Neighbours:
+    """The neighbours of images by pooled features [N, D], in exact float32."""
+    with arithmetic("float32", deterministic=True):
+        prepared = features if options.is_raw else F.normalize(features.float(), dim=1)
+        return find_neighbours(prepared, options.neighbours)
+
+
+def find_neighbours(features: Tensor, count: int, chunk_rows: int = CHUNK_ROWS) -> Neighbours:
+    """The `count` nearest neighbours of each image by the centred linear kernel.
+
+    The kernel is <x_i, x_j> - mean_l <x_i, x_l>, of features as they are. An image is not its own
+    neighbour. Of equally near ones any may be taken. Features that are the same for all images
+    have similarities of zero.
+
+    features: [N, D], on any device; in memory are `chunk_rows` rows of the kernel. Raises
+    AnalysisError if features are not finite or if there are no more images than neighbours.
+    """
+    if len(features) <= count:
+        raise AnalysisError(
+            f"{count} neighbours were asked for among {len(features)} images. Take more images "
+            "(--rows) or fewer neighbours (--neighbours)."
+        )
+    if not torch.isfinite(features).all():
+        raise AnalysisError(
+            "Features are infinite or not a number: these weights, or this column of the cache, "
+            "overflow. Choose another checkpoint, or run `repa-cache verify`."
+        )
+    features = features.float()
+    # Subtracting a mean twice takes off what rounding left of it.
+    centred = features - features.mean(dim=0)
+    centred -= centred.mean(dim=0)
+    if centred.norm() <= ROUNDING * features.norm():
+        centred.zero_()
+    indices, similarities = [], []
+    for start in range(0, len(features), chunk_rows):
+        # <x_i, x_j - mean> is the centred kernel, without the difference of two large numbers.
+        kernel = features[start : start + chunk_rows] @ centred.T
+        kernel.diagonal(start).fill_(-torch.inf)
+        nearest = kernel.topk(count)
+        indices.append(nearest.indices.cpu())
+        similarities.append(nearest.values.cpu().double())
+    return Neighbours(torch.cat(indices), torch.cat(similarities))
+
+
+def cknna(one: Neighbours, other: Neighbours) -> float:
+    """CKNNA between two sets of features of the same images: 1 for equal ones.
+
+    Align(K, L) / sqrt(Align(K, K) Align(L, L)), where Align(K, L) is the sum of K_ij L_ij over
+    images i and those j that are among the neighbours of i in both sets. Independent features
+    share k / N of their neighbours, and have about that. It is 0 if the features of either set
+    are all equal.
+    """
+    squares = [float(found.similarities.square().sum()) for found in (one, other)]
+    if 0 in squares:
+        return 0.0
+    return _align(one, other) / math.sqrt(squares[0] * squares[1])
+
+
+def _align(one: Neighbours, other: Neighbours) -> float:
+    total = 0.0
+    for position in range(one.indices.shape[1]):
+        index = one.indices[:, position, None]
+        shared = (other.similarities * (other.indices == index)).sum(dim=1)
+        total += float(one.similarities[:, position] @ shared)
+    return total

@@ -1,0 +1,135 @@
+"""What the cached encoders are like, to choose one before training.
+
+N images, D features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.layout import Column
+from cache.reader import Cache
+from stages.analyze.cknna import cknna, pooled_neighbours
+from stages.analyze.errors import AnalysisError
+from stages.analyze.options import AlignmentOptions, ProbeOptions
+from stages.analyze.pooled import class_tokens, mean_tokens
+from stages.analyze.probe import Accuracy, Split, probe, split_images
+from stages.analyze.structure import Structure, measure_structure
+from stages.analyze.subject import FEATURES, find_encoders, spread_rows
+from stages.progress import progress
+from stages.train.precision import arithmetic
+
+# Means over this many images are sharp; reading their tokens is what takes time.
+STRUCTURE_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class EncoderScores:
+    """What is known of a cached encoder.
+
+    tokens, features: of an image; storage: how tokens are kept; row_bytes: of an image on disk;
+    mean_token, class_token: accuracies of probes.
+    """
+
+    name: str
+    tokens: int
+    features: int
+    storage: str
+    row_bytes: int
+    structure: Structure
+    mean_token: Accuracy
+    class_token: Accuracy | None
+
+
+@dataclass(frozen=True)
+class EncoderComparison:
+    """The encoders of a cache, those of most spatial structure first.
+
+    cknna: between the mean tokens of any two, by their names; images: that were looked at;
+    classes: of these; trained: images that probes were trained on.
+    """
+
+    path: Path
+    encoders: list[EncoderScores]
+    cknna: Mapping[tuple[str, str], float]
+    images: int
+    classes: int
+    trained: int
+
+
+def compare_encoders(
+    path: Path, wanted: tuple[str, ...], rows: int, how: ProbeOptions, device: torch.device
+) -> EncoderComparison:
+    """Measure the encoders of the cache at `path`; wanted: their names, none for all.
+
+    In memory are a vector per image and encoder. Raises AnalysisError if the cache has none.
+    """
+    names = find_encoders(path, wanted)
+    if not names:
+        raise AnalysisError(f"{path} has no encoder. Add a section [encoders.NAME] and build it.")
+    cache = Cache(path)
+    readers = {name: cache.column(FEATURES + name) for name in names}
+    chosen = spread_rows(list(readers.values()), rows)
+    labels = cache.rows.label[chosen]
+    split, classes = split_images(labels, how), len(cache.rows.classes)
+    judge = _Judge(torch.from_numpy(labels).long().to(device), split, how, classes)
+    pooled = {name: mean_tokens(reader, chosen).to(device) for name, reader in readers.items()}
+    few = chosen[np.linspace(0, len(chosen), min(STRUCTURE_ROWS, len(chosen)), False, dtype=int)]
+    structures = {name: measure_structure(reader, few, device) for name, reader in readers.items()}
+    scores = []
+    with progress("probe", len(names), "encoders") as advance:
+        for name, reader in readers.items():
+            classified = class_tokens(reader, chosen)
+            scores.append(
+                _scores(
+                    reader.column,
+                    structures[name],
+                    judge(pooled[name]),
+                    None if classified is None else judge(classified.to(device)),
+                )
+            )
+            advance(1, name)
+    scores.sort(key=lambda one: -one.structure.lds)
+    return EncoderComparison(path, scores, _pairs(pooled), len(chosen), classes, len(split.trained))
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Probes features [N, D] of the images."""
+
+    labels: Tensor
+    split: Split
+    options: ProbeOptions
+    classes: int
+
+    def __call__(self, features: Tensor) -> Accuracy:
+        with arithmetic("float32", deterministic=True):
+            (found,) = probe(features[None], self.labels, self.split, self.options, self.classes)
+        return found
+
+
+def _scores(
+    column: Column, structure: Structure, mean: Accuracy, classified: Accuracy | None
+) -> EncoderScores:
+    tokens, features = column.array("tokens").row_shape
+    return EncoderScores(
+        name=column.name.removeprefix(FEATURES),
+        tokens=tokens,
+        features=features,
+        storage=str(column.recipe["storage"]),
+        row_bytes=column.row_bytes,
+        structure=structure,
+        mean_token=mean,
+        class_token=classified,
+    )
+
+
+def _pairs(pooled: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
+    """CKNNA between any two encoders' mean tokens."""
+    how = AlignmentOptions()
+    found = {name: pooled_neighbours(features, how) for name, features in pooled.items()}
+    return {(one, other): cknna(found[one], found[other]) for one in found for other in found}

@@ -1,0 +1,112 @@
+"""What is in a run's hidden states, block by block and level by level of noise.
+
+N images, K blocks, L levels of noise, D features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stages.analyze.cknna import cknna, pooled_neighbours
+from stages.analyze.hidden import HiddenStates
+from stages.analyze.options import AlignmentOptions, ProbeOptions
+from stages.analyze.pooled import class_tokens, mean_latents, mean_tokens
+from stages.analyze.probe import Accuracy, probe, split_images
+from stages.analyze.subject import Subject
+from stages.progress import progress
+from stages.train.precision import arithmetic
+
+
+@dataclass(frozen=True)
+class AlignmentScores:
+    """CKNNA with each encoder by its name, [K, L]."""
+
+    subject: Subject
+    options: AlignmentOptions
+    scores: Mapping[str, npt.NDArray[np.float64]]
+
+
+def measure_cknna(subject: Subject, how: AlignmentOptions, device: torch.device) -> AlignmentScores:
+    """CKNNA between hidden states and the mean-pooled tokens of each encoder.
+
+    In memory are the hidden states of one level of noise, float32 [K, N, W].
+    """
+    options, rows = subject.options, subject.rows
+    encoders = {
+        name: pooled_neighbours(mean_tokens(reader, rows).to(device), how)
+        for name, reader in subject.encoders.items()
+    }
+    hidden = HiddenStates(subject, device)
+    scores = {
+        name: np.empty((len(subject.blocks), len(options.levels))) for name in subject.encoders
+    }
+    total = len(rows) * len(options.levels)
+    with progress("cknna", total, "images") as advance:
+        for column, level in enumerate(options.levels):
+            for row, states in enumerate(hidden.at(level, advance)):
+                advance(0, f"noise {level:g}, neighbours in block {subject.blocks[row]}")
+                found = pooled_neighbours(states, how)
+                for name, other in encoders.items():
+                    scores[name][row, column] = cknna(found, other)
+    return AlignmentScores(subject, how, scores)
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Accuracies of linear probes.
+
+    hidden: of each block, [K][L]; references: of cached features, by name; classes: their number;
+    trained, held_out: numbers of images.
+    """
+
+    subject: Subject
+    hidden: list[list[Accuracy]]
+    references: Mapping[str, Accuracy]
+    classes: int
+    trained: int
+    held_out: int
+
+
+def measure_probes(subject: Subject, options: ProbeOptions, device: torch.device) -> ProbeScores:
+    """Probe the hidden states of every block at every level of noise, and what is cached.
+
+    The blocks of a level are probed side by side; in memory are their hidden states, float32
+    [K, N, W], and four times the weights of their probes.
+    """
+    labels, levels = subject.labels, subject.options.levels
+    classes = len(subject.cache.rows.classes)
+    split = split_images(labels, options)
+    there = torch.from_numpy(labels).long().to(device)
+
+    def judged(features: Tensor) -> list[Accuracy]:
+        with arithmetic("float32", deterministic=True):
+            return probe(features.to(device), there, split, options, classes)
+
+    references = {}
+    for name, features in _references(subject).items():
+        (references[name],) = judged(features[None])
+    hidden = HiddenStates(subject, device)
+    by_level = []
+    with progress("probe", len(labels) * len(levels), "images") as advance:
+        for level in levels:
+            states = hidden.at(level, advance)
+            advance(0, f"noise {level:g}, training probes")
+            by_level.append(judged(states))
+    by_block = [list(accuracies) for accuracies in zip(*by_level, strict=True)]
+    trained, held_out = len(split.trained), len(split.held_out)
+    return ProbeScores(subject, by_block, references, classes, trained, held_out)
+
+
+def _references(subject: Subject) -> dict[str, Tensor]:
+    """Cached features of the images by a name, [N, D] each."""
+    found = {}
+    for name, reader in subject.encoders.items():
+        found[f"{name}, mean token"] = mean_tokens(reader, subject.rows)
+        if (tokens := class_tokens(reader, subject.rows)) is not None:
+            found[f"{name}, class token"] = tokens
+    latents = subject.latents.column.name.rpartition("/")[2]
+    return {**found, f"{latents}, mean latent": mean_latents(subject.latents, subject.rows)}

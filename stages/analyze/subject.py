@@ -1,0 +1,153 @@
+"""What is analysed: a run's checkpoint, and the images of a cache that suits it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.errors import StaleCacheError
+from cache.layout import FLIPPED
+from cache.metadata import column_names, root_attributes
+from cache.reader import Cache, ColumnReader
+from stages.analyze.errors import AnalysisError
+from stages.analyze.options import StateOptions
+from stages.settings import nearest
+from stages.train.checkpoint import Checkpoint, find
+from stages.train.options import Weights
+from stages.train.settings import TrainSettings
+
+FEATURES = "features/"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Hidden states to be analysed, and the features to compare them with.
+
+    latents: the column the run was trained on; encoders: readers by name, in the order of the
+    cache; rows: int64 [N], the images; blocks: counted from 1; notes: what is to be said.
+    """
+
+    run: Path
+    found: Checkpoint
+    options: StateOptions
+    cache: Cache
+    latents: ColumnReader
+    encoders: Mapping[str, ColumnReader]
+    rows: npt.NDArray[np.int64]
+    blocks: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def settings(self) -> TrainSettings:
+        """The settings that the checkpoint was made with."""
+        kept = {**self.found.state["settings"], "run": str(self.run)}
+        return TrainSettings.model_validate_json(json.dumps(kept))
+
+    @property
+    def title(self) -> str:
+        """A name for the weights that are analysed."""
+        name, weights = self.found.folder.name, self.options.weights
+        return name if weights is Weights.EMA else f"{name}-{weights}"
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The classes of the images, [N]."""
+        return self.cache.rows.label[self.rows]
+
+
+def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) -> Subject:
+    """The checkpoint, the cache and the images of an analysis.
+
+    encoders: names of those to compare with, none for all that are cached. Raises CheckpointError
+    if the run has no such checkpoint, StaleCacheError if the cache's latents are not those that
+    it was trained on, AnalysisError if what is asked for does not fit the model or the cache.
+    """
+    found = find(run, options.step)
+    path = options.cache or _cache_of(run)
+    cache, built = Cache(path), found.state["columns"]
+    names = find_encoders(path, encoders)
+    readers = {name: cache.column(FEATURES + name) for name in names}
+    latents = cache.column(next(name for name in built if not name.startswith(FEATURES)))
+    if latents.column.fingerprint != built[latents.column.name]:
+        raise StaleCacheError(
+            f"{latents.column.folder} was built by another recipe than the latents that "
+            f"{found.folder} was trained on. Name the cache of the run with --cache."
+        )
+    _check_labels(found, cache, options)
+    notes = tuple(
+        f"{name}: {path} has it by another recipe than the run was aligned to"
+        for name, reader in readers.items()
+        if built.get(FEATURES + name, reader.column.fingerprint) != reader.column.fingerprint
+    )
+    rows = spread_rows([latents, *readers.values()], options.rows)
+    blocks = _blocks(found, options.blocks)
+    return Subject(run, found, options, cache, latents, readers, rows, blocks, notes)
+
+
+def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
+    """Names of encoders in the cache at `path`: those wanted, or all. Raises AnalysisError."""
+    root_attributes(path)
+    columns = (name for name in column_names(path) if name.startswith(FEATURES))
+    names = [name.removeprefix(FEATURES) for name in columns if not name.endswith(FLIPPED)]
+    for name in wanted:
+        if name not in names:
+            hint = nearest(name, names) if names else "it has none"
+            raise AnalysisError(f"--encoders: {path} has no encoder {name!r}; {hint}.")
+    return list(wanted) or names
+
+
+def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` rows that hold tensors in every column, from all over the cache.
+
+    Rows lie in a random permutation, so these are a random sample.
+    """
+    valid = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
+    return valid[np.linspace(0, len(valid), min(count, len(valid)), False, dtype=np.int64)]
+
+
+def _cache_of(run: Path) -> Path:
+    """Where a run's configuration says that its cache lies.
+
+    A relative path is one from the folder in which the training was started, which usually holds
+    the run as well.
+    """
+    file = run / "config.json"
+    try:
+        path = Path(json.loads(file.read_text())["cache"]["path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AnalysisError(
+            f"{file} does not say where the cache lies ({error}). Name it with --cache."
+        ) from error
+    places = [*(folder / path for folder in run.absolute().parents), path]
+    there = next((place for place in places if place.exists()), None)
+    if there is None:
+        raise AnalysisError(
+            f"The cache of {run}, {path}, is not there. If it has moved, name it with --cache."
+        )
+    return there
+
+
+def _check_labels(found: Checkpoint, cache: Cache, options: StateOptions) -> None:
+    if not (options.is_conditional or found.model.has_null_class):
+        raise AnalysisError(
+            f"{found.folder} was trained without label dropping, and cannot do without labels. "
+            "--conditional gives it those of the images; a probe then finds what it was told."
+        )
+    classes = len(cache.rows.classes)
+    if options.is_conditional and classes != found.model.classes:
+        raise AnalysisError(
+            f"--conditional: the model has {found.model.classes} classes, {cache.path} has "
+            f"{classes}. Leave the option out, or name the cache of the run with --cache."
+        )
+
+
+def _blocks(found: Checkpoint, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    depth = found.model.depth
+    for block in wanted:
+        if not 1 <= block <= depth:
+            raise AnalysisError(f"--blocks: the model has blocks 1 to {depth}, but no {block}.")
+    return tuple(sorted(set(wanted))) or tuple(range(1, depth + 1))
