@@ -21,7 +21,7 @@ from pipeline.encoder_texts import encoders_summary, encoders_text
 from pipeline.pages import write_page
 from pipeline.pages.analysis_figures import draw_cknna, draw_encoders, draw_probes
 from pipeline.pages.figures import inline_svg, save_png, styled
-from pipeline.tables import show_rows
+from pipeline.tables import show_table
 from stages.analyze.encoders import compare_encoders
 from stages.analyze.options import AlignmentOptions, ProbeOptions, StateOptions
 from stages.analyze.states import measure_cknna, measure_probes
@@ -49,7 +49,7 @@ def do_cknna(
     found = measure_cknna(subject, how, find_device(states.device))
     stem = place.stem(f"cknna-{subject.title}")
     _write(stem, alignment_text(found), lambda: draw_cknna(found))
-    show_rows(*alignment_summary(found))
+    show_table(*alignment_summary(found))
     _say(stem, subject.notes)
 
 
@@ -61,7 +61,7 @@ def do_probe(
     found = measure_probes(subject, how, find_device(states.device))
     stem, text = place.stem(f"probe-{subject.title}"), probe_text(found)
     _write(stem, text, lambda: draw_probes(found))
-    show_rows(*probe_summary(found))
+    show_table(*probe_summary(found))
     _say(stem, text.notes)
 
 
@@ -77,7 +77,7 @@ def do_encoders(
     found = compare_encoders(path, encoders, rows, how, find_device(device))
     stem, text = (out or path.parent) / f"{path.stem}-encoders", encoders_text(found)
     _write(stem, text, lambda: draw_encoders(found))
-    show_rows(*encoders_summary(found))
+    show_table(*encoders_summary(found))
     _say(stem, (text.lead, *text.notes))
 
 

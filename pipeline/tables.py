@@ -101,11 +101,3 @@ def print_table(table: Table) -> None:
     """Print a table on the terminal, or as text of any width elsewhere."""
     # A pipe has no width: tables in logs are not to be folded at 80 columns.
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def show_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under their titles."""
-    table = _table(*titles)
-    for row in rows:
-        table.add_row(*row)
-    _print(table)
