@@ -60,7 +60,7 @@ def alignment_text(found: AlignmentScores) -> Text:
         lead=(
             "How alike a block's hidden states and an encoder's features order the nearest "
             f"neighbours of each of {images:,} images. 1 is for the same features; independent "
-            f"ones have about k / images = {k / images:.2g}, and more where classes are far apart."
+            f"ones have about k / images = {k / images:.2g}, and more if both tell classes apart."
         ),
         notes=subject.notes,
         caption=f"CKNNA by block and level of noise.{_framed(subject)}",

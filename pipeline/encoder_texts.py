@@ -36,10 +36,9 @@ def encoders_text(found: EncoderComparison) -> Text:
             *easy([one.mean_token for one in found.encoders]),
         ),
         caption=(
-            "Left: the mean cosine of two tokens of an image by their Manhattan distance; LDS is "
-            "what lies left of the dotted line less what lies right of it. Middle: higher is more "
-            "spatial structure, further right is more of the class. Right: how alike two encoders "
-            "order nearest neighbours."
+            "Likeness: the mean cosine of two tokens of an image by their Manhattan distance; LDS "
+            "is the mean of pairs left of the dotted line less that of the others. Structure and "
+            "classes: higher is more spatial structure, further right more of the class."
         ),
         tables=[
             Table("Structure and classes", head, rows),

@@ -299,6 +299,18 @@ def test_a_cache_without_encoders_is_refused(tmp_path: Path) -> None:
     assert "has no encoder" in invoke("encoders", str(tmp_path / "none.zarr"), status=1)
 
 
+def test_without_encoders_hidden_states_are_probed_but_not_compared(
+    built: Path, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built / "tiny.zarr", tmp_path / "tiny.zarr")
+    shutil.rmtree(tmp_path / "tiny.zarr" / "features" / EFFICIENTNET)
+    common = (str(runs / "plain"), "--cache", str(tmp_path / "tiny.zarr"), "--out", str(tmp_path))
+    assert "has no encoder" in invoke("cknna", *common, status=1)
+    invoke("probe", *common, "--epochs", "1", "--levels", "0.5")
+    rows = analysed(tmp_path, "probe-step-00000002")
+    assert [row["features"] for row in rows] == 4 * ["hidden states"] + ["tiny-vae, mean latent"]
+
+
 @pytest.mark.slow
 def test_the_pages_are_fine_in_a_browser(built: Path, runs: Path, tmp_path: Path) -> None:
     from browser import assert_fine

@@ -106,6 +106,7 @@ def _finish_probes(figure: Figure, axes: Axes, found: ProbeScores) -> None:
     axes.axhline(chance, color=INK, linewidth=0.8, alpha=0.5, label="chance")
     if subject.settings.encoders and subject.settings.depth in subject.blocks:
         axes.axvline(subject.settings.depth, color=ACCENT, linewidth=6, alpha=0.18, zorder=0)
+    axes.grid(visible=False, axis="x")
     axes.set_xticks(subject.blocks)
     axes.set_xlim(subject.blocks[0] - 0.4, subject.blocks[-1] + 0.4)
     axes.set_ylim(0, 102)
@@ -122,15 +123,16 @@ def draw_encoders(found: EncoderComparison) -> Figure:
     for colour, one in zip(cycle(COLOURS), found.encoders, strict=False):
         away = np.arange(1, len(one.structure.decay) + 1) / one.tokens**0.5
         decay.plot(away, one.structure.decay, color=colour, label=one.name)
-        accuracy = 100 * one.mean_token.top1
-        scatter.plot(accuracy, one.structure.lds, "o", color=colour, markersize=8)
+        place = (100 * one.mean_token.top1, one.structure.lds)
+        scatter.plot(*place, "o", color=colour, markersize=8, clip_on=False)
     decay.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
     decay.set(xlabel="distance in sides of the image", ylabel="mean cosine of tokens")
     decay.set_title("Likeness by distance", loc="left")
     scatter.set(xlabel="probe of the mean token: top-1 in %", ylabel="LDS")
     scatter.set_title("Structure and classes", loc="left")
-    scatter.margins(0.15)
-    scatter.set_ylim(bottom=0)
+    scatter.set_xlim(0.9 * 100 * min(one.mean_token.top1 for one in found.encoders), 101)
+    structures = [one.structure.lds for one in found.encoders]
+    scatter.set_ylim(1.2 * min(0.0, *structures), 1.2 * max(0.1, *structures))
     if has_pairs:
         _draw_pairs(others[0], found)
     figure.legend(loc="outside lower left", ncols=4)

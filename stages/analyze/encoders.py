@@ -14,12 +14,11 @@ from torch import Tensor
 from cache.layout import Column
 from cache.reader import Cache
 from stages.analyze.cknna import cknna, pooled_neighbours
-from stages.analyze.errors import AnalysisError
 from stages.analyze.options import AlignmentOptions, ProbeOptions
 from stages.analyze.pooled import class_tokens, mean_tokens
 from stages.analyze.probe import Accuracy, Split, probe, split_images
 from stages.analyze.structure import Structure, measure_structure
-from stages.analyze.subject import FEATURES, find_encoders, spread_rows
+from stages.analyze.subject import FEATURES, check_has_encoders, find_encoders, spread_rows
 from stages.progress import progress
 from stages.train.precision import arithmetic
 
@@ -69,8 +68,7 @@ def compare_encoders(
     In memory are a vector per image and encoder. Raises AnalysisError if the cache has none.
     """
     names = find_encoders(path, wanted)
-    if not names:
-        raise AnalysisError(f"{path} has no encoder. Add a section [encoders.NAME] and build it.")
+    check_has_encoders(path, names)
     cache = Cache(path)
     readers = {name: cache.column(FEATURES + name) for name in names}
     chosen = spread_rows(list(readers.values()), rows)

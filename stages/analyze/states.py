@@ -16,7 +16,7 @@ from stages.analyze.hidden import HiddenStates
 from stages.analyze.options import AlignmentOptions, ProbeOptions
 from stages.analyze.pooled import class_tokens, mean_latents, mean_tokens
 from stages.analyze.probe import Accuracy, probe, split_images
-from stages.analyze.subject import Subject
+from stages.analyze.subject import Subject, check_has_encoders
 from stages.progress import progress
 from stages.train.precision import arithmetic
 
@@ -33,8 +33,10 @@ class AlignmentScores:
 def measure_cknna(subject: Subject, how: AlignmentOptions, device: torch.device) -> AlignmentScores:
     """CKNNA between hidden states and the mean-pooled tokens of each encoder.
 
-    In memory are the hidden states of one level of noise, float32 [K, N, W].
+    In memory are the hidden states of one level of noise, float32 [K, N, W]: 1.3 GB for SiT-XL/2
+    and 10,000 images. Raises AnalysisError if the cache has no encoder.
     """
+    check_has_encoders(subject.cache.path, subject.encoders)
     options, rows = subject.options, subject.rows
     encoders = {
         name: pooled_neighbours(mean_tokens(reader, rows).to(device), how)

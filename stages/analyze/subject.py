@@ -1,7 +1,7 @@
 """What is analysed: a run's checkpoint, and the images of a cache that suits it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,12 @@ def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
             hint = nearest(name, names) if names else "it has none"
             raise AnalysisError(f"--encoders: {path} has no encoder {name!r}; {hint}.")
     return list(wanted) or names
+
+
+def check_has_encoders(path: Path, names: Collection[str]) -> None:
+    """Raise AnalysisError if there is no encoder to look at in the cache at `path`."""
+    if not names:
+        raise AnalysisError(f"{path} has no encoder. Add a section [encoders.NAME] and build it.")
 
 
 def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64]:
