@@ -86,7 +86,7 @@ def cknna(
             *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
             *(conditional, seed, batch_size, device),
         )
-        from pipeline.analysis import Place, do_cknna
+        from pipeline.analysis.commands import Place, do_cknna
 
         how = AlignmentOptions(neighbours, raw)
         do_cknna(Place(run, out), _names(encoders), states, how)
@@ -120,7 +120,7 @@ def probe(
             *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
             *(conditional, seed, batch_size, device),
         )
-        from pipeline.analysis import Place, do_probe
+        from pipeline.analysis.commands import Place, do_probe
 
         how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
         do_probe(Place(run, out), _names(encoders), states, how)
@@ -145,7 +145,7 @@ def compare(
     Example: repa-cache analyze encoders demo.zarr
     """
     with reported_errors(debug):
-        from pipeline.analysis import do_encoders
+        from pipeline.analysis.commands import do_encoders
 
         how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
         do_encoders(cache, _names(encoders), rows, how, device, out)

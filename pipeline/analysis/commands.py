@@ -10,16 +10,16 @@ import typer
 from matplotlib.figure import Figure
 
 from cache.files import write_atomically
-from pipeline.analysis_texts import (
+from pipeline.analysis.encoders import encoders_summary, encoders_text
+from pipeline.analysis.figures import draw_cknna, draw_encoders, draw_probes
+from pipeline.analysis.texts import (
     Text,
     alignment_summary,
     alignment_text,
     probe_summary,
     probe_text,
 )
-from pipeline.encoder_texts import encoders_summary, encoders_text
 from pipeline.pages import write_page
-from pipeline.pages.analysis_figures import draw_cknna, draw_encoders, draw_probes
 from pipeline.pages.figures import inline_svg, save_png, styled
 from pipeline.tables import show_table
 from stages.analyze.encoders import compare_encoders

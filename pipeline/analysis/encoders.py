@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
-from pipeline.analysis_texts import (
+from pipeline.analysis.texts import (
     ACCURACY_COLUMNS,
     Row,
     Table,

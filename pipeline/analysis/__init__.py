@@ -1,0 +1,1 @@
+"""Analyses as tables, CSV files, pictures and pages."""
