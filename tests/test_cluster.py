@@ -76,6 +76,7 @@ def test_a_running_scheduler_is_used_and_left_running(tiny: Callable[..., Config
         assert len(local.workers) == 1
 
 
+@pytest.mark.slow
 def test_errors_of_workers_reach_the_user(tiny: Callable[..., Config]) -> None:
     config = tiny()
     (config.dataset.path / "class1/3.jpg").write_text("no image")
@@ -86,6 +87,7 @@ def test_errors_of_workers_reach_the_user(tiny: Callable[..., Config]) -> None:
     assert "Traceback" not in shown.output
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_named(tiny: Callable[..., Config]) -> None:
     options = BuildOptions(cluster=Cluster(scheduler="tcp://127.0.0.1:1"))
     with pytest.raises(ClusterError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:1"):

@@ -198,6 +198,7 @@ def write_adm_file(path: Path, crops: np.ndarray, weights: Path) -> None:
     np.savez(path, arr_0=crops, **statistics)
 
 
+@pytest.mark.slow
 def test_a_reference_may_be_a_folder_adm_s_file_or_kept_statistics(
     judged: Callable[..., list[Result]],
     inception_weights: Path,

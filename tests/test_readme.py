@@ -25,6 +25,8 @@ STANDING_FOR = {
     "runs/sit-xl2-dinov2-b": "run",
     "runs/sit-xl2-clip": "other-run",
     "imagenet256.zarr": "tiny.zarr",
+    "demo.zarr": "tiny.zarr",
+    "astronaut/28-7": "class0/0.jpg",
     "train/": "images/",
     "VIRTUAL_imagenet256_labeled.npz": "reference.npz",
     "weights-inception-2015-12-05-6726825d.pth": "inception.pth",
@@ -35,7 +37,6 @@ STANDING_FOR = {
     "CACHE": "tiny.zarr",
     "RUN": "run",
     "OUT": "exported.pt",
-    "KEY": "class0/0.jpg",
 }
 
 
@@ -115,7 +116,14 @@ def test_no_command_is_left_out() -> None:
     }
 
 
-@pytest.mark.parametrize("command", starting_with("repa-cache "))
+@pytest.mark.parametrize(
+    "command",
+    [
+        # A cluster takes its time to start.
+        pytest.param(command, marks=[pytest.mark.slow] if "--scheduler" in command else [])
+        for command in starting_with("repa-cache ")
+    ],
+)
 def test_a_command_of_the_documents_works(command: str, here: Path) -> None:
     _, name, *arguments = as_here(command)
     if name == "init":
