@@ -23,7 +23,7 @@ INSTALLING = "python3 -m venv .venv"
 STANDING_FOR = {
     "runs/demo": "run",
     "runs/sit-xl2-dinov2-b": "run",
-    "runs/sit-xl2-clip": "other-run",
+    "runs/sit-xl2-dinov2-clip": "other-run",
     "imagenet256.zarr": "tiny.zarr",
     "demo.zarr": "tiny.zarr",
     "astronaut/28-7": "class0/0.jpg",

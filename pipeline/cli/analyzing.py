@@ -22,7 +22,10 @@ from stages.train.options import Weights
 
 analyze = typer.Typer(
     name="analyze",
-    help="Look into a run's hidden states, or compare a cache's encoders; trains nothing.",
+    help=(
+        "Look into a run's hidden states, or compare a cache's encoders; trains nothing.\n\n"
+        "Example: repa-cache analyze encoders demo.zarr"
+    ),
     no_args_is_help=True,
 )
 

@@ -136,7 +136,8 @@ def draw_classes(table: RowTable) -> Figure:
         axes.stairs(counts[order], np.arange(len(counts) + 1), fill=True, color=COLOURS[0])
         axes.set(xlabel="classes, the largest first", ylabel=middle, xlim=(0, len(counts)))
     classes = "1 class" if len(counts) == 1 else f"{len(counts):,} classes"
-    axes.set_title(f"{classes} of {counts.min():,} to {counts.max():,} images")
+    sizes = dict.fromkeys((f"{counts.min():,}", f"{counts.max():,}"))
+    axes.set_title(f"{classes} of {' to '.join(sizes)} images")
     return figure
 
 
