@@ -73,9 +73,9 @@ def invoke(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     """The folder of somebody who has got as far as one can, with all that commands name."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("prepared")
     write_images(folder / "images")
     (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
     with pytest.MonkeyPatch.context() as patch:
@@ -92,9 +92,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
 
 
 @pytest.fixture
-def here(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, which is the working folder."""
-    folder = shutil.copytree(workplace, tmp_path / "here")
+    folder = shutil.copytree(prepared, tmp_path / "here")
     monkeypatch.chdir(folder)
     return folder
 
