@@ -35,6 +35,8 @@ from cache.recipe import Recipe, fingerprint
 SHARDED_ROW_BYTES = 4096
 LEDGER_BYTES = 64
 FAMILIES = ("latents", "features", "pixels")
+# How the names of columns of encoders begin.
+FEATURES = "features/"
 PIXELS = "pixels/crops"
 FLIPPED = ".flipped"
 

@@ -190,6 +190,14 @@ def constants_recipe(constants: Constants) -> dict[str, RecipeValue]:
     }
 
 
+def check_fields(column: Column, wanted: Recipe) -> None:
+    """Raise StaleCacheError, naming them, if fields of a column's recipe are not these.
+
+    wanted: the fields that are known; others may be anything.
+    """
+    check_recipe(column, {**column.recipe, **wanted})
+
+
 def check_recipe(column: Column, wanted: Recipe) -> None:
     """Raise StaleCacheError, naming the fields that differ, unless the recipes are equal.
 

@@ -30,6 +30,12 @@ def block_permutation(rows: int, seed: int, epoch: int, block: int) -> Rows:
     return shuffled[shuffled < rows]
 
 
+def evenly(rows: Rows, count: int) -> Rows:
+    """At most `count` of some rows, as evenly spread over them as whole places allow."""
+    places = np.linspace(0, len(rows), min(count, len(rows)), endpoint=False, dtype=np.int64)
+    return rows[places]
+
+
 @lru_cache(maxsize=2)
 def _epoch(rows: int, seed: int, epoch: int, block: int) -> Rows:
     shuffled = block_permutation(rows, seed, epoch, block)

@@ -63,6 +63,11 @@ class ColumnReader:
         """Which rows, [N], hold tensors: all but those whose image could not be decoded."""
         return self.read(VALID.name, np.arange(self.column.rows)).astype(np.bool_)
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether an encoder's column has a vector for the whole image, beside its tokens."""
+        return any(array.name == "class_token" for array in self.column.arrays)
+
     def rows(self, name: str) -> RowReader:
         """The reader of one array."""
         return self._arrays[name]
@@ -97,8 +102,7 @@ class ColumnReader:
 
         The class token where the encoder has one, else, or if `pooled`, the mean of the tokens.
         """
-        names = {array.name for array in self.column.arrays}
-        if "class_token" in names and not pooled:
+        if self.has_class_token and not pooled:
             return self.read("class_token", rows).astype(np.float32)
         means: npt.NDArray[np.float32] = self.values("tokens", rows).mean(axis=1)
         return means

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cache.layout import FEATURES
 from stages.encode.encoders import find_encoder
 from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
 from stages.settings import nearest
@@ -111,7 +112,7 @@ def _missing_files(config: "Config") -> Iterator[str]:
 
 def _missing_weights(config: "Config") -> Iterator[str]:
     for name, encoder in config.encoders.items():
-        is_cached = (config.cache.path / "features" / name).is_dir()
+        is_cached = (config.cache.path / FEATURES / name).is_dir()
         if encoder.weights is not None and not (is_cached or encoder.weights.is_file()):
             yield f"encoders.{name}.weights: there is no file {encoder.weights}"
         if encoder.weights is None and (reason := find_encoder(name).unpublished):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import typer
 
 from cache.files import write_atomically
-from cache.metadata import check_recipe, has_column, read_column
+from cache.metadata import check_fields, has_column, read_column
 from cache.reader import Cache
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
@@ -201,7 +201,7 @@ def _check_cache(config: Config) -> None:
     for name in used_columns(config):
         if has_column(path, name):
             column = read_column(path, name, rows)
-            check_recipe(column, {**column.recipe, **declared[name]})
+            check_fields(column, declared[name])
 
 
 COMMANDS: Mapping[str, Callable[[Config], None]] = {

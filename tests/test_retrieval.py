@@ -6,7 +6,7 @@ import pytest
 from tiny_cache import ROWS, make_cache
 
 from cache.reader import Cache, ColumnReader
-from stages.analyze.retrieval import PART_BYTES, find_nearest, has_class_token
+from stages.analyze.retrieval import PART_BYTES, find_nearest
 
 ALL = np.arange(ROWS)
 
@@ -40,7 +40,7 @@ def test_the_nearest_are_those_of_brute_force_however_the_rows_are_cut(
     name: str, part_bytes: int, request: pytest.FixtureRequest
 ) -> None:
     reader: ColumnReader = request.getfixturevalue(name)
-    assert has_class_token(reader) == (name == "with_class_tokens")
+    assert reader.has_class_token == (name == "with_class_tokens")
     rows = [3, 0, 20]
     found = find_nearest(reader, np.array(rows), ALL, 4, part_bytes)
     expected = brute_force(reader.vectors(ALL), rows, ALL.tolist(), 4)

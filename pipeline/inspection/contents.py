@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cache import ledger
 from cache.errors import DamagedCacheError
-from cache.layout import PIXELS, VALID, Column
+from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import column_names, read_column, read_group, root_attributes
 from cache.recipe import Recipe, differences
 from cache.rows import RowTable, read_unchecked_rows
@@ -51,7 +51,7 @@ class ColumnFacts:
     def shape(self) -> tuple[int, int, int]:
         """Height and width of its grid, and the features at each place."""
         main = self.column.arrays[0].row_shape
-        if self.name.startswith("features/"):
+        if self.name.startswith(FEATURES):
             return isqrt(main[0]), isqrt(main[0]), main[1]
         channels, height, width = main
         return height, width, channels if self.name.startswith(PIXELS) else channels // 2

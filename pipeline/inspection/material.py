@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError, RowsChangedError
-from cache.layout import FLIPPED
-from cache.metadata import check_recipe
+from cache.layout import FEATURES, FLIPPED
+from cache.metadata import check_fields, check_recipe
 from cache.reader import PartialReader
 from cache.rows import RowTable
 from pipeline.inspection.choice import RowNumbers
 from pipeline.inspection.contents import ColumnFacts, Contents
 from stages.analyze.tokens import psnr, relative_errors
 from stages.encode.autoencoder import Autoencoder
-from stages.encode.columns import features_column, load_features_maker
+from stages.encode.columns import load_features_maker
 from stages.encode.crops import Crops
 from stages.encode.fidelity import encoded_again
 from stages.encode.origin import open_crops, open_source
@@ -30,7 +30,6 @@ from stages.encode.sources import Source
 from stages.placement import find_device
 from stages.train.data import latent_scaling
 
-FEATURES = features_column("")
 # Images whose tokens show how norms are distributed.
 NORM_IMAGES = 256
 
@@ -139,7 +138,7 @@ def _decode(
     column, latents = facts.column, settings.latents
     autoencoder = Autoencoder(latents.location, device)
     if not latents.imported:
-        check_recipe(column, {**column.recipe, **autoencoder.recipe()})
+        check_fields(column, autoencoder.recipe())
     moments = torch.from_numpy(PartialReader(column).values("moments", rows))
     scaled = latent_scaling(column).sample(moments, torch.zeros(()))
     images = torch.cat([autoencoder.decode(one, "round") for one in scaled.split(1)])

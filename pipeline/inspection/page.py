@@ -1,7 +1,6 @@
 """The page of pictures of a cache, and the PNG files beside it."""
 
 import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.inspection.listings import Listing
 from pipeline.inspection.material import Material
 from pipeline.inspection.singles import Neighbours, class_of
 from pipeline.inspection.views import EncoderView, Pixels, middle, palette, view_encoders
-from pipeline.pages import embedded, write_page
+from pipeline.pages import compressed, embedded, write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
 from stages.analyze.retrieval import Neighbour
 from stages.sample.grids import save_grid
@@ -152,10 +151,8 @@ def _picture(image: Tensor) -> Image.Image:
 
 def _compressed(picture: Image.Image, side: int) -> str:
     """A picture as an address for `src`, not larger than `side` and with a little loss."""
-    stream = io.BytesIO()
     picture.thumbnail((side, side))
-    picture.save(stream, "webp", quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+    return compressed(picture, QUALITY)
 
 
 def _data(views: Sequence[EncoderView]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from cache.errors import RepaCacheError
-from cache.layout import PIXELS
+from cache.layout import FEATURES, PIXELS
 from cache.reader import ColumnReader, PartialReader
 from cache.rows import RowTable
 from pipeline.inspection.choice import RowNumbers
 from pipeline.inspection.contents import ColumnFacts, Contents
 from pipeline.inspection.listings import Listing
-from pipeline.inspection.material import FEATURES, encoder_of
-from stages.analyze.retrieval import Neighbour, find_nearest, has_class_token
+from pipeline.inspection.material import encoder_of
+from stages.analyze.retrieval import Neighbour, find_nearest
 from stages.progress import say
 
 # Images among which neighbours are looked for where all tokens of each have to be read.
@@ -98,7 +98,7 @@ def find_neighbours(
         if facts.name.startswith(FEATURES) and facts.there[rows].all():
             try:
                 reader = ColumnReader(facts.column)
-                most = among or (facts.column.rows if has_class_token(reader) else AMONG_TOKENS)
+                most = among or (facts.column.rows if reader.has_class_token else AMONG_TOKENS)
                 there = np.flatnonzero(facts.there)
                 places = np.linspace(0, len(there) - 1, min(most, len(there)))
                 sample = there[places.astype(np.int64)]

@@ -36,4 +36,15 @@ def embedded(picture: Path | bytes | Image.Image) -> str:
         stream = io.BytesIO()
         picture.save(stream, "png")
         picture = stream.getvalue()
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    return _address("png", picture)
+
+
+def compressed(picture: Image.Image, quality: int) -> str:
+    """A picture as an address for `src`, as WebP of a quality from 0 to 100."""
+    stream = io.BytesIO()
+    picture.save(stream, "webp", quality=quality)
+    return _address("webp", stream.getvalue())
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

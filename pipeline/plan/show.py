@@ -16,6 +16,7 @@ from pipeline.plan.outline import Plan
 from pipeline.plan.quantities import duration, operations, percent, rate
 from pipeline.plan.speeds import FLOPS
 from pipeline.tables import new_table, print_table
+from stages.encode.columns import features_column
 
 # Arrays that are small and in every column.
 BESIDE = ("valid", "crc32c", "ledger")
@@ -81,7 +82,7 @@ def _show_networks(plan: Plan) -> None:
     step = plan.gains.step_flops
     table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
     table.columns[-1].justify = "left"
-    used = {f"features/{name}" for name in plan.config.train.encoders}
+    used = {features_column(name) for name in plan.config.train.encoders}
     for one in plan.foreseen:
         name = one.column.name
         if not one.flops or name.endswith(FLIPPED):

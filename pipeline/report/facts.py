@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from statistics import median
 
 from pipeline.report.records import RunRecord
 
@@ -47,9 +46,9 @@ def _alignment(record: RunRecord) -> str:
 def facts_of(record: RunRecord) -> dict[str, Fact]:
     """What a run has come to, by name."""
     facts = {"steps": _steps(record), "images seen": _images(record), "time": _time(record)}
-    if (speed := _median(record, "images_per_second")) is not None:
+    if (speed := record.curve("images_per_second").median) is not None:
         facts["images/s"] = Fact(f"{speed:,.4g}", "median")
-    if (wait := _median(record, "data_wait")) is not None:
+    if (wait := record.curve("data_wait").median) is not None:
         facts["data wait"] = Fact(f"{wait:.1%}", "of the time, median")
     if memory := record.curve("memory_gb").values:
         facts["memory"] = Fact(f"{max(memory):,.2f} GB", "at most")
@@ -79,11 +78,6 @@ def _time(record: RunRecord) -> Fact:
         return Fact(LACKING)
     left = (total - record.step) / speed
     return Fact(_duration(record.seconds), f"{_duration(left)} left" if left > 0 else "training")
-
-
-def _median(record: RunRecord, name: str) -> float | None:
-    values = record.curve(name).values
-    return median(values) if values else None
 
 
 def _duration(seconds: float) -> str:

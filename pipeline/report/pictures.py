@@ -1,14 +1,12 @@
 """Sample grids over steps: few enough, and small enough, for a page that can be sent around."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from pipeline.pages import embedded
+from pipeline.pages import compressed, embedded
 from pipeline.report.records import RunRecord, SampleRecord
 
 # Pictures of all runs together; of a run there are as many as share out, within these bounds.
@@ -95,7 +93,4 @@ def shown(path: Path, side: int = SIDE) -> Picture:
             return Picture(embedded(path), width, height, is_exact=True)
         size = (round(width * scale), round(height * scale))
         smaller = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    smaller.save(stream, "webp", quality=QUALITY)
-    source = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Picture(source, *size, is_exact=False)
+    return Picture(compressed(smaller, QUALITY), *size, is_exact=False)

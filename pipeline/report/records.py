@@ -45,6 +45,11 @@ class Curve:
     steps: list[float]
     values: list[float]
 
+    @property
+    def median(self) -> float | None:
+        """The median of the values, if there are any."""
+        return median(self.values) if self.values else None
+
     @cached_property
     def smoothed(self) -> list[float]:
         """Exponential moving average, unbiased at the start."""
@@ -142,8 +147,7 @@ class RunRecord:
     @property
     def steps_per_second(self) -> float | None:
         """The median of what was logged."""
-        speeds = self.curve("steps_per_second").values
-        return median(speeds) if speeds else None
+        return self.curve("steps_per_second").median
 
     @property
     def seconds(self) -> float:

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cache.layout import Column
+from cache.layout import FEATURES, Column
+from cache.order import evenly
 from cache.reader import Cache
 from stages.analyze.cknna import cknna, pooled_neighbours
 from stages.analyze.options import AlignmentOptions, ProbeOptions
 from stages.analyze.pooled import class_tokens, mean_tokens
 from stages.analyze.probe import Accuracy, Split, probe, split_images
 from stages.analyze.structure import Structure, measure_structure
-from stages.analyze.subject import FEATURES, check_has_encoders, find_encoders, spread_rows
+from stages.analyze.subject import check_has_encoders, find_encoders, spread_rows
 from stages.progress import progress
 from stages.train.precision import arithmetic
 
@@ -76,7 +76,7 @@ def compare_encoders(
     split, classes = split_images(labels, how), len(cache.rows.classes)
     judge = _Judge(torch.from_numpy(labels).long().to(device), split, how, classes)
     pooled = {name: mean_tokens(reader, chosen).to(device) for name, reader in readers.items()}
-    few = chosen[np.linspace(0, len(chosen), min(STRUCTURE_ROWS, len(chosen)), False, dtype=int)]
+    few = evenly(chosen, STRUCTURE_ROWS)
     structures = {name: measure_structure(reader, few, device) for name, reader in readers.items()}
     scores = []
     with progress("probe", len(names), "encoders") as advance:

@@ -31,7 +31,7 @@ def mean_tokens(reader: ColumnReader, rows: Rows) -> Tensor:
 
 def class_tokens(reader: ColumnReader, rows: Rows) -> Tensor | None:
     """An encoder's class token for each image, float32 [N, D], if it has one."""
-    if all(array.name != "class_token" for array in reader.column.arrays):
+    if not reader.has_class_token:
         return None
     return torch.from_numpy(reader.vectors(rows))
 

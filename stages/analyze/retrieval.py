@@ -63,13 +63,8 @@ def find_nearest(
     ]
 
 
-def has_class_token(reader: ColumnReader) -> bool:
-    """Whether images are compared by class tokens, which are read far faster than all tokens."""
-    return any(array.name == "class_token" for array in reader.column.arrays)
-
-
 def _parts(reader: ColumnReader, among: RowNumbers, part_bytes: int) -> Iterator[RowNumbers]:
-    array = reader.column.array("class_token" if has_class_token(reader) else "tokens")
+    array = reader.column.array("class_token" if reader.has_class_token else "tokens")
     count = max(1, part_bytes // (4 * int(np.prod(array.row_shape))))
     return (among[start : start + count] for start in range(0, len(among), count))
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import StaleCacheError
-from cache.layout import FLIPPED
+from cache.layout import FEATURES, FLIPPED
 from cache.metadata import column_names, root_attributes
+from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.errors import AnalysisError
 from stages.analyze.options import StateOptions
@@ -19,8 +20,6 @@ from stages.settings import nearest
 from stages.train.checkpoint import Checkpoint, find
 from stages.train.options import Weights
 from stages.train.settings import TrainSettings
-
-FEATURES = "features/"
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64
     Rows lie in a random permutation, so these are a random sample.
     """
     valid = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
-    return valid[np.linspace(0, len(valid), min(count, len(valid)), False, dtype=np.int64)]
+    return evenly(valid, count)
 
 
 def _cache_of(run: Path) -> Path:

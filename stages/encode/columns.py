@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.layout import FLIPPED, PIXELS, VALID
+from cache.layout import FEATURES, FLIPPED, PIXELS, VALID
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.autoencoder import Autoencoder, autoencoder_scaling
@@ -109,7 +109,7 @@ def _image_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
 
 def features_column(encoder: str) -> str:
     """The name of the column that holds an encoder's tokens."""
-    return f"features/{encoder}"
+    return FEATURES + encoder
 
 
 def load_makers(

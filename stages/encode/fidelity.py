@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from cache.metadata import check_recipe
+from cache.order import evenly
 from cache.reader import Cache
 from stages.encode.columns import Maker, load_makers
 from stages.encode.crops import Crops
@@ -56,8 +57,7 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
             reader = cache.column(maker.column)
             check_recipe(reader.column, maker.recipe)
             valid = np.flatnonzero(reader.valid)
-            rows = valid[np.linspace(0, len(valid), count, endpoint=False, dtype=np.int64)]
-            rows = np.unique(rows)
+            rows = evenly(valid, count)
             fresh = encoded_again(maker, crops.batches(rows.tolist()), len(rows))
             stored = torch.from_numpy(reader.values(maker.array, rows))
             measured.append(_compare(maker, stored, fresh))

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache import ledger
 from cache.layout import Column
-from cache.metadata import check_recipe, has_column, read_column
-from cache.rows import RowTable, read_rows
+from cache.metadata import check_fields, has_column, read_column
+from cache.rows import CHUNK_ROWS, RowTable, read_rows
 from cache.sizes import sample_table
 from stages.encode.autoencoder import moments_shape
 from stages.encode.columns import Maker, declared_recipes, load_makers
@@ -86,7 +86,7 @@ def count_images(settings: EncodeSettings, count: int | None) -> Images:
 
 
 def _typical_table(count: int) -> RowTable:
-    labels = np.arange(min(count, 1 << 16), dtype=np.int32) % TYPICAL_CLASSES
+    labels = np.arange(min(count, CHUNK_ROWS), dtype=np.int32) % TYPICAL_CLASSES
     keys = [f"n{label:08d}/n{label:08d}_{place}.JPEG" for place, label in enumerate(labels)]
     return sample_table(keys, labels, [f"n{label:08d}" for label in range(TYPICAL_CLASSES)])
 
@@ -142,7 +142,7 @@ def _finished(settings: EncodeSettings, column: Column, cached: RowTable | None)
     if cached is None or not has_column(path, column.name):
         return ()
     found = read_column(path, column.name, len(cached))
-    check_recipe(found, {**found.recipe, **declared_recipes(settings)[column.name]})
+    check_fields(found, declared_recipes(settings)[column.name])
     missing = set(ledger.missing(found, cached))
     return [
         shard

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cache.order import evenly
 from cache.reader import ColumnReader
 from cache.recipe import fingerprint
 from cache.shards import Buffer
@@ -106,7 +107,7 @@ def measure(
 def _evenly(images: int, count: int | None) -> npt.NDArray[np.bool_]:
     """Which of a number of images are kept, if so many are to be."""
     kept = np.zeros(images, np.bool_)
-    kept[np.linspace(0, images, min(count or images, images), endpoint=False).astype(int)] = True
+    kept[evenly(np.arange(images), count or images)] = True
     return kept
 
 

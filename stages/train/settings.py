@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cache.layout import FLIPPED
+from cache.layout import FEATURES, FLIPPED
 from stages.settings import AnchoredPath, Seed, Settings, one_of
 
 
@@ -175,5 +175,5 @@ class CachedTensors:
 
     def columns(self, encoders: Sequence[str]) -> list[tuple[str, ...]]:
         """The names of the columns for latents and encoders, one for each view of an image."""
-        names = (self.latents, *(f"features/{encoder}" for encoder in encoders))
+        names = (self.latents, *(FEATURES + encoder for encoder in encoders))
         return [(name, name + FLIPPED) if self.flip else (name,) for name in names]
