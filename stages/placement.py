@@ -1,13 +1,13 @@
 """Where a process of a run works."""
 
 import ctypes
-import os
 import sys
 from dataclasses import dataclass
 
 import torch
 
 from cache.errors import RepaCacheError
+from stages.processes import local_rank
 
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -27,9 +27,10 @@ def find_device(name: str, local: str | None = None) -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
-    local = local or os.environ.get("LOCAL_RANK")
+    number = local if local is not None else local_rank()
     try:
-        device = torch.device(f"{name}:{local}" if name == "cuda" and local else name)
+        is_numbered = name == "cuda" and number is not None
+        device = torch.device(f"{name}:{number}" if is_numbered else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"There is no device {name!r} here: {error}") from error

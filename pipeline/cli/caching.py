@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import ConfigPath, Debug, Overrides, load
-from pipeline.config import ConfigError
-from pipeline.exits import FAILED, reported_errors
+from pipeline.exits import FAILED, ConfigError, reported_errors
 
 
 def build(

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cache.files import write_atomically
 from pipeline.cli.options import Debug
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
-from stages.settings import nearest
+from pipeline.exits import ConfigError, reported_errors
 
 PRESETS = files("pipeline") / "presets"
 
@@ -24,10 +23,12 @@ def init(
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
     with reported_errors(debug):
+        from stages.settings import nearest
+
         known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
         if preset not in known:
             raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
         if config.exists():
             raise ConfigError(f"{config} exists already. Name another file with --config.")
-        config.write_text(known[preset].read_text())
+        write_atomically(config, known[preset].read_bytes())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")

@@ -79,4 +79,4 @@ def _wandb_id(run: Path) -> str:
     path = run / "wandb-id"
     if not path.is_file():
         write_atomically(path, secrets.token_hex(4).encode())
-    return path.read_text()
+    return path.read_text(encoding="utf-8")

@@ -3,17 +3,21 @@
 B images, C latent channels, h and w the latent's sides.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 # A number for all images, or one for each, [B].
-Time = float | Tensor
+Time: TypeAlias = "float | Tensor"
 # Latents [B, C, h, w] in float64, their time, and when the step began, which decides whether it
 # is guided, in all of its parts; to the model's prediction [B, C or 2C, h, w] in float64.
-Field = Callable[[Tensor, Time, Time], Tensor]
+Field: TypeAlias = "Callable[[Tensor, Time, Time], Tensor]"
 
 
 @dataclass(frozen=True)
