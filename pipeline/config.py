@@ -69,7 +69,7 @@ def load_config(
     """
     config = validated(read_document(path), overrides, path, path.parent)
     if problems := list(contradictions(config, world, has_files=has_files)):
-        raise _config_error(path, problems)
+        raise config_error(path, problems)
     return config
 
 
@@ -94,15 +94,16 @@ def validated(
 def _parsed(document: dict[str, Any], path: Path, folder: Path) -> Config:
     """A document's settings, with paths relative to a folder."""
     if problems := list(dates(document)):
-        raise _config_error(path, problems)
+        raise config_error(path, problems)
     try:
         # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
         return Config.model_validate_json(json.dumps(document), context={"folder": folder})
     except ValidationError as error:
-        raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
+        raise config_error(path, [_line(problem) for problem in error.errors()]) from None
 
 
-def _config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+    """The error of a configuration at a path. problems: a line for each."""
     listing = "\n".join(f"  {problem}" for problem in problems)
     return ConfigError(f"{path} cannot be used:\n{listing}")
 

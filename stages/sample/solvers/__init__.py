@@ -28,7 +28,7 @@ SOLVERS: Mapping[str, Solver] = {
     "euler-maruyama": Solver("SiT", euler_maruyama),
     "euler": Solver("SiT", euler),
     "heun": Solver("SiT", heun),
-    "dopri5": Solver("SiT", dopri5),
+    "dopri5": Solver("SiT", dopri5, package="torchode"),
     "ddpm": Solver("DiT", ddpm, too_many_steps),
     "ddim": Solver("DiT", ddim, uneven_steps),
 }

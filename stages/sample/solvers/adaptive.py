@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import RepaCacheError
+from stages.packages import needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,5 @@ def _torchode() -> Any:
     try:
         import torchode
     except ModuleNotFoundError as error:
-        raise AdaptiveSolverError(
-            "sample.solver 'dopri5' needs torchode. Install it: pip install 'repa-cache[adaptive]'."
-        ) from error
+        raise AdaptiveSolverError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
     return torchode

@@ -41,9 +41,10 @@ class Solver(NamedTuple):
     """A solver for a family of models, SiT or DiT.
 
     solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
-    of steps, if anything is.
+    of steps, if anything is; package: that it needs beyond those that are always installed.
     """
 
     family: str
     solve: Callable[[Problem], Tensor]
     problem_with: Callable[[int], str | None] = lambda _: None
+    package: str | None = None
