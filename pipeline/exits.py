@@ -30,10 +30,10 @@ class ConfigError(RepaCacheError):
 def reported_errors(debug: bool) -> Iterator[None]:
     """Show an error as one message; debug: with its traceback instead."""
     try:
+        _require_utf8_names()
         yield
-        if sys.stdout is not None:
-            # What stays in the buffer would fail where nobody reports it.
-            sys.stdout.flush()
+        # What stays in the buffer would fail where nobody reports it.
+        sys.stdout.flush()
     except (typer.Exit, typer.BadParameter, BrokenPipeError):
         # The last is a reader that has seen enough, as `head`: typer ends quietly.
         raise
@@ -48,6 +48,15 @@ def reported_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(
             INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED
         ) from None
+
+
+def _require_utf8_names() -> None:
+    """Raise ConfigError where names of files are not UTF-8, as they are in caches and settings."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise ConfigError(
+            f"Names of files are {encoding} in this locale, expected UTF-8. Set PYTHONUTF8=1, or "
+            "LC_ALL=C.UTF-8, and run this again."
+        )
 
 
 def described(error: Exception) -> str:
