@@ -54,7 +54,7 @@ def subject(built: Path, runs: Path) -> Callable[..., Subject]:
 
 
 def states_of(subject: Subject, level: float) -> Tensor:
-    return HiddenStates(subject, CPU).at(level, lambda _images, _note: None)
+    return HiddenStates(subject, CPU).at(level)
 
 
 def normal(row: int, draw: int) -> Tensor:
