@@ -143,7 +143,9 @@ class _Work:
     def line(self) -> str:
         rate = (self.finished - self.done) / self.seconds
         parts = [self._count, f"{rate:,.1f} {self.unit}/s"]
-        if self.total is not None:
+        if self.total is None or self.finished == self.total:
+            parts.append(f"in {timedelta(seconds=round(self.seconds))}")
+        else:
             left = timedelta(seconds=round((self.total - self.finished) / rate)) if rate else "?"
             parts.append(f"{left} left")
         if self.note:
