@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiling import COMPILING
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
 from pipeline.config import Config
@@ -16,7 +17,7 @@ from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Draw, Draws
 from stages.train.step import Step
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, *COMPILING]
 
 GPU = Placement(torch.device("cuda"))
 
@@ -45,6 +46,8 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
     ],
     ids=["bfloat16", "float16", "dit", "compiled"],
 )
+# So torch says of the mode itself, whenever it is switched on.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_a_step_never_waits_for_the_gpu(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
