@@ -18,18 +18,26 @@ class DeviceError(RepaCacheError):
     """The device in the configuration is not there."""
 
 
-def find_device(name: str, local: str | None = None) -> torch.device:
-    """The device of this name; `auto` takes the first accelerator, or the CPU.
-
-    local: number of a process on its machine, which takes the GPU of this number; if not given,
-    that of torchrun.
-    """
+def named_device(name: str) -> torch.device:
+    """The device that a name stands for; `auto` is the first accelerator, or the CPU."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
-    local = local or os.environ.get("LOCAL_RANK")
     try:
-        device = torch.device(f"{name}:{local}" if name == "cuda" and local else name)
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"There is no device {name!r}: {error}") from error
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, which is there; a process of torchrun takes the GPU of its number.
+
+    Raises DeviceError if it is not.
+    """
+    device, local = named_device(name), os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and device.index is None and local:
+        device = torch.device("cuda", int(local))
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"There is no device {name!r} here: {error}") from error
