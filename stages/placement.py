@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -32,11 +33,11 @@ def named_device(name: str) -> torch.device:
 def find_device(name: str) -> torch.device:
     """The device of this name, which is there; a process of torchrun takes the GPU of its number.
 
-    Raises DeviceError if it is not.
+    Raises DeviceError if it is not, or if it is one GPU for several processes.
     """
     device, local = named_device(name), os.environ.get("LOCAL_RANK")
-    if device.type == "cuda" and device.index is None and local:
-        device = torch.device("cuda", int(local))
+    if device.type == "cuda" and local:
+        device = _gpu_of(int(local), name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -44,6 +45,24 @@ def find_device(name: str) -> torch.device:
     if device.type == "cpu":
         _keep_freed_memory()
     return device
+
+
+def _gpu_of(local: int, name: str) -> torch.device:
+    """The GPU of a process of torchrun, by its number on this machine."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if ":" in name and processes == 1:
+        return torch.device(name)
+    if ":" in name:
+        raise DeviceError(
+            f"The device {name!r} is one GPU, but {processes} processes run on this machine and "
+            'need one each. Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.'
+        )
+    if 0 < gpus <= local:
+        raise DeviceError(
+            f"Process {local} of {processes} on {socket.gethostname()} has no GPU: there are "
+            f"{gpus}. Start one process per GPU: torchrun --nproc-per-node {gpus}."
+        )
+    return torch.device("cuda", local)
 
 
 def _keep_freed_memory() -> None:

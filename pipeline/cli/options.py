@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import Config, ConfigError, load_config
+from pipeline.launchers import check_launch
 from stages.train.options import Weights
 
 ConfigPath = Annotated[
@@ -35,6 +36,8 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
+    if command in DISTRIBUTED | {"run"}:
+        check_launch("train" if command == "run" else command)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")

@@ -1,0 +1,54 @@
+"""Launchers that start several processes without telling torch of one another."""
+
+import os
+
+from pipeline.config import ConfigError
+
+# By what they are called: the variable that has the number of processes.
+SIZES = {"mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+RENDEZVOUS = (
+    "--rdzv-backend=c10d "
+    '--rdzv-endpoint=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500 '
+)
+
+
+def check_launch(command: str) -> None:
+    """Raise ConfigError if this is one of several processes that would each do all the work.
+
+    Those of torchrun have WORLD_SIZE, whoever started torchrun.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    if (tasks := _slurm_tasks()) > 1:
+        nodes = max(1, _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1)))
+        remedy = (
+            f"Have srun start torchrun, once on each machine: srun --nodes={nodes} "
+            f"--ntasks={nodes} torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
+            f"{RENDEZVOUS if nodes > 1 else ''}-m pipeline {command}"
+        )
+        raise _lone("srun", tasks, remedy)
+    for launcher, variable in SIZES.items():
+        if (processes := _number(variable, 1)) > 1:
+            remedy = f"Start torchrun: torchrun --nproc-per-node={processes} -m pipeline {command}"
+            raise _lone(launcher, processes, remedy)
+
+
+def _slurm_tasks() -> int:
+    """How many processes srun started beside this one, itself included.
+
+    SLURM_NTASKS alone is also there in a batch script, which is one process and has number 0.
+    """
+    beside = _number("SLURM_NTASKS", 1) if _number("SLURM_PROCID", 0) > 0 else 1
+    return _number("SLURM_STEP_NUM_TASKS", beside)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
+
+
+def _lone(launcher: str, processes: int, remedy: str) -> ConfigError:
+    return ConfigError(
+        f"{launcher} started {processes} processes that do not know of one another: each would do "
+        f"all the work. {remedy}"
+    )
