@@ -2,13 +2,10 @@
 
 import pytest
 
-# Those of torch's own compiler, which it hides from users or which tell them nothing.
-COMPILING = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        # It looks at every attribute of the tensors that it meets.
-        "The .grad attribute of a Tensor that is not a leaf Tensor",
-        # It imports parts of torch that are written in TorchScript.
-        "`torch.jit.script_method` is deprecated:DeprecationWarning",
-    )
-]
+# The compiler looks at every attribute of the tensors that it meets; torch hides it from users.
+LOOKING = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# It imports parts of torch that are written in TorchScript.
+SCRIPTED = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)
+COMPILING = [LOOKING, SCRIPTED]
