@@ -69,7 +69,7 @@ class ComputeSettings(Settings):
     kernel; recompute_activations: less memory for a third more time; micro_batches: parts of a
     rank's batch that go through the model one after another; parallel: what several processes
     do, hold the whole model each (ddp) or a part of it (fsdp); deterministic: the same bits in
-    every run, on a GPU at a small price.
+    every run on the same model of GPU, at a small price.
     """
 
     compile: bool | Literal["auto"] = "auto"
