@@ -4,6 +4,9 @@ import os
 
 from pipeline.config import ConfigError
 
+# Commands that torchrun can start in several processes.
+DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
+
 # By what they are called: the variable that has the number of processes.
 SIZES = {"mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
 RENDEZVOUS = (
@@ -20,17 +23,27 @@ def check_launch(command: str) -> None:
     if "WORLD_SIZE" in os.environ:
         return
     if (tasks := _slurm_tasks()) > 1:
-        nodes = max(1, _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1)))
-        remedy = (
-            f"Have srun start torchrun, once on each machine: srun --nodes={nodes} "
-            f"--ntasks={nodes} torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
-            f"{RENDEZVOUS if nodes > 1 else ''}-m pipeline {command}"
-        )
-        raise _lone("srun", tasks, remedy)
+        raise _lone("srun", tasks, _by_srun(command, tasks))
     for launcher, variable in SIZES.items():
         if (processes := _number(variable, 1)) > 1:
-            remedy = f"Start torchrun: torchrun --nproc-per-node={processes} -m pipeline {command}"
-            raise _lone(launcher, processes, remedy)
+            raise _lone(launcher, processes, _by_torchrun(command, processes))
+
+
+def _by_srun(command: str, tasks: int) -> str:
+    if command not in DISTRIBUTED:
+        return f"It is for one process: srun --ntasks=1 repa-cache {command}"
+    nodes = max(1, _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1)))
+    return (
+        f"Have srun start torchrun, once on each machine: srun --nodes={nodes} --ntasks={nodes} "
+        f"torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
+        f"{RENDEZVOUS if nodes > 1 else ''}-m pipeline {command}"
+    )
+
+
+def _by_torchrun(command: str, processes: int) -> str:
+    if command not in DISTRIBUTED:
+        return f"It is for one process: repa-cache {command}"
+    return f"Start torchrun: torchrun --nproc-per-node={processes} -m pipeline {command}"
 
 
 def _slurm_tasks() -> int:

@@ -68,6 +68,14 @@ def test_a_step_never_waits_for_the_gpu(
     assert calls == 4
 
 
+def test_training_starts_after_another_network_has_used_the_gpu(
+    trainable: Callable[..., Config],
+) -> None:
+    config = trainable("train.device=cuda")
+    Autoencoder(config.decoder.location, GPU.device).decode(torch.zeros(2, 4, 8, 8))
+    assert trained(config, GPU).step == 4
+
+
 @pytest.mark.parametrize("compile_blocks", ["true", "false"])
 def test_a_run_on_the_gpu_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, compile_blocks: str

@@ -26,7 +26,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Set:
     return put
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "run"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 def test_lone_processes_of_srun_are_refused_with_the_command_that_joins_them(
     tiny: Callable[..., Config], environment: Set, command: str
 ) -> None:
@@ -35,10 +35,19 @@ def test_lone_processes_of_srun_are_refused_with_the_command_that_joins_them(
     shown = CliRunner().invoke(app, [command, "--config", path])
     assert shown.exit_code == 1
     assert "srun started 8 processes that do not know of one another" in shown.output
-    what = "train" if command == "run" else command
     assert "srun --nodes=2 --ntasks=2 torchrun --nnodes=2 --nproc-per-node=4" in shown.output
     assert "--rdzv-endpoint=$(scontrol show hostnames" in shown.output
-    assert shown.output.endswith(f"-m pipeline {what}\n")
+    assert shown.output.endswith(f"-m pipeline {command}\n")
+
+
+def test_what_one_process_does_is_to_be_started_once(
+    tiny: Callable[..., Config], environment: Set
+) -> None:
+    environment(**STEP)
+    path = str(tiny().dataset.path.parent / "pipeline.toml")
+    shown = CliRunner().invoke(app, ["run", "--config", path])
+    assert shown.exit_code == 1
+    assert shown.output.endswith("It is for one process: srun --ntasks=1 repa-cache run\n")
 
 
 def test_builds_that_srun_starts_share_the_work(
