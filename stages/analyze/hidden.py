@@ -81,7 +81,7 @@ class HiddenStates:
         return torch.from_numpy(subject.cache.rows.label[rows]).long().to(self._device)
 
     def _normal(self, rows: npt.NDArray[np.int64], draw: int) -> Tensor:
-        """Standard normals [B, C, h, w] of some rows, made on the CPU to be the same anywhere."""
+        """Standard normals [B, C, h, w] of some rows, from the CPU whatever the device."""
         config, seed = self._model.config, self._subject.options.seed
         shape = (config.channels, config.side, config.side)
         seeds = (seed_for(seed, Stream.ANALYSIS, row, draw) for row in rows.tolist())

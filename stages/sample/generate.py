@@ -27,7 +27,8 @@ from stages.train.checkpoint import find
 from stages.train.folder import samples_path
 from stages.train.settings import TrainSettings
 
-# How many images there are, and how they are written, decides no pixel of any.
+# How many images there are, how they are written and, but for rounding on a GPU, how they are
+# computed decides no pixel of any.
 CHANGEABLE = {"images", "npz", "grid", "batch_size", "compile"}
 
 

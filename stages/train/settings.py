@@ -65,11 +65,11 @@ class ReadingSettings(Settings):
 class ComputeSettings(Settings):
     """`[train.compute]`: how a step is computed; nothing here changes it beyond rounding.
 
-    compile: torch.compile for each block, by default on GPUs; fused_attention: attention as one
-    kernel; recompute_activations: less memory for a third more time; micro_batches: parts of a
-    rank's batch that go through the model one after another; parallel: what several processes
-    do, hold the whole model each (ddp) or a part of it (fsdp); deterministic: the same bits in
-    every run, on a GPU at a small price.
+    compile: torch.compile for blocks, projectors and the final layer, by default on GPUs;
+    fused_attention: attention as one kernel; recompute_activations: less memory for a third more
+    time; micro_batches: parts of a rank's batch that go through the model one after another;
+    parallel: what several processes do, hold the whole model each (ddp) or a part of it (fsdp);
+    deterministic: the same bits in every run on the same model of GPU, at a small price.
     """
 
     compile: bool | Literal["auto"] = "auto"
