@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.exits import ConfigError
+from pipeline.launchers import DISTRIBUTED, check_launch
 from stages.processes import world_size
 from stages.train.options import Weights
 
@@ -30,9 +31,6 @@ WhichWeights = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# Commands that torchrun can start in several processes.
-DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
-
 
 def load(command: str, path: Path, overrides: list[str]) -> Config:
     """The configuration of a command.
@@ -43,6 +41,8 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     from pipeline.config import config_error, load_config
     from pipeline.extras import missing_packages
 
+    if command in DISTRIBUTED | {"run"}:
+        check_launch(command)
     world = world_size()
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(

@@ -10,11 +10,15 @@ from cache.files import write_atomically
 from pipeline.cli.options import Debug
 from pipeline.exits import ConfigError, reported_errors
 
-PRESETS = files("pipeline") / "presets"
+PRESETS = {
+    entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
+}
 
 
 def init(
-    preset: Annotated[str, typer.Option(help="Which configuration to write.")] = "demo",
+    preset: Annotated[
+        str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
+    ] = "demo",
     config: Annotated[Path, typer.Option(help="Where to write it.")] = Path("pipeline.toml"),
     debug: Debug = False,
 ) -> None:
@@ -27,12 +31,11 @@ def init(
         from pipeline.extras import missing_packages
         from stages.settings import nearest
 
-        known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
-        if preset not in known:
-            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
         if config.exists():
             raise ConfigError(f"{config} exists already. Name another file with --config.")
-        write_atomically(config, known[preset].read_bytes())
+        write_atomically(config, PRESETS[preset].read_bytes())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
         for problem in missing_packages("run", load_config(config, has_files=False)):
             typer.echo(f"  {problem}")

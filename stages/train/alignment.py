@@ -36,9 +36,9 @@ class Alignment(ABC):
     @staticmethod
     def projector(width: int, hidden: int, features: int) -> nn.Module:
         """From hidden tokens [B, T, width] to [B, T, features]."""
-        from stages.train.projectors import mlp_projector
+        from stages.train.projectors import MLPProjector
 
-        return mlp_projector(width, hidden, features)
+        return MLPProjector(width, hidden, features)
 
     @abstractmethod
     def __call__(self, projected: Tensor, tokens: Tensor) -> Tensor:
