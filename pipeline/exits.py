@@ -10,6 +10,7 @@ import typer
 
 from cache.errors import RepaCacheError
 from stages.interrupt import InterruptedWorkError
+from stages.processes import LaunchError, local_rank
 
 FAILED = 1
 # What a shell reports for a command that Ctrl-C ended.
@@ -43,8 +44,9 @@ def reported_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        # Plain text: rich would wrap paths and colour numbers.
-        typer.echo(f"repa-cache: {described(error)}", err=True)
+        if not isinstance(error, ConfigError) or _is_first_here():
+            # Plain text: rich would wrap paths and colour numbers.
+            typer.echo(f"repa-cache: {described(error)}", err=True)
         raise typer.Exit(
             INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED
         ) from None
@@ -57,6 +59,14 @@ def _require_utf8_names() -> None:
             f"Names of files are {encoding} in this locale, expected UTF-8. Set PYTHONUTF8=1, or "
             "LC_ALL=C.UTF-8, and run this again."
         )
+
+
+def _is_first_here() -> bool:
+    """Whether this process speaks for all of its machine, which have the same settings."""
+    try:
+        return not local_rank()
+    except LaunchError:
+        return True
 
 
 def described(error: Exception) -> str:

@@ -1,12 +1,15 @@
 """Where a process runs: its device, and its place among the processes of `torchrun`."""
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from stages.placement import Placement, find_device
-from stages.processes import world_size
+from stages.processes import ADDRESS, PORT, RANK, WORLD, LaunchError, world_size
+from stages.progress import say
 
 
 @contextmanager
@@ -20,8 +23,28 @@ def placement(device_name: str) -> Iterator[Placement]:
         torch.cuda.set_device(device)
     # Processes also agree on things that are in no GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend)
+    _join(backend, world)
     try:
         yield Placement(device, torch.distributed.get_rank(), world)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _join(backend: str, world: int) -> None:
+    """Meet the other processes. Raises LaunchError if that fails."""
+    place = f"{os.environ[ADDRESS]}:{os.environ[PORT]}"
+    if not torch.distributed.is_torchelastic_launched():
+        say(
+            f"process {os.environ[RANK]} of {world}: waiting for the others at {place}. If nobody "
+            f"starts them, another launcher left {WORLD} behind: stop this, and unset {WORLD}"
+        )
+    before = signal.getsignal(signal.SIGINT)
+    # torch waits without letting Python answer Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        torch.distributed.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LaunchError(f"The {world} processes cannot join at {place}: {reason}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)

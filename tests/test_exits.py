@@ -162,3 +162,15 @@ def test_a_locale_whose_names_of_files_are_others_is_refused(tmp_path: Path) -> 
 def test_the_version_is_that_of_the_package() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, "repa-cache 0.1.0\n")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_mistake_in_the_settings_is_told_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    mistake = ["train", "--set", "train.depth=9"]
+    for local, said in (("0", True), ("1", False)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        result = CliRunner().invoke(app, mistake)
+        assert (result.exit_code, "train.depth" in result.output) == (1, said)

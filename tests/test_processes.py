@@ -1,5 +1,9 @@
+import signal
+import socket
+
 import pytest
 
+from pipeline.launch import placement
 from stages.processes import LaunchError, local_rank, local_world_size, world_size
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,3 +76,23 @@ def test_half_of_a_launch_is_refused_with_how_to_clear_it(
     with pytest.raises(LaunchError, match=message) as caught:
         (local_rank(), local_world_size())
     assert str(caught.value).endswith("unset " + " ".join(NAMES))
+
+
+def test_processes_that_cannot_meet_say_where_they_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        own = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        launch(monkeypatch, own)
+        before = signal.getsignal(signal.SIGINT)
+        with (
+            pytest.raises(LaunchError, match=f"2 processes cannot join at 127.0.0.1:{port}: .*use"),
+            placement("cpu"),
+        ):
+            pass
+    assert signal.getsignal(signal.SIGINT) is before
+    said = capsys.readouterr().err
+    assert f"process 0 of 2: waiting for the others at 127.0.0.1:{port}. If nobody starts" in said
