@@ -1,18 +1,18 @@
 """Where a process runs: its device, and its place among the processes of `torchrun`."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from stages.placement import Placement, find_device
+from stages.processes import world_size
 
 
 @contextmanager
 def placement(device_name: str) -> Iterator[Placement]:
     """Where this process works; joins the others of `torchrun` for as long as the block runs."""
-    device, world = find_device(device_name), int(os.environ.get("WORLD_SIZE", "1"))
+    device, world = find_device(device_name), world_size()
     if world == 1:
         yield Placement(device)
         return

@@ -187,7 +187,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 def _read(folder: Path, name: str) -> RunRecord:
     path, checkpoints = config_path(folder), checkpoint_paths(folder)
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
     state = read_state(checkpoints[-1]) if checkpoints else {}
     return RunRecord(
         folder=folder,

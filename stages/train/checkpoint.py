@@ -142,7 +142,8 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
                 save_file(gathered, aside / f"{name}.safetensors")
         if place.is_main:
             save_file({"rows": content.measured}, aside / "meter.safetensors")
-            (aside / "state.json").write_text(json.dumps({"step": step, **content.state}, indent=2))
+            state = json.dumps({"step": step, **content.state}, indent=2)
+            (aside / "state.json").write_text(state, encoding="utf-8")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def checkpoint_paths(run: Path) -> list[Path]:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: step, settings, model, fingerprints of the columns."""
-    content: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    content: dict[str, Any] = json.loads((checkpoint / "state.json").read_bytes())
     return content
 
 
