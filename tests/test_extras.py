@@ -56,7 +56,7 @@ def test_a_preset_comes_with_what_is_still_to_be_installed(tmp_path: Path) -> No
 def test_the_demo_without_its_packages_names_both_before_anything_runs(
     tmp_path: Path, command: str
 ) -> None:
-    (tmp_path / "pipeline.toml").write_text((PRESETS / "demo.toml").read_text())
+    (tmp_path / "pipeline.toml").write_text(PRESETS["demo"].read_text())
     assert refused(tmp_path, DEMO, command) == [
         "repa-cache: pipeline.toml cannot be used:",
         "  dataset.source: 'sample-photos' needs scikit-image, which is not installed: "
@@ -67,7 +67,7 @@ def test_the_demo_without_its_packages_names_both_before_anything_runs(
 
 
 def test_a_plan_of_the_demo_needs_its_photographs_alone(tmp_path: Path) -> None:
-    (tmp_path / "pipeline.toml").write_text((PRESETS / "demo.toml").read_text())
+    (tmp_path / "pipeline.toml").write_text(PRESETS["demo"].read_text())
     (line,) = refused(tmp_path, DEMO, "plan")
     assert "scikit-image, which is not installed" in line
 

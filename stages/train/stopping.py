@@ -45,6 +45,15 @@ class Agreement:
         self._told = requests, torch.distributed.all_reduce(requests, async_op=True)
         return asked
 
+    def close(self) -> None:
+        """Wait for what was told last; to be asked once after the last step, by all processes.
+
+        An exchange that nobody waits for would keep the processes from ending.
+        """
+        if self._told is not None:
+            self._told[1].wait()
+            self._told = None
+
 
 def nonfinite_error(
     run: Path, step: int, rows: Rows, keys: npt.NDArray[Any], place: Placement
