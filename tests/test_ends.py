@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ HANDLED = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGU
 
 
 class Training:
-    """A run without end, in a process group of its own."""
+    """A run without end."""
 
     def __init__(self, config: Config, folder: Path, command: Sequence[str], *more: str) -> None:
         self.config = config
@@ -34,7 +35,6 @@ class Training:
             [*command, *words],
             cwd=folder,
             env={**os.environ, **HANDLED},
-            start_new_session=True,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -44,35 +44,39 @@ class Training:
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.01)
 
-    def ranks(self) -> list[int]:
-        """The processes that train."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(number) for number in children.read_text().split()]
-
     def end(self) -> tuple[str, float]:
         """What was said until all processes were gone, and the seconds that it took."""
         start = time.monotonic()
         try:
             _, errors = self.process.communicate(timeout=60)
         finally:
-            with_rest = subprocess.run(
-                ["pgrep", "-g", str(self.process.pid)], capture_output=True, check=False
-            )
-            subprocess.run(["pkill", "-KILL", "-g", str(self.process.pid)], check=False)
-        assert with_rest.stdout == b""
-        return errors, time.monotonic() - start
+            spent, left = time.monotonic() - start, self.everybody()
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+        assert left == []
+        return errors, spent
+
+    def everybody(self) -> list[int]:
+        """All processes of this run: torchrun puts those that train into sessions of their own."""
+        run = f"train.run={self.config.train.run}".encode()
+        found = []
+        for command in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if run in command.read_bytes().split(b"\0"):
+                    found.append(int(command.parent.name))
+        return found
 
 
 def ask_torchrun(number: signal.Signals) -> Callable[[Training], None]:
     return lambda training: training.process.send_signal(number)
 
 
-def ask_all(number: signal.Signals) -> Callable[[Training], None]:
-    return lambda training: os.killpg(training.process.pid, number)
+def ask_all(number: signal.Signals) -> Callable[[Training], object]:
+    return lambda training: [os.kill(process, number) for process in training.everybody()]
 
 
 def ask_one(number: signal.Signals) -> Callable[[Training], None]:
-    return lambda training: os.kill(training.ranks()[-1], number)
+    return lambda training: os.kill(max(training.everybody()), number)
 
 
 WAYS = {
