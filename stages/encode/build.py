@@ -73,13 +73,14 @@ def build(
     if path.exists():
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)
+    # Before images are read, which may take hours.
+    makers = load_makers(settings, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         if source is None:
             current, block = read_rows(path), 1
         else:
             skip = settings.dataset.on_error == "skip"
             current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
-        makers = load_makers(settings, device)
         with locks.preparing(say):
             tidy(path)
             rows = wanted_rows(settings.cache, options, current, locks, block)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from os import cpu_count
 from uuid import uuid4
 
@@ -93,10 +92,6 @@ def make_on_cluster(
     meter, failures: told what they did. Raises ClusterError if there is no cluster, or if its
     workers keep dying.
     """
-    if cluster.dashboard and find_spec("bokeh") is None:
-        raise ClusterError(
-            "Dask's dashboard needs another package: pip install 'repa-cache[dashboard]'."
-        )
     with _connected(cluster) as client:
         scheduler = str(client.scheduler_info()["id"])
         order = Order(uuid4().hex, settings.model_dump_json(), cluster.workers, scheduler)
