@@ -34,8 +34,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill: on success synced to disk and renamed to `path`, on error removed.
 
-    A folder that is already there is replaced; killed between the two renames, `recover` has to
-    bring it back.
+    A folder that is already there is replaced. Between the two renames that takes, `standing`
+    tells where it is; killed there, `recover` has to bring it back.
     """
     aside, replaced = _aside(path), _replaced(path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -53,6 +53,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
     sync(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def standing(path: Path) -> Path:
+    """Where the folder at `path` is: aside while it is being replaced."""
+    replaced = _replaced(path)
+    return replaced if not path.exists() and replaced.exists() else path
+
+
+@contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder. Network file systems then look up anew what is in it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def recover(path: Path) -> None:

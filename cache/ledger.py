@@ -33,9 +33,9 @@ def seal(column: Column, shard: int, images: bytes) -> bytes:
 
 def was_made_by(column: Column) -> bool:
     """Whether any finished shard bears witness that the column's recipe made it."""
-    for shard, entry in recorded(column).items():
+    for shard, found in recorded(column).items():
         with suppress(FileNotFoundError):
-            if seal(column, shard, entry[:DIGEST_BYTES]) == entry[DIGEST_BYTES:]:
+            if seal(column, shard, found[:DIGEST_BYTES]) == found[DIGEST_BYTES:]:
                 return True
     return False
 
@@ -47,8 +47,8 @@ def strike(column: Column, shard: int) -> None:
 
 def recorded(column: Column) -> dict[int, bytes]:
     """The entries of all finished shards."""
-    entries = (column.folder / LEDGER.name).glob("c.*.0")
-    return {int(entry.name.split(".")[1]): entry.read_bytes() for entry in entries}
+    shards = (int(path.name.split(".")[1]) for path in (column.folder / LEDGER.name).glob("c.*.0"))
+    return {shard: found for shard in shards if (found := entry(column, shard))}
 
 
 def missing(column: Column, rows: RowTable) -> list[int]:
@@ -58,16 +58,19 @@ def missing(column: Column, rows: RowTable) -> list[int]:
 
 def is_missing(column: Column, rows: RowTable, shard: int) -> bool:
     """Whether a shard has to be made."""
-    return _entry(column, shard)[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
+    return entry(column, shard)[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
 
 
 def finished_rows(column: Column, rows: RowTable, shard: int) -> int:
     """How many of the first rows of a missing shard are there, from before images were added."""
-    images, span = _entry(column, shard)[:DIGEST_BYTES], column.shard_rows(shard)
+    images, span = entry(column, shard)[:DIGEST_BYTES], column.shard_rows(shard)
     counts = range(len(span), 0, -1) if images else ()
     return next((count for count in counts if rows.digest(span[:count]) == images), 0)
 
 
-def _entry(column: Column, shard: int) -> bytes:
-    path = column.shard_path(LEDGER, shard)
-    return path.read_bytes() if path.exists() else b""
+def entry(column: Column, shard: int) -> bytes:
+    """What the ledger says of a shard; nothing if it is not finished."""
+    try:
+        return column.shard_path(LEDGER, shard).read_bytes()
+    except FileNotFoundError:
+        return b""

@@ -15,6 +15,7 @@ from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
 from cache.files import atomic_folder, remove_leftovers, write_atomically
 from cache.layout import FAMILIES, LEDGER, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, differences, fingerprint
+from cache.versions import of_one_version
 
 FORMAT_VERSION = 2
 
@@ -144,6 +145,10 @@ def read_column(path: Path, name: str, rows: int) -> Column:
     """
     rows_per_shard = root_attributes(path)["rows_per_shard"]
     folder = path / name
+    return of_one_version(lambda: _read_column(name, folder, rows, rows_per_shard), folder)
+
+
+def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Column:
     attributes = read_group(folder)
     recipe = attributes.get("recipe", {})
     if fingerprint(recipe) != attributes.get("fingerprint"):

@@ -74,17 +74,21 @@ def build(
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
+        known = known_rows(path)
         if source is None:
-            current, block = read_rows(path), 1
+            current, block = read_rows(path, known), 1
         else:
-            skip = settings.dataset.on_error == "skip"
-            current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
+            skip, block = settings.dataset.on_error == "skip", source.block_rows
+            current = index(source, known.rows if known else None, pool, skip=skip)
         makers = load_makers(settings, device)
         with locks.preparing(say):
             tidy(path)
-            rows = wanted_rows(settings.cache, options, current, locks, block)
+            wanted = wanted_rows(settings.cache, options, current, known, locks, block)
+            rows = wanted.rows
+            # They take as much memory again as the rows.
+            del current, known
             crops = open_crops(settings, source, rows, pool, device)
-            prepared = prepare(settings.cache, options, makers, crops, threads)
+            prepared = prepare(settings.cache, options, makers, wanted, crops, threads)
             stack.enter_context(locks.at_work())
         columns = prepared.columns
         shards = _missing_shards(columns, rows, options.shards)
