@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from cache.errors import CacheReplacedError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -61,14 +63,48 @@ def standing(path: Path) -> Path:
     return replaced if not path.exists() and replaced.exists() else path
 
 
-@contextmanager
-def opened_folder(path: Path) -> Iterator[int]:
-    """A descriptor of a folder. Network file systems then look up anew what is in it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+class HeldFolder:
+    """A folder that stays the same one, although another may take its place.
+
+    Raises CacheReplacedError if that has happened, when it is sent to another process or when a
+    file is no longer in it. On a network file system, names are looked up anew once it is open.
+    """
+
+    def __init__(self, path: Path, identity: tuple[int, int] | None = None) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._identity = identity or _identity(os.fstat(self._descriptor))
+        if self._is_replaced():
+            raise self._replaced()
+
+    def __reduce__(self) -> tuple[type["HeldFolder"], tuple[Path, tuple[int, int]]]:
+        return HeldFolder, (self.path, self._identity)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of a file in it."""
+        try:
+            return os.open(name, flags, dir_fd=self._descriptor)
+        except OSError as error:
+            if self._is_replaced():
+                raise self._replaced() from error
+            raise
+
+    def _is_replaced(self) -> bool:
+        try:
+            return _identity(self.path.stat()) != self._identity
+        except FileNotFoundError:
+            return True
+
+    def _replaced(self) -> CacheReplacedError:
+        return CacheReplacedError(f"{self.path} was made anew while it was read. Start again.")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def recover(path: Path) -> None:

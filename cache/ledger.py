@@ -8,7 +8,9 @@ cache can stand in for one of this. It is written last, in one step.
 """
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cache.files import write_atomically
 from cache.layout import LEDGER, Column
@@ -51,9 +53,33 @@ def recorded(column: Column) -> dict[int, bytes]:
     return {shard: found for shard in shards if (found := entry(column, shard))}
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A column's ledger as it was at some time: the entries of the finished shards."""
+
+    column: Column
+    entries: Mapping[int, bytes]
+
+    @classmethod
+    def of(cls, column: Column) -> "Recorded":
+        """The ledger as it is."""
+        return cls(column, recorded(column))
+
+    def missing(self, rows: RowTable) -> list[int]:
+        """The shards that have to be made, in order."""
+        images = {shard: entry[:DIGEST_BYTES] for shard, entry in self.entries.items()}
+        spans = enumerate(map(self.column.shard_rows, range(self.column.shards)))
+        return [shard for shard, span in spans if images.get(shard) != rows.digest(span)]
+
+    def is_outdated(self, row: int) -> bool:
+        """Whether the shard of a row was made anew since."""
+        shard = row // self.column.rows_per_shard
+        return entry(self.column, shard) != self.entries.get(shard, b"")
+
+
 def missing(column: Column, rows: RowTable) -> list[int]:
     """The shards that have to be made, in order."""
-    return [shard for shard in range(column.shards) if is_missing(column, rows, shard)]
+    return Recorded.of(column).missing(rows)
 
 
 def is_missing(column: Column, rows: RowTable, shard: int) -> bool:

@@ -22,6 +22,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder, standing
 from cache.keys import Keys, find_keys
+from cache.layout import ROWS
 from cache.metadata import create_root, read_group
 from cache.order import block_permutation
 from cache.versions import Version, of_one_version, versions
@@ -29,7 +30,6 @@ from cache.versions import Version, of_one_version, versions
 # The table is read whole; a few large chunks keep the number of files small.
 CHUNK_ROWS = 65536
 NAMED_KEYS = 5
-ROWS = "rows"
 NUMBERS = ("label", "source_index", "content_hash", "stamp")
 FIELDS = ("key", *NUMBERS)
 # Those that training sees.
@@ -76,15 +76,18 @@ class RowTable:
 
     def equals(self, other: "RowTable") -> bool:
         """Whether both hold the same, stamps included."""
-        return self._agrees(other, FIELDS)
+        is_same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in NUMBERS)
+        return self.looks_like(other) and all(is_same)
 
     def looks_like(self, other: "RowTable") -> bool:
         """Whether training sees the same of both: order, keys, labels, images."""
-        return self._agrees(other, SEEN)
+        return self.classes == other.classes and len(self) == len(other) and self.begins_with(other)
 
-    def _agrees(self, other: "RowTable", fields: Sequence[str]) -> bool:
-        is_same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in fields)
-        return self.classes == other.classes and all(is_same)
+    def begins_with(self, other: "RowTable") -> bool:
+        """Whether training sees the other rows at the beginning of these."""
+        head = slice(len(other))
+        is_same = (np.array_equal(getattr(self, name)[head], getattr(other, name)) for name in SEEN)
+        return self.classes[: len(other.classes)] == other.classes and all(is_same)
 
     @cached_property
     def fingerprint(self) -> str:

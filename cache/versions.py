@@ -7,12 +7,11 @@ in each, tells.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cache.errors import CacheReadError
-from cache.files import opened_folder, standing
+from cache.errors import CacheReadError, CacheReplacedError
+from cache.files import HeldFolder, standing
 
 # A folder is written in more time than it is read in: even the second attempt rarely fails.
 ATTEMPTS = 200
@@ -53,8 +52,11 @@ def versions(*groups: Path) -> tuple[Version, ...]:
 
 
 def _version(group: Path) -> Version:
-    with suppress(OSError), opened_folder(group.parent):
-        place = standing(group)
+    try:
+        # Held, so that a network file system does not go by what it remembers.
+        folder = HeldFolder(group.parent)
+        place = standing(folder.path / group.name)
         status = (place / "zarr.json").stat()
-        return place.name, status.st_ino, status.st_mtime_ns
-    return None
+    except (OSError, CacheReplacedError):
+        return None
+    return place.name, status.st_ino, status.st_mtime_ns

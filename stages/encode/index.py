@@ -79,4 +79,3 @@ def _hash_of(source: Source, position: int, *, skip: bool) -> tuple[int, int]:
         if skip:
             return UNREADABLE
         raise unreadable(source.keys[position], error) from error
-
