@@ -104,6 +104,11 @@ class Column:
         return self.folder.parents[self.name.count("/")]
 
     @property
+    def title(self) -> str:
+        """Its name within its family: of an encoder or a VAE."""
+        return self.name.rpartition("/")[2]
+
+    @property
     def shards(self) -> int:
         """Number of shards, the last of which may be shorter."""
         return math.ceil(self.rows / self.rows_per_shard)

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from cache.bounce import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
@@ -130,9 +131,13 @@ class ShardFile:
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""
         if unbuffered and self._unbuffered is not None:
+            fill = partial(self._fill, self._unbuffered)
             try:
-                return self._fill(self._unbuffered, offset, view)
+                return fill(offset, view)
             except OSError as error:
+                # Memory that a GPU's driver has mapped may be out of the disk's reach.
+                if error.errno == errno.EFAULT:
+                    return read_by_bounce(fill, offset, view)
                 # The device asks for a larger alignment than the usual one.
                 if error.errno != errno.EINVAL:
                     raise

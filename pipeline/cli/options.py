@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import Config, ConfigError, load_config
+from pipeline.launchers import DISTRIBUTED, check_launch
 from stages.train.options import Weights
 
 ConfigPath = Annotated[
@@ -25,9 +26,6 @@ WhichWeights = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# Commands that torchrun can start in several processes.
-DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
-
 
 def load(command: str, path: Path, overrides: list[str]) -> Config:
     """The configuration of a command.
@@ -35,6 +33,8 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
+    if command in DISTRIBUTED | {"run"}:
+        check_launch(command)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")

@@ -46,13 +46,14 @@ def judged_samples(records: Sequence[RunRecord]) -> tuple[list[Judged], dict[str
 def in_words(samples: SampleRecord) -> str:
     """How samples were drawn, and what they were compared with."""
     drawn = samples.drawn
-    settings = [f"{name} {_shown(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
+    settings = [f"{name} {spelt(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
     compared = [f"against {one.reference}" for one in samples.results if one.reference]
     images = [f"{one.images:,} images" for one in samples.results]
     return ", ".join(dict.fromkeys([*images, *compared, f"weights {samples.weights}", *settings]))
 
 
-def _shown(value: Any) -> str:
+def spelt(value: Any) -> str:
+    """A setting that is a value, or an interval with two ends."""
     return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

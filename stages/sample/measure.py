@@ -76,7 +76,10 @@ def measure(
     batch: int,
     place: Placement,
 ) -> Measured:
-    """Run networks over images once. Only rank 0 gets the result, others an empty one."""
+    """Run networks over images once. Only rank 0 gets the result, others an empty one.
+
+    title: of the images, for the progress.
+    """
     names = wanted.gaussians.union(wanted.rows)
     networks = [network for network in networks if names.intersection(network.features)]
     bounds = np.linspace(0, len(images), place.world + 1).astype(int).tolist()
@@ -85,7 +88,7 @@ def measure(
     sums = {name: RunningGaussian() for name in wanted.gaussians}
     parts: dict[str, list[Tensor]] = {name: [] for name in kept}
     start = rows.start
-    with progress(title, len(rows), "images", quiet=not place.is_main) as advance:
+    with progress(f"features of {title}", len(rows), "images", quiet=not place.is_main) as advance:
         for pixels in images.batches(rows, batch):
             features: dict[str, Tensor] = {}
             for network in networks:
@@ -155,10 +158,10 @@ class EncoderVectors:
         return {self.name: vectors.float().cpu()}
 
 
-def cached_gaussian(title: str, reader: ColumnReader, place: Placement) -> Gaussian:
+def cached_gaussian(reader: ColumnReader, place: Placement) -> Gaussian:
     """The Gaussian of an encoder's vectors of all cached images, from the cache alone."""
-    rows = np.flatnonzero(reader.valid)
-    with progress(title, len(rows), "cached images", quiet=not place.is_main) as advance:
+    rows, title = np.flatnonzero(reader.valid), f"tokens of {reader.column.title}"
+    with progress(title, len(rows), "images", quiet=not place.is_main) as advance:
 
         def batches() -> Iterator[Buffer]:
             for start in range(0, len(rows), CACHED_ROWS):

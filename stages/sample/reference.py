@@ -69,7 +69,7 @@ class Reference:
         if not lacking:
             return self
         assert self.images is not None, "nothing is wanted that cannot be had"
-        found = measure("reference", self.images, networks, lacking, batch, place)
+        found = measure("the reference", self.images, networks, lacking, batch, place)
         return replace(
             self,
             gaussians={**self.gaussians, **found.gaussians},
@@ -108,7 +108,7 @@ def _cached(
         if has_column(cache.path, vectors.column):
             reader = cache.column(vectors.column)
             check_recipe(reader.column, vectors.recipe)
-            gaussians[vectors.name] = cached_gaussian(vectors.name, reader, place)
+            gaussians[vectors.name] = cached_gaussian(reader, place)
             made_by[vectors.name] = vectors.identity
     images = CachedImages(encode, encode.latents.column)
     return Reference(str(cache.path), gaussians, images=images, made_by=made_by)
