@@ -104,7 +104,7 @@ def build(
             # Workers on this machine need the memory of its devices.
             makers.clear()
             torch.cuda.empty_cache()
-            make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
+            make_on_cluster(shards, settings, source, options.cluster, meter, crops.failures)
         seconds = meter.seconds
     missing = [ledger.missing(column, rows) for column in columns]
     invalid = set().union(*map(invalid_rows, columns, missing))
