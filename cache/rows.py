@@ -8,8 +8,9 @@ well-mixed batches. Images that are added later follow, in a permutation of thei
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder, standing
-from cache.keys import Keys, find_keys
+from cache.keys import Keys, Places, find_keys, pieces
 from cache.layout import ROWS
 from cache.metadata import create_root, read_group
 from cache.order import block_permutation
@@ -93,7 +94,8 @@ class RowTable:
     def fingerprint(self) -> str:
         """The sha256 of everything training sees of the rows: order, keys, labels, images."""
         digest, separator = hashlib.sha256(), b""
-        for names in (self.classes, *(self.key[piece].tolist() for piece in _pieces(len(self)))):
+        keys = (self.key[piece].tolist() for piece in pieces(len(self)))
+        for names in chain([self.classes], keys):
             if names:
                 digest.update(separator + "\0".join(names).encode())
                 separator = b"\0"
@@ -187,7 +189,7 @@ def read_stored_rows(path: Path) -> StoredRows:
             columns = {name: arrays[name][:] for name in NUMBERS}
             keys = np.empty(arrays["key"].shape, np.dtypes.StringDType())
             # Python's strings, which Zarr makes on the way, take much memory.
-            for piece in _pieces(len(keys)):
+            for piece in pieces(len(keys)):
                 keys[piece] = arrays["key"][piece]
             rows = RowTable(keys, **columns, classes=tuple(attributes["classes"]))
         return StoredRows(rows, attributes.get("fingerprint"), version)
@@ -218,19 +220,18 @@ def _opened_table(folder: Path) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _pieces(rows: int) -> Iterator[slice]:
-    """A chunk's rows after the other."""
-    return (slice(start, start + CHUNK_ROWS) for start in range(0, rows, CHUNK_ROWS))
-
-
 @dataclass(frozen=True)
 class RowChanges:
-    """How a data set differs from a row table: keys of images, in the table's or its order."""
+    """How a data set differs from a row table: keys of images, in the table's or its order.
+
+    place: where each row of the table is in the data set, -1 if it vanished.
+    """
 
     changed: tuple[str, ...]
     vanished: tuple[str, ...]
     added: tuple[str, ...]
     relabelled: tuple[str, ...]
+    place: Places = field(compare=False, repr=False)
 
     def check(self, path: Path, *, may_update: bool) -> None:
         """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
@@ -266,15 +267,23 @@ def compare(cached: RowTable, current: RowTable) -> RowChanges:
         vanished=tuple(cached.key[place < 0].tolist()),
         added=tuple(current.key[is_new].tolist()),
         relabelled=tuple(cached.key[here[relabelled]].tolist()),
+        place=place,
     )
 
 
-def merged(cached: RowTable, current: RowTable, seed: int, block: int = 1) -> RowTable:
+def merged(
+    cached: RowTable,
+    current: RowTable,
+    seed: int,
+    block: int = 1,
+    place: Places | None = None,
+) -> RowTable:
     """The rows of a cache as the data set has them, in the cache's order, and the added ones.
 
-    block: as in `RowTable.permuted`. Raises KeyError unless every key of `cached` is in `current`.
+    block: as in `RowTable.permuted`; place: that of the changes, if they are known. Raises
+    KeyError unless every key of `cached` is in `current`.
     """
-    kept = find_keys(cached.key, current.key, cached.source_index)
+    kept = find_keys(cached.key, current.key, cached.source_index) if place is None else place
     if (kept < 0).any():
         raise KeyError(cached.key[kept < 0][0])
     is_new = np.ones(len(current), np.bool_)

@@ -9,6 +9,7 @@ from cache.keys import Keys, find_keys
 from cache.rows import UNREADABLE, RowTable, content_hash
 from stages.encode.crops import unreadable
 from stages.encode.sources import Source
+from stages.encode.sources.key_list import key_array
 from stages.progress import progress
 
 # Images looked at by one task of the pool.
@@ -24,7 +25,7 @@ def index(
     as then are not read again; skip: give a file that cannot be read the hash `UNREADABLE`
     rather than raising ImageError.
     """
-    keys = np.asarray(source.keys, np.dtypes.StringDType())
+    keys = key_array(source.keys)
     # As they were, to be replaced by what is found: by zeros where nothing is known.
     stamps, hashes = _known(keys, cached)
 

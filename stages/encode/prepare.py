@@ -122,8 +122,9 @@ def wanted_rows(
     if options.repair:
         mend_rows(path, current, seed, block)
     cached = read_rows(path, known)
-    compare(cached, current).check(path, may_update=options.update)
-    rows = merged(cached, current, seed, block)
+    changes = compare(cached, current)
+    changes.check(path, may_update=options.update)
+    rows = merged(cached, current, seed, block, changes.place)
     if not rows.looks_like(cached):
         locks.require_alone("taking over a data set that changed")
     return Wanted(rows, len(rows) - len(cached), rows.equals(cached))
