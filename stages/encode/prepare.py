@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import recover, remove_folder, remove_leftovers
 from cache.layout import FAMILIES, Column
@@ -16,9 +17,7 @@ from cache.recipe import differences
 from cache.rows import (
     RowTable,
     StoredRows,
-    compare,
     create_cache,
-    merged,
     read_rows,
     read_stored_rows,
     write_rows,
