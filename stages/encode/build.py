@@ -25,6 +25,7 @@ from cache.verify import Fault
 from stages.encode.columns import declared_recipes, load_makers
 from stages.encode.crew import make_all
 from stages.encode.device import Device
+from stages.encode.identity import listed_as
 from stages.encode.index import index
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import BuildOptions
@@ -78,11 +79,17 @@ def build(
             current, block = read_rows(path), 1
         else:
             skip = settings.dataset.on_error == "skip"
-            current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
+            known, block = known_rows(path), source.block_rows
+            if known is not None and source.are_keys_places:
+                known = listed_as(known, source)
+            current = index(source, known, pool, skip=skip)
         makers = load_makers(settings, device)
         with locks.preparing(say):
             tidy(path)
-            rows = wanted_rows(settings.cache, options, current, locks, block)
+            may_recognise = source is not None and source.are_keys_places
+            rows = wanted_rows(
+                settings.cache, options, current, locks, block, may_recognise=may_recognise
+            )
             crops = open_crops(settings, source, rows, pool, device)
             prepared = prepare(settings.cache, options, makers, crops, threads)
             stack.enter_context(locks.at_work())

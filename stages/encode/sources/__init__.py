@@ -5,13 +5,14 @@ to a `Source`, and name it in `SOURCES`.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from stages.encode.sources.arrow import arrow_rows
 from stages.encode.sources.folders import image_folder
 from stages.encode.sources.parquet import parquet_rows
 from stages.encode.sources.repa import repa_folder
 from stages.encode.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
 from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.tables import Choice
 from stages.encode.sources.tars import tar_archive
 from stages.encode.sources.zips import zip_archive
 
@@ -20,6 +21,8 @@ __all__ = [
     "FOLDER_SOURCES",
     "SAMPLE_PHOTOGRAPHS",
     "SOURCES",
+    "TABLE_SOURCES",
+    "Choice",
     "Source",
     "SourceError",
     "image_folder",
@@ -27,11 +30,12 @@ __all__ = [
 ]
 
 # The names that `dataset.source` takes.
-SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
+SOURCES: Mapping[str, Callable[..., Source]] = {
     "imagefolder": image_folder,
     "zip": zip_archive,
     "tar": tar_archive,
     "parquet": parquet_rows,
+    "arrow": arrow_rows,
     "repa": repa_folder,
     "sample-photos": sample_photos,
 }
@@ -39,3 +43,5 @@ SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
 EMBEDDED_SOURCES = frozenset({"sample-photos"})
 # Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
 FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
+# Those that have columns and splits to choose from, as a third argument.
+TABLE_SOURCES = frozenset({"arrow", "parquet"})
