@@ -1,6 +1,5 @@
 """What is in an Arrow file: record batches, labels and names; and single images of it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from stages.encode.sources.table_columns import (
 )
 from stages.encode.sources.tables import Choice, Listing
 
-# How a file for random access begins and ends; what is between the padding and the footer is a
-# stream.
-MAGIC, STREAM_PLACE = b"ARROW1", 8
+# How a file with an index of its batches begins and ends; others are streams.
+MAGIC = b"ARROW1"
 # How a stream ends that was written to its end.
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -31,8 +29,8 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 class ArrowFile:
     """A file of R rows in B record batches, which stays on the disk and is mapped for reading.
 
-    columns: None if nothing is in the file; schema: of the batches as they are stored; places:
-    int64 [B], the byte where each begins; starts: int64 [B + 1], its first row, and R.
+    columns: None if there are no batches; places: int64 [B], the byte of a stream where each
+    begins, or its number in a file with an index; starts: int64 [B + 1], its first row, and R.
     """
 
     listing: Listing
@@ -47,39 +45,39 @@ class ArrowFile:
         try:
             _check_end(archive)
             with _mapped(archive) as file:
-                places = list(_places(file))
-            if not places:
-                return cls(Listing.empty(archive), None, pa.schema([]), np.array([]), np.array([]))
-            return cls._of(archive, choice, places)
+                return cls._of(file, archive, choice)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(
                 f"{archive.path} is no Arrow file, or is cut off or damaged: {error}."
             ) from error
 
     @classmethod
-    def _of(cls, archive: Archive, choice: Choice, places: list[int]) -> "ArrowFile":
-        with _mapped(archive) as file:
-            here = file.read_buffer(1).address
-            mapped = range(here - archive.size, here + archive.size)
-            file.seek(-1, os.SEEK_CUR)
-            with pa.ipc.open_stream(file) as stream:
-                schema = stream.schema
-                columns = find_columns(schema, choice, archive.path)
-                batches = [_checked(batch, columns.image, mapped, archive) for batch in stream]
-        table = pa.Table.from_batches(batches, schema)
+    def _of(cls, file: pa.MemoryMappedFile, archive: Archive, choice: Choice) -> "ArrowFile":
+        memory, places = _memory(file), np.array(list(_places(file)), np.int64)
+        reader = pa.ipc.open_file(file) if _is_indexed(file) else pa.ipc.open_stream(file)
+        schema = reader.schema
+        if not len(places):
+            return cls(Listing.empty(archive), None, schema, places, places)
+        columns = find_columns(schema, choice, archive.path)
+        batches = []
+        for batch in map(reader.get_batch, places) if _is_indexed(file) else reader:
+            _check_stored_plainly(batch[columns.image], memory, archive)
+            batches.append(batch.select([columns.image, columns.label]))
+        table = pa.Table.from_batches(batches)
         images, labels = table[columns.image], table[columns.label]
+        # What is mapped is as it lies on the disk, and may point anywhere.
         labels.validate(full=True)
-        paths = part_of(images, "path") if columns.has_path else None
-        may_lack = np.full(len(images), columns.has_path)
-        if paths is not None:
+        paths, may_lack = None, np.zeros(len(images), np.bool_)
+        if columns.has_path:
+            paths = part_of(images, "path")
             paths.validate(full=True)
-            if columns.has_content:
-                may_lack = part_of(images, "bytes").is_null().to_numpy()
+            lacks = part_of(images, "bytes").is_null() if columns.has_content else paths.is_valid()
+            may_lack = lacks.to_numpy()
         return cls(
             listing=listing(archive, schema, columns.label, labels, paths, may_lack),
             columns=columns,
-            schema=pa.schema([_stored(field) for field in schema]),
-            places=np.array(places, np.int64),
+            schema=schema,
+            places=places,
             starts=np.cumsum([0, *(batch.num_rows for batch in batches)]),
         )
 
@@ -87,26 +85,23 @@ class ArrowFile:
         """The bytes of an image, if it has any. Raises OSError if they cannot be had."""
         if self.columns is None or not self.columns.has_content:
             return None
-        batch = int(np.searchsorted(self.starts, row, side="right")) - 1
-        place = row - int(self.starts[batch])
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        place = row - int(self.starts[number])
         archive = self.listing.archive
         try:
             with _mapped(archive) as file:
-                file.seek(int(self.places[batch]))
-                stored = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
-                image = part_of(stored[self.columns.image], "bytes")[place : place + 1]
-                # What is mapped is as it lies on the disk, and may point anywhere.
+                batch = _batch(file, int(self.places[number]), self.schema)
+                image = part_of(batch[self.columns.image], "bytes")[place : place + 1]
                 image.validate(full=True)
                 return content_of(image[0])
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise OSError(f"{archive.path}: record batch {batch} is damaged: {error}") from error
+        except (pa.ArrowException, OSError, EOFError, IndexError) as error:
+            raise OSError(f"{archive.path}: record batch {number} is damaged: {error}") from error
 
 
 @contextmanager
 def _mapped(archive: Archive) -> Iterator[pa.MemoryMappedFile]:
-    """The file where its stream begins. Raises SourceError if it is another than was listed."""
-    with archive.opened() as read, pa.memory_map(str(archive.path)) as file:
-        file.seek(STREAM_PLACE if read(0, len(MAGIC)) == MAGIC else 0)
+    """The file. Raises SourceError if it is another than was listed."""
+    with archive.opened(), pa.memory_map(str(archive.path)) as file:
         yield file
 
 
@@ -119,36 +114,54 @@ def _check_end(archive: Archive) -> None:
         begin = read(0, len(MAGIC))
         end = read(archive.size - len(END_OF_STREAM), len(END_OF_STREAM))
     if not (end.endswith(MAGIC) if begin == MAGIC else end == END_OF_STREAM):
-        raise ValueError("it does not end as it should")
+        raise ValueError("it does not end as one")
+
+
+def _is_indexed(file: pa.MemoryMappedFile) -> bool:
+    return bool(file.read_at(len(MAGIC), 0) == MAGIC)
 
 
 def _places(file: pa.MemoryMappedFile) -> Iterator[int]:
-    """The byte where each record batch begins."""
+    """Where the record batches are."""
+    if _is_indexed(file):
+        yield from range(pa.ipc.open_file(file).num_record_batches)
+        return
     messages = pa.ipc.MessageReader.open_stream(file)
-    while True:
-        place = file.tell()
-        try:
-            message = messages.read_next_message()
-        except StopIteration:
-            return
+    place = file.tell()
+    for message in messages:
         if message.type == "record batch":
             yield place
+        place = file.tell()
+    file.seek(0)
 
 
-def _checked(batch: pa.RecordBatch, image: str, mapped: range, archive: Archive) -> pa.RecordBatch:
-    """A batch whose images are not compressed: they lie in the memory that is mapped."""
-    buffers = batch[image].buffers()
-    if any(
-        buffer is not None and buffer.size and buffer.address not in mapped for buffer in buffers
-    ):
+def _batch(file: pa.MemoryMappedFile, place: int, schema: pa.Schema) -> pa.RecordBatch:
+    """A record batch; one of a stream has numbers in place of what is in a dictionary."""
+    if _is_indexed(file):
+        return pa.ipc.open_file(file).get_batch(place)
+    file.seek(place)
+    return pa.ipc.read_record_batch(pa.ipc.read_message(file), pa.schema(map(_stored, schema)))
+
+
+def _stored(field: pa.Field) -> pa.Field:
+    if pa.types.is_dictionary(field.type):
+        return field.with_type(field.type.index_type)
+    if pa.types.is_struct(field.type):
+        return field.with_type(pa.struct([_stored(part) for part in field.type]))
+    return field
+
+
+def _memory(file: pa.MemoryMappedFile) -> range:
+    """Where the file lies in memory."""
+    begin = file.read_buffer(1).address
+    file.seek(0)
+    return range(begin, begin + file.size())
+
+
+def _check_stored_plainly(images: pa.Array, memory: range, archive: Archive) -> None:
+    """Raise SourceError for images that Arrow could not give as they lie in the file."""
+    if any(buffer and buffer.size and buffer.address not in memory for buffer in images.buffers()):
         raise SourceError(
             f"{archive.path}: its record batches are compressed, so that no image can be read "
             "alone. Write it again without compression, as `save_to_disk` does, or as parquet."
         )
-    return batch
-
-
-def _stored(field: pa.Field) -> pa.Field:
-    """A column as a batch has it, which has numbers in place of what is in a dictionary."""
-    is_dictionary = pa.types.is_dictionary(field.type)
-    return field.with_type(field.type.index_type) if is_dictionary else field

@@ -1,5 +1,6 @@
 """What is in a parquet file: row groups, labels and names; and the images of a row group."""
 
+import struct
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -22,16 +23,22 @@ BATCH_ROWS = 16
 # Without a buffer, Arrow reads all bytes of a row group at once.
 BUFFER_BYTES = 1 << 20
 
+# How a file ends: after the footer come its length and four letters.
+FOOTER_END, MAGIC = struct.Struct("<I4s"), b"PAR1"
+# Under which the types of Arrow are in the footer.
+ARROW_TYPES = b"ARROW:schema"
+
 
 @dataclass(frozen=True)
 class ParquetFile:
     """A file of R rows in G row groups.
 
-    column: where the bytes of the images are, if the file has them; groups: [G] rows of each;
-    parts: [G] how many rows of each are decoded at a time.
+    metadata: but for Arrow's types; column: where the bytes of the images are, if the file has
+    them; groups: [G] rows of each; parts: [G] how many rows of each are decoded at a time.
     """
 
     listing: Listing
+    metadata: pq.FileMetaData
     column: str | None
     groups: tuple[int, ...]
     parts: tuple[int, ...]
@@ -40,7 +47,8 @@ class ParquetFile:
     def of(cls, archive: Archive, choice: Choice) -> "ParquetFile":
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
         try:
-            with pq.ParquetFile(archive.path) as file:
+            metadata = _metadata(archive)
+            with pq.ParquetFile(archive.path, metadata=metadata) as file:
                 return cls._of(file, archive, choice)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(
@@ -50,7 +58,7 @@ class ParquetFile:
     @classmethod
     def _of(cls, file: pq.ParquetFile, archive: Archive, choice: Choice) -> "ParquetFile":
         if not file.metadata.num_rows:
-            return cls(Listing.empty(archive), None, (), ())
+            return cls(Listing.empty(archive), file.metadata, None, (), ())
         columns = find_columns(file.schema_arrow, choice, archive.path)
         content, path = _leaves(file.schema_arrow, columns)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -65,7 +73,7 @@ class ParquetFile:
         found = listing(
             archive, file.schema_arrow, columns.label, table[columns.label], paths, may_lack
         )
-        return cls(found, content, rows, tuple(map(_part_rows, rows, chunks)))
+        return cls(found, file.metadata, content, rows, tuple(map(_part_rows, rows, chunks)))
 
     def images(self, group: int) -> Generator[pa.ChunkedArray]:
         """The images of a row group from its beginning, a part at a time.
@@ -77,7 +85,10 @@ class ParquetFile:
             with (
                 archive.opened(),
                 pq.ParquetFile(
-                    archive.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True
+                    archive.path,
+                    metadata=self.metadata,
+                    buffer_size=BUFFER_BYTES,
+                    page_checksum_verification=True,
                 ) as file,
             ):
                 # Arrow's own threads do not survive a fork.
@@ -88,6 +99,22 @@ class ParquetFile:
                     yield _joined(batches, min(part_rows, rows - start))
         except (pa.ArrowException, OSError) as error:
             raise OSError(f"{archive.path}: row group {group} is damaged: {error}") from error
+
+
+def _metadata(archive: Archive) -> pq.FileMetaData:
+    """What a file tells of itself, but for the types that its columns had in Arrow.
+
+    Arrow cannot read all of them where they are nested (views, dictionaries), and needs none to
+    read what lies in the file. Raises OSError or ValueError.
+    """
+    with archive.opened() as read:
+        end = read(archive.size - FOOTER_END.size, FOOTER_END.size)
+        length, magic = FOOTER_END.unpack(end)
+        if magic != MAGIC:
+            raise ValueError("it does not end as one")
+        footer = read(archive.size - FOOTER_END.size - length, length)
+    footer = footer.replace(ARROW_TYPES, bytes(len(ARROW_TYPES)))
+    return pq.read_metadata(pa.BufferReader(MAGIC + footer + end))
 
 
 def _joined(batches: Iterator[pa.RecordBatch], rows: int) -> pa.ChunkedArray:

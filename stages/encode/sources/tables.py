@@ -115,7 +115,8 @@ class TableRows:
         if name is None or "://" in name:
             raise ValueError(
                 f"no bytes in this row ({where}) but the path {path!r}, which is not one inside "
-                "the data set and is not followed; write the images themselves into the file"
+                "the data set and is not followed; write the images themselves into the file, as "
+                "`save_to_disk` does"
             )
         beside, below = file.archive.path.parent / name, self._root / name
         if not (beside.is_file() or below.is_file()):
