@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +29,6 @@ def write_indexed(path: Path, table: pa.Table, compression: str | None = None) -
     ):
         writer.write_table(table, max_chunksize=4)
     return path
-
-
-def test_without_pyarrow_the_command_to_get_it_is_named() -> None:
-    program = (
-        "import sys; sys.modules['pyarrow'] = None\n"
-        "from stages.encode.sources import SOURCES, SourceError\n"
-        "try: SOURCES['arrow'](None, 32)\n"
-        "except SourceError as error: sys.exit(str(error))\n"
-    )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.stderr.strip().endswith("arrow needs pyarrow. Run `pip install 'pyarrow>=17'`.")
 
 
 def test_a_saved_dictionary_of_splits_is_read_by_split(tmp_path: Path) -> None:

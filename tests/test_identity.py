@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import packing
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,11 @@ import torch
 
 from cache.errors import RowsChangedError
 from cache.reader import Cache
+from cache.rows import content_hash
 from pipeline.config import Config
+from pipeline.inspection.material import read_crops
 from stages.encode.build import BuildSummary, build
+from stages.encode.images import centre_crop, decode
 from stages.encode.sources.tables import TableRows
 
 CPU = torch.device("cpu")
@@ -84,7 +88,7 @@ def in_two_files(folder: Path, files: Rows) -> None:
 
 
 def in_another_order(folder: Path, files: Rows) -> None:
-    write(folder / "a.parquet", dict(reversed(files.items())))
+    write(folder / "a.parquet", dict(reversed(files.items())), has_paths=False)
 
 
 def without_paths(folder: Path, files: Rows) -> None:
@@ -187,7 +191,24 @@ def test_two_rows_with_the_same_image_stay_two(
     assert as_cached(settings()) == before
 
 
+def test_rows_stay_when_one_is_put_before_them(
+    files: Rows, settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    (_, image), *others = files.items()
+    write(tmp_path / "data" / "a.parquet", dict(others), has_paths=False)
+    built(settings())
+    before = Cache(settings().cache.path).rows
+    write(tmp_path / "data" / "a.parquet", files, has_paths=False)
+    assert built(settings()).added == 1
+    after = Cache(settings().cache.path).rows
+    assert after.key.tolist() == [*before.key.tolist(), "a.parquet/20"]
+    assert after.content_hash[:20].tolist() == before.content_hash.tolist()
+    assert after.hash_of(20) == content_hash(image)
+
+
+@pytest.mark.parametrize("rewrite", [with_paths, in_another_order])
 def test_files_whose_rows_are_called_otherwise_are_not_read_again(
+    rewrite: Callable[[Path, Rows], None],
     files: Rows,
     settings: Callable[..., Config],
     tmp_path: Path,
@@ -195,8 +216,23 @@ def test_files_whose_rows_are_called_otherwise_are_not_read_again(
 ) -> None:
     write(tmp_path / "data" / "a.parquet", files, has_paths=False)
     built(settings())
-    with_paths(tmp_path / "data", files)
+    rewrite(tmp_path / "data", files)
     built(settings())
     assert Cache(settings().cache.path).rows.key[0].startswith("a.parquet/")
     monkeypatch.setattr(TableRows, "read", lambda *_: pytest.fail("an image was read"))
     assert built(settings()).added == 0
+
+
+def test_images_that_are_called_otherwise_are_found_by_inspection(
+    files: Rows, settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    write(tmp_path / "data" / "a.parquet", files, has_paths=False)
+    built(settings())
+    in_another_order(tmp_path / "data", files)
+    built(settings())
+    table = Cache(settings().cache.path).rows
+    images = {content_hash(content): content for content in files.values()}
+    crops = read_crops(settings().encode, table, np.arange(len(table)))
+    for row, crop in enumerate(crops.permute(0, 2, 3, 1).numpy()):
+        expected = centre_crop(decode(images[table.hash_of(row)]), 32)
+        np.testing.assert_array_equal(crop, expected)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +52,17 @@ def shard(*paths: str) -> pa.Table:
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_without_pyarrow_the_command_to_get_it_is_named(kind: str) -> None:
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from stages.encode.sources import SOURCES, SourceError\n"
+        f"try: SOURCES['{kind}'](None, 32)\n"
+        "except SourceError as error: sys.exit(str(error))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stderr.strip().endswith(f"{kind} needs pyarrow. Run `pip install 'pyarrow>=17'`.")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
 
 To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
-to a `Source`, and name it in `SOURCES`.
+to a `Source`, and name it in `SOURCES`; one of tables takes a `Choice` of split and columns, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,5 +43,5 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
 EMBEDDED_SOURCES = frozenset({"sample-photos"})
 # Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
 FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
-# Those that have columns and splits to choose from, as a third argument.
+# Those that have splits and columns to choose from.
 TABLE_SOURCES = frozenset({"arrow", "parquet"})

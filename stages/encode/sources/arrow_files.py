@@ -15,6 +15,7 @@ from stages.encode.sources.table_columns import (
     content_of,
     find_columns,
     listing,
+    listing_of,
     part_of,
 )
 from stages.encode.sources.tables import Choice, Listing
@@ -42,14 +43,10 @@ class ArrowFile:
     @classmethod
     def of(cls, archive: Archive, choice: Choice) -> "ArrowFile":
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
-        try:
+        with listing_of(archive, "Arrow"):
             _check_end(archive)
             with _mapped(archive) as file:
                 return cls._of(file, archive, choice)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise SourceError(
-                f"{archive.path} is no Arrow file, or is cut off or damaged: {error}."
-            ) from error
 
     @classmethod
     def _of(cls, file: pa.MemoryMappedFile, archive: Archive, choice: Choice) -> "ArrowFile":

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.encode.sources.archives import Archive
 from stages.encode.sources.source import SourceError
-from stages.encode.sources.table_columns import Columns, find_columns, listing, part_of
+from stages.encode.sources.table_columns import Columns, find_columns, listing, listing_of, part_of
 from stages.encode.sources.tables import Choice, Listing
 
 # What is decoded at a time of a row group. Those of `datasets` have 100 images, 11 MB of ImageNet;
@@ -46,14 +46,11 @@ class ParquetFile:
     @classmethod
     def of(cls, archive: Archive, choice: Choice) -> "ParquetFile":
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
-        try:
-            metadata = _metadata(archive)
-            with pq.ParquetFile(archive.path, metadata=metadata) as file:
-                return cls._of(file, archive, choice)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise SourceError(
-                f"{archive.path} is no parquet file, or is cut off or damaged: {error}."
-            ) from error
+        with (
+            listing_of(archive, "parquet"),
+            pq.ParquetFile(archive.path, metadata=_metadata(archive)) as file,
+        ):
+            return cls._of(file, archive, choice)
 
     @classmethod
     def _of(cls, file: pq.ParquetFile, archive: Archive, choice: Choice) -> "ParquetFile":
@@ -87,6 +84,7 @@ class ParquetFile:
                 pq.ParquetFile(
                     archive.path,
                     metadata=self.metadata,
+                    pre_buffer=False,
                     buffer_size=BUFFER_BYTES,
                     page_checksum_verification=True,
                 ) as file,

@@ -16,7 +16,7 @@ from stages.encode.sources.table_columns import content_of
 
 # Of decoded parts. Each of the threads that index a data set goes through images of its own, 256
 # at a time, which are 28 MB of ImageNet.
-HELD_BYTES = 512 << 20
+HELD_BYTES = 256 << 20
 # Row groups that are read on from where they were left. Each may keep two pages in memory, which
 # have 1024 images where Arrow wrote a group of that many.
 WALKS_HELD = 4

@@ -1,7 +1,8 @@
 """Which columns of a table hold images and labels, and what is in them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ class Columns:
     label: str
     has_content: bool
     has_path: bool
+
+
+@contextmanager
+def listing_of(archive: Archive, kind: str) -> Iterator[None]:
+    """In which whatever cannot be read is a SourceError. kind: what the file should be."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SourceError(
+            f"{archive.path} is no {kind} file, or is cut off or damaged: {error}."
+        ) from error
 
 
 def find_columns(schema: pa.Schema, choice: Choice, where: Path) -> Columns:
