@@ -24,7 +24,7 @@ Schema = Mapping[str, pa.DataType]
 
 @dataclass(frozen=True)
 class Columns:
-    """image, label: their names; content, path: whether an image has bytes, and a file's name."""
+    """image, label: their names; has_content, has_path: whether images have bytes, and paths."""
 
     image: str
     label: str
@@ -229,7 +229,8 @@ def _numbers(
         )
     kind = _plain(labels.type)
     if pa.types.is_integer(kind):
-        return labels.cast(kind).cast(pa.int64()).to_numpy(), None
+        # A copy: these may lie in a file that is mapped.
+        return np.array(labels.cast(kind).cast(pa.int64()).to_numpy()), None
     words = labels.cast(pa.large_string()).combine_chunks().dictionary_encode()
     names = words.dictionary.to_pylist()
     ordered = sorted(names)

@@ -58,7 +58,7 @@ def _below(folder: Path, suffix: str) -> list[Path]:
     """The files in a folder, or else those in the folders below it."""
     found = [file for file in sorted(_walk(folder)) if file.name.endswith(suffix)]
     cached = [file for file in found if CACHED_BY_DATASETS.fullmatch(file.name)]
-    found = [file for file in found if file not in set(cached)]
+    found = [file for file in found if not CACHED_BY_DATASETS.fullmatch(file.name)]
     direct = [file for file in found if file.parent == folder]
     deeper = [file for file in found if file.parent != folder] if direct else []
     passed_over(cached, folder, "what `datasets` keeps for itself")
@@ -151,7 +151,7 @@ def _of_split(splits: Mapping[Path, str | None], path: object, wanted: str | Non
         unnamed = f"; of none: {listed(others)}" if others else ""
         raise SourceError(
             f"dataset.path: the files at {path} are of several splits: {', '.join(named)}"
-            f'{unnamed}. Choose one: dataset.split = "{named[0]}".'
+            f'{unnamed}. Choose one, dataset.split = "{named[0]}", or name files by a pattern.'
         )
     exact = [file for file, split in splits.items() if split == wanted]
     alike = [file for file, split in splits.items() if split and _kind(split) == _kind(wanted)]
