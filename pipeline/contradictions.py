@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
 from stages.encode.encoders import find_encoder
-from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
+from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES, TABLE_SOURCES
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.settings import nearest
 from stages.train.alignment import ALIGNMENTS
@@ -81,6 +81,14 @@ def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         yield f"dataset.path: required by the source {dataset.source!r}"
+    if dataset.source not in TABLE_SOURCES:
+        for key in ("split", "image_column", "label_column"):
+            if getattr(dataset, key) is not None:
+                yield (
+                    f"dataset.{key}: only the sources {', '.join(sorted(TABLE_SOURCES))} have "
+                    f"{'splits' if key == 'split' else 'columns'} to choose from, not "
+                    f"{dataset.source!r}"
+                )
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:
