@@ -150,12 +150,17 @@ def read_unchecked_rows(path: Path) -> RowTable:
 
 @dataclass(frozen=True)
 class RowChanges:
-    """How a data set differs from a row table: keys of images, in the table's or its order."""
+    """How a data set differs from a row table: keys of images, in the table's or its order.
+
+    new_classes, lost_classes: names of classes that only the one or the other has.
+    """
 
     changed: tuple[str, ...]
     vanished: tuple[str, ...]
     added: tuple[str, ...]
     relabelled: tuple[str, ...]
+    new_classes: tuple[str, ...] = ()
+    lost_classes: tuple[str, ...] = ()
 
     def check(self, path: Path, *, may_update: bool) -> None:
         """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
@@ -169,8 +174,21 @@ class RowChanges:
             update = "" if self.vanished else "take them over (`repa-cache build --update`), "
             raise RowsChangedError(
                 f"The data set is not the one {path} was built from ({listing}). "
+                f"{self._why_labels_moved}"
                 f"Restore the images, {update}or build another cache (cache.path)."
             )
+
+    @property
+    def _why_labels_moved(self) -> str:
+        """Which classes came or went, since each moves the labels of those behind it."""
+        kinds = {"new": self.new_classes, "gone": self.lost_classes}
+        listing = "; ".join(f"{what}: {_named(names)}" for what, names in kinds.items() if names)
+        if not (self.relabelled and listing):
+            return ""
+        return (
+            f"Its classes are others ({listing}), which moves labels: take out what is no class, "
+            "and know that earlier runs go by the earlier labels. "
+        )
 
 
 def compare(cached: RowTable, current: RowTable) -> RowChanges:
@@ -190,6 +208,8 @@ def compare(cached: RowTable, current: RowTable) -> RowChanges:
         vanished=tuple(key for key in old if key not in new),
         added=tuple(key for key in new if key not in old),
         relabelled=tuple(np.array(common, object)[relabelled]),
+        new_classes=_without(current.classes, cached.classes),
+        lost_classes=_without(cached.classes, current.classes),
     )
 
 
@@ -204,6 +224,11 @@ def merged(cached: RowTable, current: RowTable, seed: int, block: int = 1) -> Ro
     # Numbered by where it begins, so that no two additions are permuted alike.
     shuffled = added[block_permutation(len(added), seed, len(cached), block)]
     return current.take(np.concatenate([np.array(kept, np.int64), shuffled]))
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    known = frozenset(others)
+    return tuple(name for name in names if name not in known)
 
 
 def _named(keys: Sequence[str]) -> str:

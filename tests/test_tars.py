@@ -246,13 +246,6 @@ def test_a_shard_that_is_lost_is_not_left_out(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_a_shard_without_images_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", SHARD)
-    write_tar(tmp_path / "1.tar", {})
-    with pytest.raises(SourceError, match=r"1\.tar: no images"):
-        opened(tmp_path)
-
-
 def test_more_shards_than_files_that_may_be_open_are_read(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     for shard in range(60):

@@ -28,7 +28,7 @@ from stages.encode.device import Device
 from stages.encode.index import index
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import BuildOptions
-from stages.encode.origin import open_crops, open_source
+from stages.encode.origin import found, open_crops, open_source
 from stages.encode.prepare import known_rows, prepare, tidy, wanted_rows
 from stages.encode.settings import EncodeSettings
 from stages.encode.shards import ShardEncoder
@@ -77,6 +77,7 @@ def build(
         if source is None:
             current, block = read_rows(path), 1
         else:
+            say(found(source, settings.dataset))
             skip = settings.dataset.on_error == "skip"
             current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
         makers = load_makers(settings, device)

@@ -7,13 +7,13 @@ NAMED = 3
 
 HIDDEN = "hidden"
 SYSTEM = "of the operating system"
-OURS = "caches or runs"
-OTHER = "without the suffix of an image"
-LOOSE = "images in no class folder"
-LEADS_BACK = "links to a folder that they are in"
-LEADS_NOWHERE = "links that lead nowhere"
-BESIDE_IMAGE = "images beside that of their sample"
-EMPTY = "tars without images"
+OURS = "of a cache or run"
+OTHER = "without an image's suffix"
+LOOSE = "in no class folder"
+LEADS_BACK = "linked back to a folder around it"
+LEADS_NOWHERE = "linked to nowhere"
+BESIDE_IMAGE = "beside a sample's image"
+EMPTY = "without images"
 BESIDE_TARS = "beside the tars"
 
 
@@ -54,9 +54,11 @@ class LeftOut:
         return self.counts.total()
 
     def __str__(self) -> str:
-        """How many are left out for each reason, and the first of them."""
-        reasons = self.counts
-        return "; ".join(f"{self.counts[why]:,} {why} ({self._named(why)})" for why in reasons)
+        """How many are left out for each reason, and the first of them; most first."""
+        return "; ".join(
+            f"{count:,} {reason} ({self._named(reason)})"
+            for reason, count in self.counts.most_common()
+        )
 
     def _named(self, reason: str) -> str:
         names = ", ".join(map(printable, self.first[reason]))

@@ -19,7 +19,7 @@ from stages.encode.sources.archives import (
 from stages.encode.sources.labels import numbered
 from stages.encode.sources.left_out import EMPTY, OTHER, LeftOut
 from stages.encode.sources.names import candidates, check_unique, passed_over
-from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.source import Source, SourceError, is_image
 from stages.encode.sources.tar_members import (
     TAR,
     Member,
@@ -104,14 +104,15 @@ def _classes(
     read: ReadAt, members: Sequence[Member], where: Path, left_out: LeftOut
 ) -> list[Member]:
     """The members of the tars in a tar, in folders that are called like these."""
-    if any(images_in(members)):
-        raise SourceError(f"{where} has both tars and images. Name a folder inside it.")
     tars = []
     for i in candidates([member.name for member in members], left_out):
-        if members[i].name.endswith(TAR):
+        name = members[i].name
+        if is_image(name):
+            raise SourceError(f"{where} has both tars and images. Name a folder inside it.")
+        if name.endswith(TAR):
             tars.append(members[i])
-        elif not members[i].name.endswith("/"):
-            left_out.add(OTHER, members[i].name)
+        elif not name.endswith("/"):
+            left_out.add(OTHER, name)
     folders = [PurePosixPath(tar.name).stem for tar in tars]
     check_unique(folders, where)
 
