@@ -186,8 +186,8 @@ class RowChanges:
         if not (self.relabelled and listing):
             return ""
         return (
-            f"Its classes are others ({listing}), which moves labels: take out what is no class, "
-            "and know that earlier runs go by the earlier labels. "
+            f"Its classes are others ({listing}), which moves labels: runs that were trained go by "
+            "the earlier ones. " + ("Take out what is no class. " if self.new_classes else "")
         )
 
 

@@ -162,7 +162,7 @@ def _undecodable(folder: Path, name: bytes) -> None:
 def test_a_name_that_is_no_text_is_refused(name: bytes, tmp_path: Path) -> None:
     folder = _folder(CLASSES, tmp_path)
     _undecodable(folder, name)
-    with pytest.raises(SourceError, match=r"data.*'.*\\\\?udc.*' is refused: it is not UTF-8"):
+    with pytest.raises(SourceError, match=r"data.*'.*\\x(ff|e9).*' is refused: it is not UTF-8"):
         image_folder(folder, 32)
 
 

@@ -4,13 +4,13 @@ Which names are refused, which are no images' whatever they end with, and which 
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from posixpath import commonpath, dirname
 
 import numpy as np
 
-from stages.encode.sources.left_out import HIDDEN, LOOSE, OTHER, OURS, SYSTEM, LeftOut
+from stages.encode.sources.left_out import HIDDEN, LOOSE, OTHER, OURS, SYSTEM, LeftOut, printable
 from stages.encode.sources.source import Labels, SourceError, is_image
 
 # Absolute, with a drive letter, backslashes or NUL, or with a way out of the archive.
@@ -52,7 +52,7 @@ def check_text(names: Iterable[str], where: object) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise SourceError(
-                f"{where}: the name {name!r} is refused: it is not UTF-8. Rename it."
+                f"{where}: the name '{printable(name)}' is refused: it is not UTF-8. Rename it."
             ) from None
 
 
@@ -86,22 +86,18 @@ def candidates(names: Sequence[str], left_out: LeftOut) -> list[int]:
 
     names: of files, and of folders with a slash behind.
     """
-    ours = {dirname(name) for name in names if name.endswith(MARKED)}
+    ours = sorted({f"{dirname(name)}/" for name in names if name.endswith(MARKED)})
+    # The outermost comes first, and is found first.
+    inside_ours = re.compile("|".join(map(re.escape, ours)) or "(?!)")
     kept = []
     for position, name in enumerate(names):
-        holder = next((above for above in _above(name) if above in ours), None) if ours else None
-        if holder is not None:
-            left_out.add(OURS, f"{holder}/")
+        if match := inside_ours.match(name):
+            left_out.add(OURS, match[0])
         elif reason := passed_over(name):
             left_out.add(*reason)
         else:
             kept.append(position)
     return kept
-
-
-def _above(name: str) -> Iterator[str]:
-    """The folders that a file is in, the outermost first."""
-    return (name[:end] for end, letter in enumerate(name) if letter == "/")
 
 
 def class_folders(
