@@ -96,6 +96,12 @@ def test_parts_of_one_tree_of_class_folders_are_read_as_one(tmp_path: Path) -> N
         opened(tmp_path / "parts")
 
 
+def test_a_folder_around_the_class_folders_in_tars_is_refused(tmp_path: Path) -> None:
+    parts = {tar: {f"train/n0/{tar}.jpg": b""} for tar in ("one", "other")}
+    with pytest.raises(SourceError, match=r"folders of 'train' inside the tars.*x\.tar/train"):
+        opened(write_tars(tmp_path / "parts", parts))
+
+
 def test_tars_of_hugging_face_tell_the_class_at_the_end_of_names(tmp_path: Path) -> None:
     parts = {
         "train_images_0": dict(list(PUBLISHED.items())[:2]),

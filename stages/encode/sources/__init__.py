@@ -1,7 +1,7 @@
 """Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
 
 To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
-to a `Source`, and name it in `SOURCES`.
+to a `Source`, and name it in `SOURCES`. What it passes over, it names in `Source.left_out`.
 """
 
 from collections.abc import Callable, Mapping

@@ -49,6 +49,11 @@ def tar_tree(
     names = [member.name for members in listings for member in images_in(members)]
     tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     if len(tops) == 1 and not _tell_synsets(names):
+        if any(name.count("/") > 1 for name in names):
+            raise SourceError(
+                f"{where}: all images lie in folders of {tops.pop()!r} inside the tars. Pack the "
+                "class folders alone, or name one tar and the folder in it (`x.tar/train`)."
+            )
         if _are_classes(paths):
             pairs = zip(paths, listings, strict=True)
             return one_tree([in_folder(path.stem, found) for path, found in pairs], where, left_out)
