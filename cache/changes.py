@@ -18,7 +18,8 @@ NAMED_KEYS = 5
 class RowChanges:
     """How a data set differs from a row table: keys of images, in the table's or its order.
 
-    place: where each row of the table is in the data set, -1 if it vanished.
+    place: where each row of the table is in the data set, -1 if it vanished; new_classes,
+    lost_classes: names of classes that only the data set or only the table has.
     """
 
     changed: tuple[str, ...]
@@ -26,6 +27,8 @@ class RowChanges:
     added: tuple[str, ...]
     relabelled: tuple[str, ...]
     place: Places = field(compare=False, repr=False)
+    new_classes: tuple[str, ...] = ()
+    lost_classes: tuple[str, ...] = ()
 
     def check(self, path: Path, *, may_update: bool) -> None:
         """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
@@ -39,8 +42,21 @@ class RowChanges:
             update = "" if self.vanished else "take them over (`repa-cache build --update`), "
             raise RowsChangedError(
                 f"The data set is not the one {path} was built from ({listing}). "
+                f"{self._why_labels_moved}"
                 f"Restore the images, {update}or build another cache (cache.path)."
             )
+
+    @property
+    def _why_labels_moved(self) -> str:
+        """Which classes came or went, since each moves the labels of those behind it."""
+        kinds = {"new": self.new_classes, "gone": self.lost_classes}
+        listing = "; ".join(f"{what}: {_named(names)}" for what, names in kinds.items() if names)
+        if not (self.relabelled and listing):
+            return ""
+        return (
+            f"Its classes are others ({listing}), which moves labels: runs that were trained go by "
+            "the earlier ones. " + ("Take out what is no class. " if self.new_classes else "")
+        )
 
 
 def compare(cached: RowTable, current: RowTable) -> RowChanges:
@@ -62,7 +78,13 @@ def compare(cached: RowTable, current: RowTable) -> RowChanges:
         added=tuple(current.key[is_new].tolist()),
         relabelled=tuple(cached.key[here[relabelled]].tolist()),
         place=place,
+        new_classes=_without(current.classes, cached.classes),
+        lost_classes=_without(cached.classes, current.classes),
     )
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names).difference(others)))
 
 
 def merged(

@@ -345,3 +345,57 @@ PACKERS: Mapping[str, Callable[[Path, Path], Packed]] = {
         sample_photos,
     )
 }
+
+
+# What people and systems leave in data sets, and the name by which all of it is left out.
+JUNK = {
+    "class0/._1.jpg": "class0/._1.jpg",
+    ".ipynb_checkpoints/1-checkpoint.jpg": ".ipynb_checkpoints/",
+    "class1/.ipynb_checkpoints/1-checkpoint.jpg": "class1/.ipynb_checkpoints/",
+    "__MACOSX/class0/1.jpg": "__MACOSX/",
+    "class1/@eaDir/1.jpg/thumbnail.jpg": "class1/@eaDir/",
+    "cache.zarr/zarr.json": "cache.zarr/",
+    "cache.zarr/rows/zarr.json": "cache.zarr/",
+    "cache.zarr/rows/1.jpg": "cache.zarr/",
+    "runs/demo/log.jsonl": "runs/demo/",
+    "runs/demo/grids/step-1.png": "runs/demo/",
+    "class2/notes.txt": "class2/notes.txt",
+    "class2/animated.gif": "class2/animated.gif",
+}
+
+
+def _into_folder(packed: Packed, files: Mapping[str, str]) -> None:
+    folder = packed.path / "images"
+    write_files(folder if folder.is_dir() else packed.path, dict.fromkeys(files, b"junk"))
+
+
+def _into_zip(packed: Packed, files: Mapping[str, str]) -> None:
+    archive, _, inside = str(packed.path).partition(".zip")
+    with zipfile.ZipFile(f"{archive}.zip", "a") as file:
+        for name in files:
+            file.writestr(f"{inside}/{name}".lstrip("/"), b"junk")
+
+
+def _into_tar(packed: Packed, files: Mapping[str, str]) -> None:
+    path = packed.path / "train-000000.tar" if packed.path.is_dir() else packed.path
+    archive, _, inside = str(path).partition(".tar")
+    with tarfile.open(f"{archive}.tar", "a") as file:
+        for name in files:
+            member = tarfile.TarInfo(f"{inside}/{name}".lstrip("/"))
+            member.size = 4
+            file.addfile(member, io.BytesIO(b"junk"))
+
+
+# How files come into those that are made of files.
+TREES: Mapping[str, Callable[[Packed, Mapping[str, str]], None]] = {
+    "imagefolder": _into_folder,
+    "zip_stored": _into_zip,
+    "zip_deflated": _into_zip,
+    "zip_edm2": _into_zip,
+    "tar_of_folders": _into_tar,
+    "tar_of_tars": _into_tar,
+    "tar_shard": _into_tar,
+    "tar_shards": _into_tar,
+    "repa": _into_folder,
+    "unpacked_edm2": _into_folder,
+}

@@ -48,6 +48,15 @@ def test_a_class_of_another_name_relabels_its_images() -> None:
     assert all(key.startswith("n1/") for key in changes.relabelled)
 
 
+def test_classes_that_move_labels_are_named(tmp_path: Path) -> None:
+    rows = make_rows()
+    shifted = replace(rows, label=rows.label + 1, classes=("extra", *rows.classes))
+    with pytest.raises(RowsChangedError, match=r"21 labelled .*others \(new: extra\), which moves"):
+        compare(rows, shifted).check(tmp_path, may_update=False)
+    with pytest.raises(RowsChangedError, match=r"21 labelled .*others \(gone: extra\)"):
+        compare(shifted, rows).check(tmp_path, may_update=False)
+
+
 def test_what_changed_is_refused_with_counts_unless_it_may_be_taken_over(tmp_path: Path) -> None:
     rows = make_rows()
     keys = rows.key.tolist()

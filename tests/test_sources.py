@@ -76,6 +76,35 @@ def test_every_source_is_read_by_many_threads(one: packing.Packed) -> None:
         assert list(pool.map(source.read, order)) == [expected[index] for index in order]
 
 
+@pytest.mark.parametrize("name", sorted(packing.TREES))
+def test_every_file_of_a_data_set_is_an_image_of_it_or_named_as_left_out(
+    name: str, images: Path, tmp_path: Path
+) -> None:
+    packed = _packed(name, images, tmp_path / "data")
+    before = packed.open()
+    assert before.left_out.total == 0
+    packing.TREES[name](packed, packing.JUNK)
+    after = packed.open()
+    assert (after.keys, after.classes) == (before.keys, before.classes)
+    assert after.labels.tolist() == before.labels.tolist()
+    assert [after.read(i) for i in range(len(after.keys))] == list(packed.images.values())
+    named = [name for names in after.left_out.first.values() for name in names]
+    assert after.left_out.total == len(named) == len(set(named))
+    assert {name.removeprefix("train-000000.tar/") for name in named} == set(packing.JUNK.values())
+
+
+def test_every_source_with_files_of_its_own_is_tested_for_what_it_leaves_out(
+    packed: Mapping[str, packing.Packed],
+) -> None:
+    assert {packed[name].source for name in packing.TREES} == {"imagefolder", "zip", "tar", "repa"}
+    rest = {name: each for name, each in packed.items() if name not in packing.TREES}
+    # A row of a table is an image, whatever it is called.
+    assert {each.source for each in rest.values()} == {"parquet", "sample-photos"}
+    for each in rest.values():
+        assert len(each.open().keys) == len(each.images)
+        assert each.open().left_out.total == 0
+
+
 # Newer Pythons warn of any fork beside threads.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_source_is_read_after_a_fork(one: packing.Packed, tmp_path: Path) -> None:
@@ -188,7 +217,6 @@ ODD_NAMES = (
     "b/deep/1.JPEG",
     "b/deep-er/1.png",
     "b/deep/er/1.webp",
-    "b/.jpg",
     "B/x.tiff",
     "a b/é.Png",
     "a-b/z.jpg.bmp",

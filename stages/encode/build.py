@@ -29,7 +29,7 @@ from stages.encode.identity import listed_as
 from stages.encode.index import index
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import BuildOptions
-from stages.encode.origin import open_crops, open_source
+from stages.encode.origin import found, open_crops, open_source
 from stages.encode.prepare import known_rows, prepare, tidy, wanted_rows
 from stages.encode.settings import EncodeSettings
 from stages.encode.shards import ShardEncoder
@@ -81,6 +81,7 @@ def build(
         if source is None:
             current, block = read_rows(path, known), 1
         else:
+            say(found(source, settings.dataset))
             skip, block = settings.dataset.on_error == "skip", source.block_rows
             cached = known.rows if known else None
             if cached is not None and source.are_keys_places:

@@ -21,7 +21,7 @@ from stages.encode.crops import IMAGE_ERRORS
 from stages.encode.images import Pixels, centre_crop, decode
 from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
-from stages.encode.sources.folders import images_below
+from stages.encode.sources.folders import images_below, on_disk
 from stages.sample.npz import IMAGES, NpzFile
 
 # Batches that are decoded while a network works on another one.
@@ -58,7 +58,7 @@ class FolderImages:
         self, folder: Path, threads: int, side: int | None = None, count: int | None = None
     ) -> None:
         names = sorted(images_below(folder), key=_natural)[:count]
-        self._paths = [folder / name for name in names]
+        self._paths = [on_disk(folder, name) for name in names]
         if not self._paths:
             raise ImageSetError(f"{folder} has no images.")
         self._threads = threads

@@ -2,6 +2,7 @@
 
 To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
 to a `Source`, and name it in `SOURCES`; one of tables takes a `Choice` of split and columns, too.
+What it passes over, it names in `Source.left_out`.
 """
 
 from collections.abc import Callable, Mapping

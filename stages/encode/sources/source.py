@@ -1,13 +1,14 @@
 """What a data set is to stage one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from cache.errors import RepaCacheError
+from stages.encode.sources.left_out import LeftOut
 
 Labels = npt.NDArray[np.int32]
 
@@ -30,7 +31,8 @@ class Source:
     nothing but reading it tells; block_rows: how many consecutive images are stored together
     and cheap to read together; are_keys_places: whether keys may tell where images lie, so that
     they change when files are written anew; moments: float32 [2C, h, w], mean and standard
-    deviation that a VAE gave for an image, if the data set brings them along.
+    deviation that a VAE gave for an image, if the data set brings them along; left_out: whatever
+    else lies in the data set, so that no image is missing without a word.
 
     The three functions are safe to call from several threads, and in a forked process. They
     raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
@@ -45,6 +47,7 @@ class Source:
     block_rows: int = 1
     are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def is_image(name: str) -> bool:
