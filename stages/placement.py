@@ -25,9 +25,12 @@ def named_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise DeviceError(f"There is no device {name!r}: {error}") from error
+    if device.type == "meta":
+        raise DeviceError(f"The device {name!r} has shapes alone, and computes nothing.")
+    return device
 
 
 def find_device(name: str) -> torch.device:

@@ -8,13 +8,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 
 class Settings(BaseModel):
-    """A section: strict types, unknown keys refused, immutable."""
+    """A section: strict types, finite numbers, unknown keys refused, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
@@ -23,10 +30,12 @@ VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-
 def expanded(text: str) -> str:
     """A path as a shell reads it: with `~`, `~USER`, `$NAME` and `${NAME}`; `$$` is a dollar.
 
-    Raises ValueError that names a variable or a user that there is none of.
+    Raises ValueError if it is empty, or names a variable or a user that there is none of.
     """
     if "\0" in text:
         raise ValueError("a path cannot have a character 0")
+    if not text:
+        raise ValueError("a path cannot be empty; the folder itself is '.'")
     text = VARIABLE.sub(_variable, text)
     whole = os.path.expanduser(text)  # noqa: PTH111 - which leaves unknown users as they are
     if text.startswith("~") and whole == text:
@@ -38,9 +47,10 @@ def _variable(found: re.Match[str]) -> str:
     if found["dollar"]:
         return "$"
     name = found["braced"] or found["plain"]
-    if name not in os.environ:
-        raise ValueError(f"there is no environment variable {name!r}; a dollar is written $$")
-    return os.environ[name]
+    if not (value := os.environ.get(name)):
+        what = "not set" if value is None else "empty"
+        raise ValueError(f"the environment variable {name!r} is {what}; a dollar is written $$")
+    return value
 
 
 def literal(path: Path) -> str:
@@ -48,13 +58,21 @@ def literal(path: Path) -> str:
     return str(path.absolute()).replace("$", "$$")
 
 
-def _anchor(path: Path, info: ValidationInfo) -> Path:
-    return info.context["folder"] / expanded(str(path)) if info.context else path
+def _anchor(path: object, info: ValidationInfo) -> object:
+    if not info.context or not isinstance(path, str):
+        return path
+    return str(info.context["folder"] / expanded(path))
 
 
 # A path as written in pipeline.toml, relative to the folder of that file.
-AnchoredPath = Annotated[Path, AfterValidator(_anchor)]
+AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Of what is counted, or held in memory.
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+# A limit that may be none: inf.
+Unlimited = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+# Of threads and the like.
+Few = Annotated[int, Field(gt=0, le=1024)]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,3 +1,4 @@
+import math
 import re
 import shutil
 import tomllib
@@ -84,8 +85,16 @@ def test_an_override_needs_section_key_and_value(
         (f"train.steps={'[' * 1500}", "train.steps: input should be a valid integer"),
         ("train.steps=2026-01-31", "train.steps: input should be a valid integer"),
         ("train.steps=nan", "train.steps: input should be a valid integer"),
-        ("train.learning_rate=nan", "train.learning_rate: input should be greater than 0"),
-        ("sample.guidance_interval=[nan, 1.0]", "expected 0 <= low <= high <= 1, got nan and 1.0"),
+        ("train.learning_rate=nan", "train.learning_rate: input should be a finite number"),
+        ("sample.guidance=inf", "sample.guidance: input should be a finite number"),
+        ("train.batch_size=1000000000000", "train.batch_size: input should be less than 21474836"),
+        ("build.threads=100000", "build.threads: input should be less than or equal to 1024"),
+        ("sample.grid=[1, 100000]", "sample.grid.1: input should be less than or equal to 1024"),
+        ("sample.guidance_interval=[nan, 1.0]", "interval.0: input should be a finite number"),
+        ("cache.path=", "cache.path: a path cannot be empty; the folder itself is '.'"),
+        ("train.run=", "train.run: a path cannot be empty; the folder itself is '.'"),
+        ("latents.vae=", "latents.vae: a path cannot be empty"),
+        ("train.wandb=", "train.wandb: string should have at least 1 character"),
         ("cache.path=[1]", "cache.path: input should be a valid string"),
         ('cache.path="a\\u0000b"', "cache.path: a path cannot have a character 0"),
     ],
@@ -96,6 +105,11 @@ def test_values_of_any_kind_are_refused_with_one_message(
     with pytest.raises(ConfigError) as caught:
         tiny(override)
     assert message in str(caught.value)
+
+
+def test_limits_may_be_none(tiny: Callable[..., Config]) -> None:
+    config = tiny("train.gradient_clip=inf", "train.reading.timeout_seconds=inf")
+    assert config.train.gradient_clip == config.train.reading.timeout_seconds == math.inf
 
 
 def test_a_name_that_looks_like_a_date_stays_as_it_was_typed(tiny: Callable[..., Config]) -> None:
@@ -216,8 +230,9 @@ def test_a_home_and_variables_in_paths_are_expanded(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("cache.path=$NOWHERE/x.zarr", "cache.path: there is no environment variable 'NOWHERE'"),
-        ("latents.vae=${NOWHERE}/vae", "latents.vae: there is no environment variable 'NOWHERE'"),
+        ("cache.path=$NOWHERE/x.zarr", "the environment variable 'NOWHERE' is not set"),
+        ("latents.vae=${NOWHERE}/vae", "the environment variable 'NOWHERE' is not set"),
+        ("train.run=$EMPTY/run", "train.run: the environment variable 'EMPTY' is empty"),
         ("train.run=~nobody-here/run", "train.run: '~nobody-here' has no home"),
     ],
 )
@@ -225,6 +240,7 @@ def test_a_variable_or_a_home_that_there_is_none_of_is_named(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, override: str, message: str
 ) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(ConfigError, match=re.escape(message)):
         tiny(override)
 

@@ -143,3 +143,5 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_number(
 def test_a_device_that_torch_does_not_know_is_named() -> None:
     with pytest.raises(DeviceError, match="There is no device 'gpu'"):
         find_device("gpu")
+    with pytest.raises(DeviceError, match="'meta' has shapes alone"):
+        find_device("meta")

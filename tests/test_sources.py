@@ -99,7 +99,7 @@ def test_every_source_with_files_of_its_own_is_tested_for_what_it_leaves_out(
     assert {packed[name].source for name in packing.TREES} == {"imagefolder", "zip", "tar", "repa"}
     rest = {name: each for name, each in packed.items() if name not in packing.TREES}
     # A row of a table is an image, whatever it is called.
-    assert {each.source for each in rest.values()} == {"parquet", "sample-photos"}
+    assert {each.source for each in rest.values()} == {"arrow", "parquet", "sample-photos"}
     for each in rest.values():
         assert len(each.open().keys) == len(each.images)
         assert each.open().left_out.total == 0

@@ -265,7 +265,7 @@ def test_only_columns_of_the_configuration_can_be_rebuilt(copied: Config) -> Non
 
 
 def test_two_builds_at_once_share_the_work(tiny: Callable[..., Config], images: Path) -> None:
-    whole = tiny("cache.path=whole.zarr", "cache.rows_per_shard=1")
+    whole = tiny(f"cache.path={images.parent / 'whole.zarr'}", "cache.rows_per_shard=1")
     built_by(whole)
     command = [sys.executable, "-m", "pipeline", "build", "--set", "cache.rows_per_shard=1"]
     builds = [

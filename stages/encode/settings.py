@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from stages.encode.encoders import EncoderError, find_encoder
 from stages.encode.sources.tables import Choice
@@ -14,7 +14,7 @@ from stages.encode.vae_folder import (
     downsampling,
     read_vae_config,
 )
-from stages.settings import AnchoredPath, Seed, Settings, expanded, one_of
+from stages.settings import AnchoredPath, Count, Few, Seed, Settings, expanded, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
@@ -50,7 +50,7 @@ class DatasetSettings(Settings):
     split: Name | None = None
     image_column: Name | None = None
     label_column: Name | None = None
-    resolution: PositiveInt = 256
+    resolution: Count = 256
     flip: bool = False
     pixels: bool = False
     on_error: Literal["stop", "skip"] = "stop"
@@ -68,7 +68,7 @@ class CacheSettings(Settings):
     """
 
     path: AnchoredPath
-    rows_per_shard: PositiveInt = 1024
+    rows_per_shard: Count = 1024
     seed: Seed = 0
 
 
@@ -138,7 +138,7 @@ class EncoderSettings(Settings):
     """
 
     weights: AnchoredPath | None = None
-    input_size: PositiveInt | None = None
+    input_size: Count | None = None
     precision: Precision = "float32"
     storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
 
@@ -150,8 +150,8 @@ class BuildSettings(Settings):
     threads: for reading and decoding files.
     """
 
-    batch_size: PositiveInt = 32
-    threads: PositiveInt = 4
+    batch_size: Count = 32
+    threads: Few = 4
     device: str = "auto"
 
 

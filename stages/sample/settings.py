@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from stages.encode.settings import EncoderName, LatentsSettings, VaeName
-from stages.settings import AnchoredPath, Seed, Settings, one_of
+from stages.settings import AnchoredPath, Count, Few, Seed, Settings, one_of
 
 # The published evaluation decodes with another VAE than the one that encoded.
 PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}
@@ -33,20 +33,20 @@ class SampleSettings(Settings):
     by default TF32 on GPUs and float32 elsewhere; compile: the model's blocks, by default on GPUs.
     """
 
-    images: PositiveInt = 50_000
+    images: Count = 50_000
     solver: Annotated[str, one_of("stages.sample.solvers:NAMES")] = "auto"
-    steps: PositiveInt = 250
+    steps: Annotated[int, Field(gt=0, le=1_000_000)] = 250
     tolerances: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e-3)
     guidance: NonNegativeFloat = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guided_channels: PositiveInt | None = None
+    guided_channels: Count | None = None
     labels: Literal["random", "balanced"] = "random"
     seed: Seed = 0
     vae: VaeName | None = None
     uint8: Literal["truncate", "round"] = "truncate"
     npz: bool = False
-    grid: tuple[PositiveInt, PositiveInt] = (8, 8)
-    batch_size: PositiveInt = 64
+    grid: tuple[Few, Few] = (8, 8)
+    batch_size: Count = 64
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
 
@@ -78,5 +78,5 @@ class EvaluateSettings(Settings):
     metrics: tuple[MetricName, ...] | None = None
     inception_weights: AnchoredPath | None = None
     frechet_encoders: tuple[EncoderName, ...] = ()
-    reference_features: PositiveInt = 10_000
-    batch_size: PositiveInt = 64
+    reference_features: Count = 10_000
+    batch_size: Count = 64

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from cache.layout import FEATURES, FLIPPED
-from stages.settings import AnchoredPath, Seed, Settings, one_of
+from stages.settings import AnchoredPath, Count, Few, Seed, Settings, Unlimited, one_of
 from stages.train.options import Layout
 
 
@@ -58,11 +58,11 @@ class ReadingSettings(Settings):
     with its checksum; timeout_seconds: after which a batch that does not come is an error.
     """
 
-    threads: PositiveInt = 8
-    ahead: PositiveInt = 3
+    threads: Few = 8
+    ahead: Few = 3
     memory_gb: NonNegativeFloat = 2.0
     verify: bool = True
-    timeout_seconds: PositiveFloat = 300.0
+    timeout_seconds: Unlimited = 300.0
 
 
 class ComputeSettings(Settings):
@@ -78,7 +78,7 @@ class ComputeSettings(Settings):
     compile: bool | Literal["auto"] = "auto"
     fused_attention: bool = True
     recompute_activations: bool = False
-    micro_batches: PositiveInt = 1
+    micro_batches: Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
     deterministic: bool = True
 
@@ -113,10 +113,10 @@ class TrainSettings(Settings):
     encoder_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     alignment: Annotated[str, one_of("stages.train.alignment:ALIGNMENTS")] = "repa"
     temperature: PositiveFloat = 0.1
-    depth: PositiveInt = 8
+    depth: Count = 8
     weight: NonNegativeFloat = 0.5
-    align_until: PositiveInt | None = None
-    projector_width: PositiveInt = 2048
+    align_until: Count | None = None
+    projector_width: Annotated[int, Field(gt=0, le=2**20)] = 2048
     interpolant: Annotated[str, one_of("stages.train.interpolants:INTERPOLANTS")] = "linear"
     times: Literal["uniform", "lognormal"] = "uniform"
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -124,9 +124,9 @@ class TrainSettings(Settings):
     init_from: AnchoredPath | None = None
     init_weights: Literal["ema", "model"] = "ema"
     init_layout: Layout | None = None
-    batch_size: PositiveInt = 256
-    block_rows: PositiveInt = 1
-    steps: PositiveInt = 400_000
+    batch_size: Count = 256
+    block_rows: Count = 1
+    steps: Count = 400_000
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: NonNegativeInt = 0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
@@ -134,18 +134,18 @@ class TrainSettings(Settings):
         0.999,
     )
     weight_decay: NonNegativeFloat = 0.0
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: Unlimited = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     seed: Seed = 0
-    checkpoint_every: PositiveInt = 10_000
-    keep: PositiveInt = 2
-    keep_every: PositiveInt | None = None
-    log_every: PositiveInt = 100
+    checkpoint_every: Count = 10_000
+    keep: Count = 2
+    keep_every: Count | None = None
+    log_every: Count = 100
     grid_every: NonNegativeInt = 0
     tensorboard: bool = False
-    wandb: str | None = None
+    wandb: Annotated[str, Field(min_length=1)] | None = None
     device: str = "auto"
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()

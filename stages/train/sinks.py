@@ -12,7 +12,7 @@ from stages.train.settings import TrainSettings
 
 
 class LogError(RepaCacheError):
-    """A package that the log needs is not installed."""
+    """A package that the log needs is not installed, or does not start."""
 
 
 def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
@@ -53,14 +53,17 @@ class WandB:
             import wandb
         except ImportError as error:
             raise LogError(f"train.wandb: {needs('wandb')}") from error
-        self._run: Any = wandb.init(
-            project=settings.wandb,
-            name=settings.run.name,
-            id=_wandb_id(settings.run),
-            dir=settings.run,
-            resume="allow",
-            config=settings.model_dump(mode="json"),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=settings.wandb,
+                name=settings.run.name,
+                id=_wandb_id(settings.run),
+                dir=settings.run,
+                resume="allow",
+                config=settings.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
+            raise LogError(f"train.wandb: it does not start: {error}") from error
 
     def write(self, step: int, values: Values) -> None:
         """Log the values; of steps that are made again after a crash, the first stay."""
