@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import RepaCacheError
 from pipeline.contradictions import contradictions
+from pipeline.needs import EVERYTHING, Need
 from stages.encode.settings import (
     BuildSettings,
     CacheSettings,
@@ -63,26 +64,48 @@ class Config(Settings):
 
 
 def load_config(
-    path: Path, overrides: Sequence[str] = (), world: int = 1, *, has_files: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    world: int = 1,
+    needs: Collection[Need] = EVERYTHING,
 ) -> Config:
     """Read and check a configuration file.
 
     overrides: `section.key=value`, as on the command line; world: number of processes that
-    will train; has_files: whether images, weights and references have to be there, which a plan
-    does without. Raises ConfigError with every error at once.
+    will train; needs: what has to be there. Raises ConfigError with every error at once.
     """
-    document = _read(path)
+    return checked(validated(_read(path), overrides, path, path.parent), path, world, needs)
+
+
+def checked(
+    config: Config, path: Path, world: int = 1, needs: Collection[Need] = EVERYTHING
+) -> Config:
+    """A configuration that does not contradict itself. path: where it is from.
+
+    Raises ConfigError for one that does.
+    """
+    if problems := list(contradictions(config, world, needs)):
+        raise _config_error(path, problems)
+    return config
+
+
+def validated(
+    document: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path | None
+) -> Config:
+    """The configuration in a document, each setting valid by itself.
+
+    overrides: to be put into the document; path: where that is from; folder: that relative paths
+    in it are relative to, or None to leave them as they are. Raises ConfigError.
+    """
     for override in overrides:
         _override(document, override)
     try:
         # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
         content = json.dumps(document, default=str)
-        config = Config.model_validate_json(content, context={"folder": path.parent})
+        context = None if folder is None else {"folder": folder}
+        return Config.model_validate_json(content, context=context)
     except ValidationError as error:
         raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
-    if problems := list(contradictions(config, world, has_files=has_files)):
-        raise _config_error(path, problems)
-    return config
 
 
 def _config_error(path: Path, problems: Sequence[str]) -> ConfigError:

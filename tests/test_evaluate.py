@@ -17,9 +17,10 @@ from cache.errors import StaleCacheError
 from pipeline.config import Config, load_config
 from stages.encode.images import centre_crop, decode
 from stages.placement import Placement
-from stages.sample.evaluate import EvaluateError, evaluate, open_samples
+from stages.sample.evaluate import evaluate
 from stages.sample.image_sets import FolderImages, ImageSetError
 from stages.sample.inception import Inception
+from stages.sample.judged import EvaluateError, open_samples
 from stages.sample.metrics import (
     fit_gaussian,
     frechet_distance,
@@ -56,13 +57,9 @@ def configured(built: Path, runs: Path, *overrides: str, run: str = "sit") -> Co
 
 
 def judged_by(config: Config, samples: Path, **options: Any) -> list[Result]:
-    return evaluate(
-        config.evaluate,
-        EvaluateOptions(**options),
-        open_samples(samples, None, 2),
-        config.encode,
-        CPU,
-    )
+    options_, opened = EvaluateOptions(**options), [open_samples(samples, 2)]
+    (results,) = evaluate(config.evaluate, options_, opened, config.encode, CPU)
+    return results
 
 
 @pytest.fixture(scope="module")

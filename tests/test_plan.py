@@ -51,7 +51,7 @@ def folder(tiny: Callable[..., Config], images: Path, monkeypatch: pytest.Monkey
 
 
 def preset(name: str, *overrides: str) -> Config:
-    return load_config(Path(str(PRESETS / f"{name}.toml")), overrides, has_files=False)
+    return load_config(Path(str(PRESETS / f"{name}.toml")), overrides, needs=())
 
 
 def sizes_of(cache: Path) -> list[int]:

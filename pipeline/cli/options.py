@@ -1,16 +1,31 @@
 """What commands have in common: their options, and the configuration that these give."""
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.config import Config, ConfigError, load_config
+from pipeline.needs import NEEDS, Need
 from stages.train.options import Weights
+
+if TYPE_CHECKING:
+    from pipeline.targets import Target
+
+DEFAULT_CONFIG = Path("pipeline.toml")
 
 ConfigPath = Annotated[
     Path, typer.Option("--config", help="The configuration; paths in it are relative to it.")
+]
+# Of commands that also do without.
+ChosenConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The configuration; default: what is named tells it, or else pipeline.toml.",
+    ),
 ]
 Overrides = Annotated[
     list[str],
@@ -22,6 +37,14 @@ CheckpointStep = Annotated[
 ]
 WhichWeights = Annotated[
     Weights, typer.Option(help="The moving average, or the weights as trained.")
+]
+ChosenRun = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RUN]", help="A run's folder, as runs/demo; default: train.run."),
+]
+ChosenCache = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CACHE]", help="A cache, as demo.zarr; default: cache.path."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -35,9 +58,76 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
+    world = _checked_world(command)
+    # Only training has a batch to share.
+    return load_config(path, overrides, world if command == "train" else 1, needs_of(command))
+
+
+def load_for_run(command: str, run: Path | None, path: Path | None, overrides: list[str]) -> Config:
+    """The configuration of a command on a run: its own, unless `path` names another.
+
+    Without a run it is that of pipeline.toml, which names one.
+    """
+    if run is None or path is not None:
+        named = [] if run is None else [set_path("train.run", run)]
+        return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
+    _checked_world(command)
+    from pipeline.stored import run_config
+
+    return run_config(run, overrides, needs_of(command))
+
+
+def load_for_cache(
+    command: str, cache: Path | None, path: Path | None, overrides: list[str]
+) -> Config:
+    """The configuration of a command on a cache: as the cache tells it, unless `path` names one.
+
+    Without a cache it is that of pipeline.toml, which names one.
+    """
+    if cache is None or path is not None:
+        named = [] if cache is None else [set_path("cache.path", cache)]
+        return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
+    _checked_world(command)
+    from pipeline.stored import cache_config
+
+    return cache_config(cache, overrides)
+
+
+def load_for_samples(
+    paths: list[Path], path: Path | None, overrides: list[str]
+) -> "tuple[Config, list[Target]]":
+    """What is to be judged, and the configuration for all of it: that of the first run.
+
+    That at `path` comes before, if it is named; of no run, it is pipeline.toml, or the default.
+    """
+    _checked_world("evaluate")
+    from pipeline.targets import configuration_of_none, own_targets, targets_of
+
+    if paths and path is None:
+        needs = needs_of("evaluate")
+        targets = own_targets(paths, overrides, needs)
+        config = next((one.config for one in targets if one.config is not None), None)
+        if config is None and not DEFAULT_CONFIG.exists():
+            config = configuration_of_none(overrides, needs)
+        if config is not None:
+            return config, targets
+    config = load("evaluate", path or DEFAULT_CONFIG, overrides)
+    return config, targets_of(paths, config)
+
+
+def needs_of(command: str) -> frozenset[Need]:
+    """What has to be there for a command."""
+    return NEEDS.get(command, frozenset())
+
+
+def set_path(key: str, path: Path) -> str:
+    """A setting as it is given with --set, for a path as it is typed."""
+    return f"{key}={json.dumps(str(path.absolute()))}"
+
+
+def _checked_world(command: str) -> int:
+    """The number of processes. Raises ConfigError if the command cannot run in so many."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")
-    # Only training has a batch to share, and only a plan is made before anything is there.
-    world = world if command == "train" else 1
-    return load_config(path, overrides, world, has_files=command != "plan")
+    return world

@@ -86,16 +86,21 @@ class Contents:
         return self.rows
 
 
-def gather_contents(config: Config) -> Contents:
+def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
     """Look at a cache, also if it is damaged or incomplete.
 
-    Raises NotACacheError if there is none.
+    is_configured: whether it is to be what the configuration would build. Raises NotACacheError
+    if there is none.
     """
-    path, declared = config.cache.path, declared_recipes(config.encode)
+    path = config.cache.path
+    declared = declared_recipes(config.encode) if is_configured else {}
     root, faults = root_attributes(path), list(survey(path).faults)
     rows, names = _rows(path), column_names(path)
     columns = [column for name in names if (column := _column(path, name, rows)) is not None]
-    found = [_facts(column, rows, declared.get(column.name), faults) for column in columns]
+    found = [
+        _facts(column, rows, declared.get(column.name) if is_configured else {}, faults)
+        for column in columns
+    ]
     fingerprints = {column.name: column.fingerprint for column in columns}
     return Contents(
         path=path,

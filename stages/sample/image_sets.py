@@ -110,6 +110,27 @@ class NpzImages:
             yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
 
 
+class NoiseImages:
+    """Images whose pixels are random, the same everywhere. count: how many."""
+
+    def __init__(self, side: int, count: int) -> None:
+        self.side = side
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        for start in range(rows.start, rows.stop, size):
+            part = range(start, min(start + size, rows.stop))
+            yield torch.stack([self._pixels(index) for index in part])
+
+    def _pixels(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        shape = (3, self.side, self.side)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
 class CachedImages:
     """The crops of a cached data set that could be decoded, read where the build read them."""
 
