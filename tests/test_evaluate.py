@@ -94,6 +94,7 @@ def test_evaluation_says_what_was_compared_and_that_the_encoder_is_no_stranger(
         "fewer samples than the 112 features, which makes it too large",
         "fewer reference images than the 112 features, which makes it too large",
         "the model was aligned to this encoder",
+        f"hardly better than noise, which is at {result.noise:.4g}",
     )
     assert read_results(tmp_path / "samples") == [result]
 

@@ -100,7 +100,8 @@ def test_an_incomplete_cache_says_what_is_missing_and_shows_the_rest(copied: Pat
     assert "2 of 3" in cells(output, FEATURES)[0]
     assert "1 of 3 shards are not finished" in output
     key = str(Cache(copied / "tiny.zarr").rows.key[8])
-    assert cells(inspect(copied, "--rows", key), key)[2][1:] == [FEATURES, "not finished, or invalid"]
+    output = inspect(copied, "--rows", key)
+    assert cells(output, key)[2][1:] == [FEATURES, "not finished, or invalid"]
 
 
 def test_files_that_are_gone_are_named(copied: Path) -> None:

@@ -61,7 +61,7 @@ def evaluate(
     samples: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN|SAMPLES]...",
+            metavar="RUN|SAMPLES",
             help="Runs, of which the newest checkpoint's samples are meant, folders of images or "
             ".npz files; default: train.run.",
         ),
@@ -100,13 +100,10 @@ def evaluate(
 
 
 def export(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[RUN] OUT",
-            help="The run, by default train.run, and the .pt or .safetensors to write.",
-        ),
-    ],
+    run: ChosenRun = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The .pt or .safetensors to write.")
+    ] = None,
     step: CheckpointStep = None,
     weights: WhichWeights = Weights.EMA,
     layout: Annotated[
@@ -123,13 +120,14 @@ def export(
 
     Example: repa-cache export runs/demo SiT-XL-2.pt --checkpoint 400000
     """
-    *named, out = paths
-    if len(named) > 1:
-        raise typer.BadParameter(f"expected [RUN] OUT, got {len(paths)} paths")
+    if run is None:
+        raise typer.BadParameter("Name the file to write: OUT, or RUN and OUT.")
+    # A single path is OUT, of the run that a configuration names.
+    run, out = (None, run) if out is None else (run, out)
     with reported_errors(debug):
-        if named and (config or overrides):
-            raise ConfigError(f"{named[0]} tells all that is exported: no --config and no --set.")
-        run = named[0] if named else load("export", config or DEFAULT_CONFIG, overrides).train.run
+        if run is not None and (config or overrides):
+            raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
+        source = run or load("export", config or DEFAULT_CONFIG, overrides).train.run
         from pipeline.work import do_export
 
-        do_export(run, ExportOptions(out, step, weights, layout))
+        do_export(source, ExportOptions(out, step, weights, layout))

@@ -81,6 +81,8 @@ def inspect(
     with reported_errors(debug):
         if neighbours and not (keys or pictures):
             raise ConfigError("--neighbours: of which images? Name them with --rows.")
+        if cache is not None and not cache.exists():
+            raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
         settings = load_for_cache("inspect", cache, config, overrides)
         from pipeline.inspection.options import InspectOptions
         from pipeline.work import do_inspect

@@ -40,11 +40,11 @@ WhichWeights = Annotated[
 ]
 ChosenRun = Annotated[
     Path | None,
-    typer.Argument(metavar="[RUN]", help="A run's folder, as runs/demo; default: train.run."),
+    typer.Argument(metavar="RUN", help="A run's folder, as runs/demo; default: train.run."),
 ]
 ChosenCache = Annotated[
     Path | None,
-    typer.Argument(metavar="[CACHE]", help="A cache, as demo.zarr; default: cache.path."),
+    typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -15,13 +15,15 @@ from cache.rows import RowTable, read_rows
 from stages.encode.columns import pixels_recipe
 from stages.encode.crops import CropReader
 from stages.encode.settings import EncodeSettings
-from stages.encode.sources import SOURCES, Source, SourceError
+from stages.encode.sources import EMBEDDED_SOURCES, SOURCES, Source, SourceError
 from stages.progress import say
 
 
 def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
     dataset = settings.dataset
+    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+        raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
         return SOURCES[dataset.source](dataset.path, dataset.resolution)
     except SourceError as error:

@@ -21,6 +21,7 @@ from stages.encode.crops import IMAGE_ERRORS
 from stages.encode.images import Pixels, centre_crop, decode
 from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
+from stages.encode.sources import SourceError
 from stages.encode.sources.folders import images_below
 from stages.sample.npz import IMAGES, NpzFile
 
@@ -149,8 +150,14 @@ class CachedImages:
             update={"build": settings.build.model_copy(update={"batch_size": size})}
         )
         with ThreadPoolExecutor(settings.build.threads) as pool:
-            source, cpu = open_source(settings), torch.device("cpu")
-            crops = open_crops(settings, source, self._cache.rows, pool, cpu)
+            try:
+                source = open_source(settings)
+            except SourceError as error:
+                raise ImageSetError(
+                    f"{error} The images of {self._cache.path} are compared with by default: name "
+                    "others, or statistics, with --reference."
+                ) from error
+            crops = open_crops(settings, source, self._cache.rows, pool, torch.device("cpu"))
             for batch in crops.batches(self._rows[rows.start : rows.stop].tolist()):
                 yield batch.images
 
