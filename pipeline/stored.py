@@ -11,11 +11,13 @@ from cache.metadata import column_names, read_group, root_attributes
 from pipeline.config import Config, ConfigError, checked, validated
 from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
+from stages.encode.settings import DEMO_AUTOENCODER
 from stages.encode.vae_folder import HUB_CONFIGS
 from stages.settings import Settings
 from stages.train.folder import config_path, found_beside
 
 LATENTS = "latents/"
+KNOWN_VAES = (*HUB_CONFIGS, DEMO_AUTOENCODER)
 
 Value = TypeVar("Value")
 
@@ -89,7 +91,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "rows_per_shard": root["rows_per_shard"],
             "seed": root["permutation_seed"],
         },
-        "latents": {"vae": _vae_called(latents.removeprefix(LATENTS))},
+        "latents": {"vae": _vae_called(latents.removeprefix(LATENTS), path.parent)},
         "train": {
             "run": str((runs if runs.is_dir() else path.parent) / path.stem),
             "encoders": [
@@ -111,6 +113,7 @@ def _recipes(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _vae_called(name: str) -> str:
-    """The VAE whose column has this name: that of the hub, if it is a published one."""
-    return next((vae for vae in HUB_CONFIGS if Path(vae).name == name), name)
+def _vae_called(name: str, folder: Path) -> str:
+    """The VAE whose column has this name: a published one, or else one in a folder."""
+    known = next((vae for vae in KNOWN_VAES if Path(vae).name == name), None)
+    return known or str((folder / name).absolute())
