@@ -37,8 +37,8 @@ def run_config(
         kept = validated(_read(path), (), path, folder=None)
     except ConfigError as error:
         raise ConfigError(
-            f"{error}\nThe run keeps it since it was trained, perhaps by another version of "
-            "repa-cache. --config names another configuration."
+            f"{error}\nIn that file a run keeps its configuration, as the version of repa-cache "
+            "that trained it wrote it; --config names another."
         ) from None
     document = _located(kept, run).model_dump(mode="json")
     document["train"]["run"] = str(run)

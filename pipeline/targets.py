@@ -58,7 +58,7 @@ def configuration_of_none(overrides: Sequence[str], needs: Collection[Need]) -> 
 
     Raises ConfigError if there is none.
     """
-    nowhere = Path("pipeline.toml")
+    nowhere = Path("These settings")
     document = {
         "dataset": {"source": "sample-photos"},
         "cache": {"path": ""},

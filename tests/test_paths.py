@@ -187,25 +187,31 @@ def test_samples_of_two_sizes_are_not_compared(project: Path) -> None:
     assert "runs/sit/samples/step-00000002 has 32 px, large has 64 px" in output
 
 
-def test_torchrun_samples_and_evaluates_a_run(alone: Path) -> None:
+def in_two_processes(*arguments: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "pipeline"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    arguments = (
-        ["sample", "sit"],
-        ["evaluate", "sit", "sit", "--reference", "sit/samples/step-00000002"],
-    )
-    for words in arguments:
-        done = subprocess.run(
-            [*command, *words], check=True, env=environment, capture_output=True, text=True
-        )
+    command += ["--nproc-per-node", "2", "-m", "pipeline", *arguments]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return subprocess.run(
+        command, check=True, env=environment, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.slow
+def test_torchrun_samples_a_run(alone: Path) -> None:
+    in_two_processes("sample", "sit")
     assert len(list((alone / "sit/samples/step-00000002").glob("0*.png"))) == 6
-    rows = cells(done.stdout, "sit/samples/step-00000002")
-    assert [row[1] for row in rows] == ["6", "6"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_torchrun_evaluates_several_runs() -> None:
+    for run in ("sit", "plain"):
+        invoke("sample", f"runs/{run}")
+    expected = invoke("evaluate", RUN, "runs/plain")
+    found = in_two_processes("evaluate", RUN, "runs/plain")
+    assert len(cells(found, "runs/")) == 2
+    assert cells(found, "runs/") == cells(expected, "runs/")
 
 
 def test_a_cache_is_inspected_by_its_path(project: Path) -> None:

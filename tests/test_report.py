@@ -309,11 +309,12 @@ def test_all_that_was_measured_of_samples_is_shown_and_told_apart(
     drawn = {**DRAWN, "checkpoint": step_name(2)}
     fid = read_run(run).samples[-1].results[0]
     for other in (
-        replace(fid, metric="fd_dinov2-vit-b", value=5.0, weights_sha256="1" * 64),
+        replace(fid, metric="fd_dinov2-vit-b", value=5.0, network="1" * 64),
         replace(fid, value=41.0, reference="other"),
         replace(fid, value=42.0, images=9),
         replace(fid, value=43.0, reference_images=10),
-        replace(fid, metric="fd_dinov2-vit-b", value=6.0, weights_sha256="2" * 64),
+        # The same weights, with images of another size.
+        replace(fid, metric="fd_dinov2-vit-b", value=6.0, network="2" * 64, floor=1.5),
     ):
         write_results(folder, [other], drawn, {})
     write_results(folder, [replace(fid, value=44.0)], {**drawn, "guidance": 4.0}, {})
@@ -327,12 +328,14 @@ def test_all_that_was_measured_of_samples_is_shown_and_told_apart(
         {"fid": 43.0, "fd_dinov2-vit-b": 6.0},
     ]
     assert len(groups) == len({row.group for row in judged}) == 5
-    words = ("guidance 4.0", "by weights 11111111", "of other", "9 images", "against 10 images of")
+    words = ("guidance 4.0", "by network 11111111", "of other", "9 images", "against 10 images of")
     for row, said in zip(judged, words, strict=True):
         assert said in groups[row.group]
     page = page_of(run, out=tmp_path / "page.html")
-    for value in ("44", "40", "5", "41", "42", "43", "6"):
+    for value in ("44", "40", "5", "41", "42", "43"):
         assert f'<td class="number">{value}</td>' in page
+    assert '<td class="number">6 <span class="faint">(1.5)</span></td>' in page
+    assert "in brackets the floor" in page
 
 
 def test_results_of_images_that_were_replaced_are_not_taken_for_those_of_today(three: Path) -> None:

@@ -1,5 +1,6 @@
 """Metrics of samples over the steps of runs, and which of them can be compared."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,25 +65,25 @@ def _fits(result: Result, row: dict[str, Result]) -> bool:
 
 
 def _of_several_networks(records: Sequence[RunRecord]) -> set[str]:
-    """The metrics that were measured with networks of different weights."""
-    weights: dict[str, set[str]] = {}
-    for result in (r for record in records for samples in record.samples for r in samples.results):
-        if result.weights_sha256 is not None:
-            weights.setdefault(result.metric, set()).add(result.weights_sha256)
-    return {metric for metric, known in weights.items() if len(known) > 1}
+    """The metrics that were measured with several networks."""
+    results = [one for record in records for samples in record.samples for one in samples.results]
+    networks = {(one.metric, one.network) for one in results if one.network}
+    weights = {(one.metric, one.weights_sha256) for one in results if one.weights_sha256}
+    counts = (Counter(metric for metric, _ in known) for known in (networks, weights))
+    return {metric for count in counts for metric, number in count.items() if number > 1}
 
 
 def in_words(samples: SampleRecord, results: dict[str, Result], several: Collection[str]) -> str:
     """How samples were drawn, and what they were compared with.
 
-    several: metrics that have to be told apart by the weights of their networks.
+    several: metrics that have to be told apart by their networks.
     """
     drawn = samples.drawn
     settings = [f"{name} {_shown(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
     images = [f"{one.images:,} images" for one in results.values()]
     compared = [one.against for one in results.values() if one.reference]
     networks = [
-        f"{metric} by weights {str(one.weights_sha256)[:SHOWN_DIGITS]}"
+        f"{metric} by network {str(one.network or one.weights_sha256)[:SHOWN_DIGITS]}"
         for metric, one in results.items()
         if metric in several
     ]
