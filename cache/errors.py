@@ -39,3 +39,7 @@ class CacheReadError(RepaCacheError):
 
 class CacheWriteError(RepaCacheError):
     """Rows cannot be written: no space, no permission, or values that no type can hold."""
+
+
+class LockError(RepaCacheError):
+    """The file system has no locks, so that two processes could do the same work at once."""

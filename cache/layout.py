@@ -98,6 +98,11 @@ class Column:
     constants: Constants = field(default_factory=dict)
 
     @property
+    def title(self) -> str:
+        """Its name within its family: of an encoder or a VAE."""
+        return self.name.rpartition("/")[2]
+
+    @property
     def shards(self) -> int:
         """Number of shards, the last of which may be shorter."""
         return math.ceil(self.rows / self.rows_per_shard)

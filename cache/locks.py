@@ -8,6 +8,8 @@ those of a process that died, wherever it stopped. Each holder writes into its l
     .NAME.zarr.locks/shard-S           held by whoever makes shard S
 """
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -19,9 +21,11 @@ from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from cache.errors import CacheBusyError, CacheWriteError
+from cache.errors import CacheBusyError, CacheWriteError, LockError
 
 PREPARE = "prepare"
+# What system calls say where there is no such thing as a lock.
+UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,52 @@ class Holder:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
+def _acquired(path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
+    """A lock file that nobody else can have. Raises LockError where locks keep nobody out."""
+    try:
+        # A shard is claimed by one thread and finished by another.
+        held = FileLock(path, timeout, thread_local=False, fallback_to_soft=False).acquire()
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        raise _no_locks(path, f"its locks fail ({error.strerror})") from error
+    try:
+        _check_it_excludes(path)
+    except BaseException:
+        held.lock.release()
+        raise
+    return held
+
+
+# Devices of file systems whose locks were seen to keep others out.
+_sound: set[int] = set()
+
+
+def _check_it_excludes(lock: Path) -> None:
+    """Raise LockError if a lock that is held is given once more."""
+    with lock.open("rb") as second:
+        device = os.fstat(second.fileno()).st_dev
+        if device in _sound:
+            return
+        with suppress(BlockingIOError, PermissionError):
+            fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            raise _no_locks(lock, "it grants the same lock twice")
+    _sound.add(device)
+
+
+def _no_locks(lock: Path, why: str) -> LockError:
+    return LockError(
+        f"{lock.parent}: the file system does not lock files: {why}. Without locks, two processes "
+        "could write the same files at once. Have it mounted with locks (Lustre: with the option "
+        "flock; NFS: with its lock service), or choose a place on another file system."
+    )
+
+
 @contextmanager
 def claimed(lock: Path) -> Iterator[Holder | None]:
     """Hold a lock file: yields None, or who holds it already. The file stays."""
     try:
-        held = FileLock(lock, timeout=0).acquire()
+        held = _acquired(lock, timeout=0)
     except Timeout:
         yield Holder.read(lock)
         return
@@ -147,8 +192,7 @@ class BuildLocks:
         while True:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                # A shard is claimed by one thread and finished by another.
-                return FileLock(path, timeout=timeout, thread_local=False).acquire()
+                return _acquired(path, timeout)
             except FileNotFoundError:
                 # Another build removed the empty folder in between.
                 continue

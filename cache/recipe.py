@@ -1,7 +1,7 @@
 """What decides the bytes of a column, and its fingerprint.
 
-A recipe holds everything that changes a stored byte (model weights, preprocessing, crop,
-storage type) and nothing that does not (devices, workers, library versions).
+A recipe holds everything that decides what is stored (model weights, preprocessing, crop, storage
+type) and nothing that changes its last bits at most (devices, batch sizes, library versions).
 """
 
 import hashlib

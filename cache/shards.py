@@ -12,7 +12,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.storage import LocalStore
 
+from cache.bounce import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 
 Buffer = npt.NDArray[Any]
@@ -194,9 +195,13 @@ class ShardFile:
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""
         if unbuffered and self._unbuffered is not None:
+            fill = partial(self._fill, self._unbuffered)
             try:
-                return self._fill(self._unbuffered, offset, view)
+                return fill(offset, view)
             except OSError as error:
+                # Memory that a GPU's driver has mapped may be out of the disk's reach.
+                if error.errno == errno.EFAULT:
+                    return read_by_bounce(fill, offset, view)
                 # The device asks for a larger alignment than the usual one.
                 if error.errno != errno.EINVAL:
                     raise

@@ -43,24 +43,21 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
 
     Writes nothing. Asks the system to forget the cached pages of the files that are read.
     """
-    cold = settings.reading.model_copy(update={"memory_gb": 0.0})
-    endless = settings.model_copy(update={"steps": ENDLESS, "reading": cold})
+    reading = settings.reading.model_copy(update={"memory_gb": 0.0})
+    endless = settings.model_copy(update={"steps": ENDLESS, "reading": reading})
     place = Placement(torch.device("cpu"))
     data = CachedData(tensors, endless)
     with closing(CachedBatches(data, endless, place)) as batches:
         for name in data.fingerprints:
             drop_cached_pages(tensors.path / name)
         epoch = max(len(data.valid) // settings.batch_size, 1)
-        steps, seconds = _read(batches, epoch)
-        cold_rate = steps * settings.batch_size / seconds
+        stop, cold = _read(batches, epoch)
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
         flops = training_flops(transformer_config(settings, data))
     with closing(CachedBatches(data, endless, place)) as batches:
-        steps, seconds = _read(batches, steps if steps < epoch else ENDLESS)
-        warm_rate = steps * settings.batch_size / seconds
-    return Reading(
-        image_bytes, settings.batch_size, settings.model, cold_rate, warm_rate, GPU_FLOPS / flops
-    )
+        _, warm = _read(batches, stop if stop < epoch else ENDLESS)
+    size = settings.batch_size
+    return Reading(image_bytes, size, settings.model, cold * size, warm * size, GPU_FLOPS / flops)
 
 
 def drop_cached_pages(folder: Path, name: str = "c.*") -> None:
@@ -77,13 +74,20 @@ def drop_cached_pages(folder: Path, name: str = "c.*") -> None:
             os.close(descriptor)
 
 
-def _read(batches: CachedBatches, steps: int) -> tuple[int, float]:
-    """Read steps until some seconds have passed; returns how many, and the seconds."""
-    start, step, seconds = time.monotonic(), 0, 0.0
-    while step < steps and seconds < MEASURE_SECONDS:
+def _read(batches: CachedBatches, most: int) -> tuple[int, float]:
+    """Read at most so many steps for some seconds; returns where it stopped, and steps a second.
+
+    The first step starts threads, opens files and shuffles an epoch: it counts if it is the only
+    one.
+    """
+    first = min(1, most - 1)
+    for step in range(first):
+        batches.take(step)
+    start, step, seconds = time.monotonic(), first, 0.0
+    while step < most and seconds < MEASURE_SECONDS:
         batches.take(step)
         step, seconds = step + 1, time.monotonic() - start
-    return step, seconds
+    return step, (step - first) / seconds
 
 
 def show_bench(reading: Reading) -> None:

@@ -48,13 +48,15 @@ def do_build(
     options = replace(options or BuildOptions(), rebuild=columns)
     made = build(config.encode, find_device(config.build.device), options)
     speed = f"{made.counts.images / made.seconds:,.1f} images/s"
-    shards = f"{made.counts.shards} shards made in {made.seconds:,.0f} s ({speed})"
-    what = shards if made.counts.shards else "nothing was missing"
+    done = []
+    if 0 < made.added < made.rows:
+        done.append(f"{made.added:,} images added")
+    if made.counts.shards:
+        done.append(f"{made.counts.shards} shards made in {made.seconds:,.0f} s ({speed})")
     if made.missing:
-        what += f", {made.missing} left to make"
-    added = f"{made.added:,} images added; " if 0 < made.added < made.rows else ""
+        done.append(f"{made.missing} shards left to make")
     show_columns(made.columns)
-    typer.echo(f"{made.path}: {made.rows:,} rows; {added}{what}")
+    typer.echo(f"{made.path}: {made.rows:,} rows; {'; '.join(done) or 'nothing was missing'}")
     show_invalid(made.invalid)
     if made.damaged:
         typer.echo("still damaged, and in no column of this configuration:")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -18,24 +19,50 @@ class DeviceError(RepaCacheError):
     """The device in the configuration is not there."""
 
 
-def find_device(name: str, local: str | None = None) -> torch.device:
-    """The device of this name; `auto` takes the first accelerator, or the CPU.
-
-    local: number of a process on its machine, which takes the GPU of this number; if not given,
-    that of torchrun.
-    """
+def named_device(name: str) -> torch.device:
+    """The device that a name stands for; `auto` is the first accelerator, or the CPU."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         name = found.type if found is not None else "cpu"
-    local = local or os.environ.get("LOCAL_RANK")
     try:
-        device = torch.device(f"{name}:{local}" if name == "cuda" and local else name)
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"There is no device {name!r}: {error}") from error
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, which is there; a process of torchrun takes the GPU of its number.
+
+    Raises DeviceError if it is not, or if it is one GPU for several processes.
+    """
+    device, local = named_device(name), os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and local:
+        device = _gpu_of(int(local), name)
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"There is no device {name!r} here: {error}") from error
     if device.type == "cpu":
         _keep_freed_memory()
     return device
+
+
+def _gpu_of(local: int, name: str) -> torch.device:
+    """The GPU of a process of torchrun, by its number on this machine."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if ":" in name and processes == 1:
+        return torch.device(name)
+    if ":" in name:
+        raise DeviceError(
+            f"The device {name!r} is one GPU, but {processes} processes run on this machine and "
+            'need one each. Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.'
+        )
+    if 0 < gpus <= local:
+        raise DeviceError(
+            f"Process {local} of {processes} on {socket.gethostname()} has no GPU: there are "
+            f"{gpus}. Start one process per GPU: torchrun --nproc-per-node {gpus}."
+        )
+    return torch.device("cuda", local)
 
 
 def _keep_freed_memory() -> None:

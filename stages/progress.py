@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from threading import Event, Thread
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -18,7 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-LINE_EVERY_SECONDS = 60.0
+# Pauses between plain lines: at first, and after some minutes, when a reader knows the pace.
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 10.0, 60.0
 
 # Progress goes to stderr, so that results on stdout can be piped.
 console = Console(stderr=True)
@@ -49,14 +52,15 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(
-    title: str, total: int, unit: str, done: int = 0, *, quiet: bool = False
+    title: str, total: int | None, unit: str, done: int = 0, *, quiet: bool = False
 ) -> Iterator[Advance]:
     """Shows how far a piece of work is; yields a function that reports finished units.
 
-    total, done: units in all, and finished by an earlier run; unit: their name, a plural;
-    quiet: show nothing, as when there is nothing to do.
+    title: what is done, as in "tokens of NAME"; total, done: units in all, None if their number
+    is not known, and finished by an earlier run; unit: their name, a plural; quiet: show nothing,
+    as when there is nothing to do.
     """
-    if quiet or done >= total:
+    if quiet or (total is not None and done >= total):
         yield lambda _units, _note: None
         return
     show = _bar if console.is_terminal else _lines
@@ -65,9 +69,9 @@ def progress(
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description:<8}"),
+        TextColumn("{task.description:<8}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
@@ -81,26 +85,74 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def _lines(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    start = last = time.monotonic()
-    finished = done
-    note = ""
+def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
+    work, ended = _Work(title, total, unit, done), Event()
+    _write(work.begun)
 
     def report() -> None:
-        seconds = max(time.monotonic() - start, 1e-9)
-        rate = (finished - done) / seconds
-        left = str(timedelta(seconds=round((total - finished) / rate))) if rate else "?"
-        # Plain print: rich would wrap long lines and colour them.
-        line = f"{title}: {finished}/{total} {unit}, {rate:,.1f} {unit}/s, {left} left"
-        console.file.write(f"{line}, {note}\n" if note else f"{line}\n")
-        console.file.flush()
+        while not ended.wait(_pause(work.seconds)):
+            _write(work.line)
 
-    def advance(units: int, text: str) -> None:
-        nonlocal finished, note, last
-        finished, note = finished + units, text
-        if time.monotonic() - last >= LINE_EVERY_SECONDS:
-            last = time.monotonic()
-            report()
+    reporter = Thread(target=report, name=f"progress of {title}", daemon=True)
+    reporter.start()
+    try:
+        yield work.advance
+    finally:
+        ended.set()
+        reporter.join()
+    _write(work.line)
 
-    yield advance
-    report()
+
+def _pause(seconds: float) -> float:
+    """Until the next line, of work that has taken so long."""
+    return min(max(FIRST_PAUSE_SECONDS, seconds / 6), LAST_PAUSE_SECONDS)
+
+
+def _write(line: str) -> None:
+    # Plain text: rich would wrap long lines and colour them.
+    console.file.write(f"{line}\n")
+    console.file.flush()
+
+
+@dataclass
+class _Work:
+    """A piece of work and how far it is. done: by an earlier run; finished: with these."""
+
+    title: str
+    total: int | None
+    unit: str
+    done: int
+    note: str = ""
+    start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.finished = self.done
+
+    def advance(self, units: int, note: str) -> None:
+        self.finished, self.note = self.finished + units, note
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
+
+    @property
+    def begun(self) -> str:
+        return f"{self.title} ..." if self.total is None else f"{self.title}: {self._count}"
+
+    @property
+    def line(self) -> str:
+        rate = (self.finished - self.done) / self.seconds
+        parts = [self._count, f"{rate:,.1f} {self.unit}/s"]
+        if self.total is None or self.finished == self.total:
+            parts.append(f"in {timedelta(seconds=round(self.seconds))}")
+        else:
+            left = timedelta(seconds=round((self.total - self.finished) / rate)) if rate else "?"
+            parts.append(f"{left} left")
+        if self.note:
+            parts.append(self.note)
+        return f"{self.title}: {', '.join(parts)}"
+
+    @property
+    def _count(self) -> str:
+        of = "" if self.total is None else f"/{self.total}"
+        return f"{self.finished}{of} {self.unit}"

@@ -7,7 +7,13 @@ from typing import Literal
 from playwright.sync_api import sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-PHONE, DESKTOP = 390, 1280
+PHONE, DESKTOP, WIDE = 390, 1280, 1400
+# How those elements begin that scroll sideways, other than listings of a configuration.
+TOO_WIDE = """
+[...document.querySelectorAll("body *:not(pre)")]
+  .filter(e => getComputedStyle(e).overflowX == "auto" && e.scrollWidth > e.clientWidth)
+  .map(e => e.innerText.slice(0, 80))
+"""
 
 
 @dataclass(frozen=True)
@@ -15,13 +21,14 @@ class Seen:
     """What a browser made of a page.
 
     complaints: errors and warnings of the console, and uncaught errors; requests: addresses
-    outside the page that it asked for; width: of the content; background: of the body; text: as
-    it is shown.
+    outside the page that it asked for; width: of the content; scrolled: tables and pictures that
+    are wider than their places; background: of the body; text: as it is shown.
     """
 
     complaints: list[str]
     requests: list[str]
     width: int
+    scrolled: list[str]
     background: str
     text: str
 
@@ -46,12 +53,13 @@ def look_at(
         if picture is not None:
             tab.screenshot(path=picture, full_page=True)
         found = tab.evaluate("document.documentElement.scrollWidth")
+        scrolled = tab.evaluate(TOO_WIDE)
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         text = tab.inner_text("body")
         browser.close()
     own = (page.absolute().as_uri(), "data:", "blob:")
     outside = [address for address in requests if not address.startswith(own)]
-    return Seen(complaints, outside, found, background, text)
+    return Seen(complaints, outside, found, scrolled, background, text)
 
 
 def assert_fine(page: Path) -> None:

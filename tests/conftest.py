@@ -56,6 +56,11 @@ def sit_repa() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def sit_official() -> Golden:
+    return read_golden("sit_official")
+
+
+@pytest.fixture(scope="session")
 def dit() -> Golden:
     return read_golden("dit")
 

@@ -1,15 +1,19 @@
 """What happens to a run at the step at which alignment ends."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from compiling import LOOKING
 from runs import assert_equal_runs, log_values, newest, trained
 
 from pipeline.config import Config
 from stages.train.batches import CachedBatches
 from stages.train.checkpoint import checkpoints
+from stages.train.run import Run
 
 UNTIL = ("train.align_until=3", "train.steps=6", "train.log_every=2", "train.keep=10")
 
@@ -69,3 +73,25 @@ def test_tokens_are_not_read_once_alignment_has_ended(
     monkeypatch.setattr(CachedBatches, "take", take)
     trained(trainable(*UNTIL))
     assert read == [2, 2, 2, 1, 1, 1]
+
+
+@LOOKING
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_the_model_of_before_is_gone_when_that_of_after_is_made(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    real, compiler = Run.__init__, torch.compile
+
+    def made(run: Run, *arguments: Any, **options: Any) -> None:
+        alive.append(sum(tensor() is not None for tensor in tensors))
+        real(run, *arguments, **options)
+        held = [*run.model.parameters(), *run.average.tensors.values()]
+        tensors.extend(weakref.ref(tensor) for tensor in held)
+
+    monkeypatch.setattr(Run, "__init__", made)
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="eager"))
+    trained(trainable(*UNTIL, f"train.compute.compile={compiled}"))
+    assert alive == [0, 0]
+    assert len(tensors) > 100

@@ -54,7 +54,7 @@ def subject(built: Path, runs: Path) -> Callable[..., Subject]:
 
 
 def states_of(subject: Subject, level: float) -> Tensor:
-    return HiddenStates(subject, CPU).at(level, lambda _images, _note: None)
+    return HiddenStates(subject, CPU).at(level)
 
 
 def normal(row: int, draw: int) -> Tensor:
@@ -291,6 +291,10 @@ def test_encoders_are_compared(tmp_path: Path) -> None:
     (alone,) = analysed(tmp_path / "o", "two-encoders")
     assert alone["encoder"] == "x"
     assert alone["lds"] == one["lds"]
+    output = invoke("encoders", str(tmp_path / "two.zarr"), "--no-probe", "--out", str(tmp_path))
+    assert "probe" not in output.partition("Over 27 encoders")[0]
+    unprobed, _ = analysed(tmp_path, "two-encoders")
+    assert (unprobed["lds"], unprobed["mean_token_top1"]) == (one["lds"], "")
 
 
 def test_a_cache_without_encoders_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,29 @@ def test_decoding_undoes_the_scaling_and_truncates(tiny_vae: Path) -> None:
     assert (images == expected).float().mean() > 0.99
 
 
+def test_a_batch_that_cannot_be_decoded_at_once_is_halved_for_good(
+    tiny_vae: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    autoencoder, sizes = Autoencoder(str(tiny_vae), CPU), []
+    latents = torch.randn(7, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = autoencoder.decode(latents)
+    real = autoencoder._model.decode
+
+    def decode(part: Tensor) -> Any:
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(part)
+
+    monkeypatch.setattr(autoencoder._model, "decode", decode)
+    for _ in range(2):
+        difference = autoencoder.decode(latents).int() - expected.int()
+        assert difference.abs().max() <= 1
+    assert sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
+    said = capsys.readouterr().err
+    assert "the VAE's decoder: out of memory; 2 images at a time from here on" in said
+
+
 def save_vae(folder: Path, levels: int, channels: int, **config: Any) -> LatentsSettings:
     """A small AutoencoderKL with random weights: 2^(levels - 1) px per latent."""
     model = AutoencoderKL(

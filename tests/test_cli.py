@@ -136,7 +136,11 @@ def test_build_takes_over_changes_and_rebuilds_when_asked(folder: Path) -> None:
     assert "2 shards made" in invoke("build", "--update")
     save_jpeg(folder / "images/class1/new.jpg", seed=2)
     assert "22 rows; 1 images added; 2 shards made" in invoke("build")
-    assert "3 shards made" in invoke("build", "--rebuild", "tiny-vae")
+    output = invoke("build", "--rebuild", "tiny-vae", "--shards", ":1")
+    assert re.search(r"22 rows; 1 shards made in .*; 2 shards left to make", output)
+    output = invoke("build", "--shards", ":1")
+    assert output.splitlines()[-1].endswith("22 rows; 2 shards left to make")
+    assert "2 shards made" in invoke("build")
     assert "unknown name 'vae'" in invoke("build", "--rebuild", "vae", status=1)
 
 
@@ -208,8 +212,9 @@ def test_init_writes_a_preset_and_never_over_a_file(
     monkeypatch.chdir(tmp_path)
     invoke("init", "--preset", "imagenet256-sit-xl2")
     written = (tmp_path / "pipeline.toml").read_text()
-    assert written == (PRESETS / "imagenet256-sit-xl2.toml").read_text()
+    assert written == PRESETS["imagenet256-sit-xl2"].read_text()
     assert "exists already" in invoke("init", status=1)
+    assert set(re.findall(r"imagenet[\w-]+|demo", invoke("init", "--help"))) == set(PRESETS)
     output = invoke("init", "--preset", "imagenet256-sit-xl", "--config", "x.toml", status=1)
     assert "did you mean 'imagenet256-sit-xl2'?" in output
 

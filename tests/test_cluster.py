@@ -65,7 +65,7 @@ def test_a_worker_that_is_killed_changes_no_byte(tiny: Callable[..., Config]) ->
 
 def test_a_running_scheduler_is_used_and_left_running(tiny: Callable[..., Config]) -> None:
     config = tiny()
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as local:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local:
         options = BuildOptions(cluster=Cluster(scheduler=local.scheduler_address))
         assert build(config.encode, CPU, options).counts.shards == 6
         # Rows are not what this worker remembers of the build before.

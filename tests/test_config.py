@@ -9,7 +9,7 @@ from pipeline.cli.presets import PRESETS
 from pipeline.config import Config, ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
-PRESET_NAMES = sorted(entry.name for entry in PRESETS.iterdir())
+PRESET_NAMES = sorted(PRESETS)
 
 
 def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., Config]) -> None:
@@ -86,7 +86,7 @@ def test_paths_are_relative_to_the_file(tiny: Callable[..., Config], images: Pat
 @pytest.mark.parametrize("preset", PRESET_NAMES)
 def test_every_preset_is_a_valid_configuration(preset: str, tmp_path: Path) -> None:
     path = tmp_path / "pipeline.toml"
-    path.write_text((PRESETS / preset).read_text())
+    path.write_text(PRESETS[preset].read_text())
     document = tomllib.loads(path.read_text())
     if "path" in document["dataset"]:
         (tmp_path / document["dataset"]["path"]).mkdir(parents=True)
@@ -94,11 +94,11 @@ def test_every_preset_is_a_valid_configuration(preset: str, tmp_path: Path) -> N
 
 
 def test_the_configuration_in_the_repository_is_the_demo() -> None:
-    assert (ROOT / "pipeline.toml").read_text() == (PRESETS / "demo.toml").read_text()
+    assert (ROOT / "pipeline.toml").read_text() == PRESETS["demo"].read_text()
 
 
 def test_the_paper_s_settings_are_the_defaults_of_its_preset(tmp_path: Path) -> None:
-    shutil.copy(str(PRESETS / "imagenet256-sit-xl2.toml"), tmp_path / "pipeline.toml")
+    shutil.copy(str(PRESETS["imagenet256-sit-xl2"]), tmp_path / "pipeline.toml")
     (tmp_path / "ILSVRC/Data/CLS-LOC/train").mkdir(parents=True)
     config = load_config(tmp_path / "pipeline.toml")
     train = config.train

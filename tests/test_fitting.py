@@ -10,7 +10,8 @@ from weights import a_model, doubled, fresh, saved, started
 
 from stages.placement import Placement
 from stages.train.fitting import start_from
-from stages.train.published import WeightsError
+from stages.train.options import Layout
+from stages.train.published import WeightsError, read_weights
 from stages.train.transformer import Transformer, TransformerConfig
 
 LABELS = "y_embedder.embedding_table.weight"
@@ -96,7 +97,10 @@ def begun(
     model = Transformer(config)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     capsys.readouterr()
-    start_from(path, "ema", model, place)
+    # Without projectors, a file does not tell its direction of time.
+    names = read_weights(path, "ema").state
+    layout = None if any(name.startswith("projectors.") for name in names) else Layout.REPA
+    start_from(path, "ema", model, place, layout)
     new = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, state[name])}
     first, *lines = capsys.readouterr().err.splitlines() or [""]
     assert first in ("", f"weights to start from: {path}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiling import COMPILING
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
 from pipeline.config import Config
@@ -16,7 +17,7 @@ from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Draw, Draws
 from stages.train.step import Step
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, *COMPILING]
 
 GPU = Placement(torch.device("cuda"))
 
@@ -45,6 +46,8 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
     ],
     ids=["bfloat16", "float16", "dit", "compiled"],
 )
+# So torch says of the mode itself, whenever it is switched on.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_a_step_never_waits_for_the_gpu(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
@@ -63,6 +66,14 @@ def test_a_step_never_waits_for_the_gpu(
     monkeypatch.setattr(Step, "__call__", watched)
     trained(trainable("train.device=cuda", "train.log_every=4", *settings), GPU)
     assert calls == 4
+
+
+def test_training_starts_after_another_network_has_used_the_gpu(
+    trainable: Callable[..., Config],
+) -> None:
+    config = trainable("train.device=cuda")
+    Autoencoder(config.decoder.location, GPU.device).decode(torch.zeros(2, 4, 8, 8))
+    assert trained(config, GPU).step == 4
 
 
 @pytest.mark.parametrize("compile_blocks", ["true", "false"])

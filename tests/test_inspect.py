@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from inspecting import CPU, FEATURES, INT8, LATENTS, cells, inspect, settings
 from tiny_cache import content
+from typer.testing import CliRunner
 
 from cache.reader import Cache
+from pipeline.cli import app
 from pipeline.config import Config
 from pipeline.inspection.choice import drawn_rows, spread_rows
 from stages.encode.build import build
@@ -177,6 +179,19 @@ def test_a_key_that_is_unknown_or_ambiguous_comes_with_those_that_are_near(built
     output = inspect(built, "--rows", "3.jpg", status=1)
     assert "3 images could be meant" in output
     assert "class0/3.jpg, class1/3.jpg, class2/3.jpg" in output
+
+
+def test_a_class_stands_for_some_of_its_images(built: Path) -> None:
+    config = ("--config", str(built / "pipeline.toml"), "--neighbours", "0")
+    result = CliRunner().invoke(app, ["inspect", "--rows", "class1", "--images", "3", *config])
+    assert "class1: 3 of its 7 images (--images)" in result.stderr
+    shown = {line[0] for line in cells(result.stdout, "class1/")}
+    assert len(shown) == 3
+    together = inspect(built, "--rows", "class1", "class0/3.jpg", "--neighbours", "0")
+    assert {line[0] for line in cells(together, "class")} == {
+        *(f"class1/{number}.jpg" for number in range(7)),
+        "class0/3.jpg",
+    }
 
 
 def test_several_keys_may_follow_one_option(built: Path) -> None:

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from cache.errors import CacheBusyError
-from cache.locks import BuildLocks
+from cache import locks as locking
+from cache.errors import CacheBusyError, LockError
+from cache.locks import BuildLocks, claimed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -122,3 +125,46 @@ def test_nothing_remains_of_locks_that_were_released(path: Path) -> None:
     with locks.at_work(), locks.preparing(print), locks.shard(0), locks.shard(1):
         assert len(list(path.with_name(".x.zarr.locks").iterdir())) == 4
     assert list(path.parent.iterdir()) == []
+
+
+def granted_to_everybody(_file: object, _operation: int) -> None:
+    """As on Lustre that is mounted without flock."""
+
+
+def unknown_to_the_system(_file: object, _operation: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("flock", [granted_to_everybody, unknown_to_the_system])
+def test_locks_that_keep_nobody_out_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, flock: Any
+) -> None:
+    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(fcntl, "flock", flock)
+    expected = r"does not lock files: .*Lustre: with the option flock.*another file system\."
+    with pytest.raises(LockError, match=expected), BuildLocks(path).at_work():
+        pass
+    with pytest.raises(LockError, match=expected), claimed(path.parent / "run.lock"):
+        pass
+    # Not even by a file that only says that somebody is here.
+    monkeypatch.undo()
+    with claimed(path.parent / "run.lock") as holder:
+        assert holder is None
+
+
+def test_a_lock_is_tried_once_on_each_file_system(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    real = fcntl.flock
+
+    def counted(file: Any, operation: int) -> None:
+        tried.append(operation)
+        real(file, operation)
+
+    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(fcntl, "flock", counted)
+    locks = BuildLocks(path)
+    with locks.at_work(), locks.shard(0), locks.shard(1):
+        pass
+    assert tried.count(fcntl.LOCK_SH | fcntl.LOCK_NB) == 1

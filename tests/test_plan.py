@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from stages.encode.build import build
 
 CPU = torch.device("cpu")
 RUNNER = CliRunner()
-PRESET_NAMES = sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir())
+PRESET_NAMES = sorted(PRESETS)
 # What takes seconds each, as networks of a billion parameters do even without values.
 SLOW_PRESETS = {
     "imagenet256-sit-b2",
@@ -51,7 +52,7 @@ def folder(tiny: Callable[..., Config], images: Path, monkeypatch: pytest.Monkey
 
 
 def preset(name: str, *overrides: str) -> Config:
-    return load_config(Path(str(PRESETS / f"{name}.toml")), overrides, needs=())
+    return load_config(Path(str(PRESETS[name])), overrides, needs=())
 
 
 def sizes_of(cache: Path) -> list[int]:
@@ -208,6 +209,14 @@ def test_advice_follows_from_the_numbers(
     assert 'precision = "float16" for efficientnet-lite0, the VAE' in sentences()
     built = make_plan(trainable(), None, 1)
     assert "Its tokens are there: a run from them saves" in advice(built)[0]
+
+
+def test_a_loss_is_no_saving_and_counts_have_no_exponents(folder: Path) -> None:
+    output = invoke("plan", "--set", "train.steps=1", "--set", "train.batch_size=1")
+    assert re.search(r"break-even +10 epochs, 210 runs", output)
+    assert re.search(r"saved of one run, encoding counted +nothing: it costs more", output)
+    assert "e+" not in output
+    assert folder.exists()
 
 
 def test_parts_of_a_build_share_cores_or_run_side_by_side() -> None:

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,33 @@ def test_a_file_system_without_unbuffered_reads_is_read_all_the_same(
     source = open_rows(path, unbuffered=True)
     monkeypatch.setattr(os, refused, refuse)
     np.testing.assert_array_equal(read(source, [3, 20, 4]), content[[3, 20, 4]])
+
+
+def test_memory_that_a_disk_cannot_write_to_is_filled_by_way_of_some_that_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = whole_pages(tmp_path)
+    # Larger than what is read at once, and no multiple of it.
+    monkeypatch.setattr("cache.bounce.BOUNCE_BYTES", 3 * 4096)
+    monkeypatch.setattr("cache.bounce._own", threading.local())
+    pinned = aligned_buffer((8, 4, 1024), np.float16)
+    first, last = pinned.ctypes.data, pinned.ctypes.data + pinned.nbytes
+    real, direct = os.preadv, [0]
+
+    def refuse(descriptor: int, views: list[memoryview], offset: int) -> int:
+        is_direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+        if is_direct and first <= np.frombuffer(views[0], np.uint8).ctypes.data < last:
+            raise OSError(errno.EFAULT, "Bad address")
+        count = real(descriptor, views, offset)
+        direct[0] += count * is_direct
+        return count
+
+    source = open_rows(path, unbuffered=True)
+    monkeypatch.setattr(os, "preadv", refuse)
+    rows = np.array([0, 1, 2, 3, 4, 20, 7, 7])
+    source.read(rows, pinned)
+    np.testing.assert_array_equal(pinned, content[rows])
+    assert direct[0] == (pinned.nbytes if supports_unbuffered(path / "c/0/0/0") else 0)
 
 
 def test_arrays_larger_than_memory_are_read_unbuffered(

@@ -17,7 +17,13 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import Config
-from pipeline.report.compare import columns_read, different_settings, reasons_against_comparing
+from pipeline.report.compare import (
+    NOT_READ,
+    NOT_SET,
+    columns_read,
+    different_settings,
+    reasons_against_comparing,
+)
 from pipeline.report.curves import LEVEL_COLOURS, POINTS, thinned
 from pipeline.report.facts import facts_of
 from pipeline.report.metrics import judged_samples, metric_panels
@@ -25,6 +31,7 @@ from pipeline.report.page import page_path, write_own_report, write_report
 from pipeline.report.pictures import MOST, PICTURES, SIDE, evenly, nearest_steps, strips
 from pipeline.report.records import ReportError, read_run
 from stages.sample.results import Result, write_results
+from stages.sample.samples import MANIFEST
 from stages.train.checkpoint import latest
 from stages.train.folder import config_path, grid_path, samples_path, step_name
 from stages.train.log import log_path
@@ -60,6 +67,14 @@ def judge(run: Path, step: int, value: float, title: str = "", **drawn: Any) -> 
     folder.mkdir(parents=True)
     result = Result("fid", value, None, 6, "ref", 21, remarks=("too few samples",))
     write_results(folder, [result], {**DRAWN, "checkpoint": step_name(step), **drawn}, {})
+
+
+def edit_config(run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(config_path(run).read_text())
+    for name, values in sections.items():
+        config[name] |= values
+    config_path(run).write_text(json.dumps(config))
+    return config
 
 
 def page_of(*runs: Path, out: Path) -> str:
@@ -129,13 +144,54 @@ def test_only_settings_that_differ_are_compared(three: Path) -> None:
 
 
 def test_a_setting_that_a_run_does_not_have_is_a_difference(three: Path) -> None:
-    path = config_path(three / "plain")
-    config = json.loads(path.read_text())
-    config["encoders"], config["train"]["align_until"] = {}, 7
-    path.write_text(json.dumps(config))
-    differing = different_settings([read_run(three / "sit"), read_run(three / "plain")])
-    assert differing["encoders.efficientnet-lite0.storage"] == ["float16", ...]
+    config = edit_config(three / "dit", train={"align_until": 7})
+    del config["encoders"]["efficientnet-lite0"]["storage"]
+    config_path(three / "dit").write_text(json.dumps(config))
+    differing = different_settings([read_run(three / "sit"), read_run(three / "dit")])
+    assert differing["encoders.efficientnet-lite0.storage"] == ["float16", NOT_SET]
     assert differing["train.align_until"] == [None, 7]
+
+
+def test_what_a_run_does_not_read_is_no_difference(three: Path) -> None:
+    unread = {
+        "encoders": {"other": {"storage": "int8"}},
+        "dataset": {"path": "/elsewhere", "source": "zip"},
+        "sample": {"guidance": 4.0},
+        "evaluate": {"batch_size": 7},
+        "build": {"threads": 3},
+    }
+    edit_config(three / "sit", **unread)
+    for name in ("sit", "plain"):
+        edit_config(three / name, train={"depth": 3, "weight": 0.1})
+    differing = different_settings([read_run(three / name) for name in ("sit", "plain", "dit")])
+    assert differing.keys() == {"train.model", "train.encoders", "train.depth", "train.weight"}
+    assert differing["train.depth"] == [3, NOT_READ, 2]
+    edit_config(three / "sit", train={"grid_every": 1}, dataset={"flip": True})
+    edit_config(three / "dit", train={"grid_every": 1})
+    differing = different_settings([read_run(three / name) for name in ("sit", "plain", "dit")])
+    assert differing["sample.guidance"] == [4.0, NOT_READ, 1.0]
+    assert differing["dataset.flip"] == [True, False, False]
+
+
+def test_samples_that_were_drawn_otherwise_than_configured_are_marked(
+    three: Path, tmp_path: Path
+) -> None:
+    draw_grids(three / "sit", (2,))
+    usual = json.loads(config_path(three / "sit").read_text())["sample"]
+    for title, changed in (("step-00000001", {}), ("step-00000001-model", {"guidance": 4.0})):
+        folder = samples_path(three / "sit", title)
+        folder.mkdir(parents=True)
+        shutil.copy(grid_path(three / "sit", 2), folder.with_suffix(".png"))
+        drawn = {**usual, "solver": "heun", "checkpoint": "step-00000001", **changed}
+        (folder / MANIFEST).write_text(json.dumps(drawn))
+    page = page_of(three / "sit", out=tmp_path / "page.html")
+    assert page.count("drawn otherwise") == 1
+    assert "guidance 4.0" in page
+    edit_config(three / "dit", sample={"seed": 3})
+    draw_grids(three / "dit", (2,))
+    page = page_of(three / "sit", three / "dit", out=tmp_path / "page.html")
+    assert page.count("drawn otherwise") == 2
+    assert "seed 3" in page
 
 
 def test_other_versions_of_a_cached_column_are_marked(three: Path, tmp_path: Path) -> None:
@@ -185,7 +241,7 @@ def test_runs_without_configuration_grids_or_metrics_have_a_page(
 ) -> None:
     page = page_of(runs / "plain", runs / "sit", out=tmp_path / "page.html")
     assert "aligned with no encoder" in page
-    assert "these runs have the same configuration" in page
+    assert "Nothing that these runs read" in page
     assert "Samples by step" not in page
     assert "Metrics</h2>" not in page
 
@@ -407,14 +463,17 @@ def test_the_picture_of_a_run_shows_every_loss(three: Path) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_one_run_and_three(three: Path, tmp_path: Path) -> None:
-    from browser import assert_fine
+    from browser import WIDE, assert_fine, look_at
 
     names = ("sit", "plain", "dit")
     for name in names:
         draw_grids(three / name, (1, 2), side=320)
         judge(three / name, 1, 5.0)
         judge(three / name, 2, 4.0)
+        path = f"/data/of/a/rather/long/name/{name}/of/weights/and/images"
+        edit_config(three / name, cache={"path": path}, train={"init_from": path})
     page_of(three / "sit", out=tmp_path / "one.html")
     page_of(*(three / name for name in names), out=tmp_path / "three.html")
     for page in ("one.html", "three.html"):
         assert_fine(tmp_path / page)
+    assert look_at(tmp_path / "three.html", width=WIDE).scrolled == []

@@ -69,7 +69,7 @@ def do_encoders(
     path: Path,
     encoders: tuple[str, ...],
     rows: int,
-    how: ProbeOptions,
+    how: ProbeOptions | None,
     device: str,
     out: Path | None,
 ) -> None:

@@ -22,26 +22,28 @@ ENCODER_COLUMNS = (
     *(f"class_token_{name}" for name in ACCURACY_COLUMNS),
 )
 
+LIKENESS_CAPTION = (
+    "Likeness: the mean cosine of two tokens of an image by their Manhattan distance; LDS is the "
+    "mean of pairs left of the dotted line less that of the others."
+)
+CLASSES_CAPTION = (
+    " Structure and classes: higher is more spatial structure, further right more of the class."
+)
+
 
 def encoders_text(found: EncoderComparison) -> Text:
     """Of encoders side by side."""
     head, rows = encoders_summary(found)
     names = [one.name for one in found.encoders]
+    probed = [one.mean_token for one in found.encoders if one.mean_token is not None]
     pairs = [(a, *(f"{found.cknna[a, b]:.3f}" for b in names)) for a in names]
     return Text(
         title=f"Encoders of {found.path.name}",
         lead=_ranking(found.encoders),
-        notes=(
-            *few_images(found.trained, found.classes),
-            *easy([one.mean_token for one in found.encoders]),
-        ),
-        caption=(
-            "Likeness: the mean cosine of two tokens of an image by their Manhattan distance; LDS "
-            "is the mean of pairs left of the dotted line less that of the others. Structure and "
-            "classes: higher is more spatial structure, further right more of the class."
-        ),
+        notes=(*few_images(found.trained, found.classes), *easy(probed)) if probed else (),
+        caption=LIKENESS_CAPTION + (CLASSES_CAPTION if probed else ""),
         tables=[
-            Table("Structure and classes", head, rows),
+            Table("Structure and classes" if probed else "Structure", head, rows),
             Table("CKNNA of mean tokens", ("", *names), pairs),
         ],
         facts={
@@ -63,9 +65,11 @@ def encoders_text(found: EncoderComparison) -> Text:
 def encoders_summary(found: EncoderComparison) -> tuple[Row, list[Row]]:
     """A line for each encoder."""
     head = ("encoder", "tokens", "bytes per image", "LDS", "contrast", "rank", "outliers")
+    probes = ("probe: mean token", "class token") if found.trained else ()
     rows: list[Row] = []
     for one in found.encoders:
         structure, side = one.structure, round(one.tokens**0.5)
+        accuracies = one.mean_token, one.class_token
         rows.append(
             (
                 one.name,
@@ -75,11 +79,13 @@ def encoders_summary(found: EncoderComparison) -> tuple[Row, list[Row]]:
                 f"{structure.contrast:.3f}",
                 f"{structure.effective_rank:.1f}",
                 f"{structure.outliers:.2%}",
-                share(one.mean_token),
-                "" if one.class_token is None else share(one.class_token),
+                *(
+                    "" if accuracy is None else share(accuracy)
+                    for accuracy in accuracies[: len(probes)]
+                ),
             )
         )
-    return (*head, "probe: mean token", "class token"), rows
+    return (*head, *probes), rows
 
 
 def _encoder_values(one: EncoderScores) -> tuple[object, ...]:

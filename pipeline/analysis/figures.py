@@ -117,26 +117,39 @@ def _finish_probes(figure: Figure, axes: Axes, found: ProbeScores) -> None:
 
 def draw_encoders(found: EncoderComparison) -> Figure:
     """How likeness decays with distance, structure against classes, and CKNNA between encoders."""
-    has_pairs = len(found.encoders) > 1
+    panels = [_draw_decay]
+    if found.trained:
+        panels.append(_draw_classes)
+    if len(found.encoders) > 1:
+        panels.append(_draw_pairs)
     figure = new_figure(WIDTH, 3.6)
-    decay, scatter, *others = figure.subplots(1, 3 if has_pairs else 2)
-    for colour, one in zip(cycle(COLOURS), found.encoders, strict=False):
-        away = np.arange(1, len(one.structure.decay) + 1) / one.tokens**0.5
-        decay.plot(away, one.structure.decay, color=colour, label=one.name)
-        place = (100 * one.mean_token.top1, one.structure.lds)
-        scatter.plot(*place, "o", color=colour, markersize=8, clip_on=False)
-    decay.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    decay.set(xlabel="distance in sides of the image", ylabel="mean cosine of tokens")
-    decay.set_title("Likeness by distance", loc="left")
-    scatter.set(xlabel="probe of the mean token: top-1 in %", ylabel="LDS")
-    scatter.set_title("Structure and classes", loc="left")
-    scatter.set_xlim(0.9 * 100 * min(one.mean_token.top1 for one in found.encoders), 101)
-    structures = [one.structure.lds for one in found.encoders]
-    scatter.set_ylim(1.2 * min(0.0, *structures), 1.2 * max(0.1, *structures))
-    if has_pairs:
-        _draw_pairs(others[0], found)
+    (places,) = figure.subplots(1, len(panels), squeeze=False)
+    for draw, axes in zip(panels, places, strict=True):
+        draw(axes, found)
     figure.legend(loc="outside lower left", ncols=4)
     return figure
+
+
+def _draw_decay(axes: Axes, found: EncoderComparison) -> None:
+    for colour, one in zip(cycle(COLOURS), found.encoders, strict=False):
+        away = np.arange(1, len(one.structure.decay) + 1) / one.tokens**0.5
+        axes.plot(away, one.structure.decay, color=colour, label=one.name)
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="distance in sides of the image", ylabel="mean cosine of tokens")
+    axes.set_title("Likeness by distance", loc="left")
+
+
+def _draw_classes(axes: Axes, found: EncoderComparison) -> None:
+    structures, least = [one.structure.lds for one in found.encoders], 100.0
+    for colour, one in zip(cycle(COLOURS), found.encoders, strict=False):
+        assert one.mean_token is not None, "probes were trained"
+        percent = 100 * one.mean_token.top1
+        axes.plot(percent, one.structure.lds, "o", color=colour, markersize=8, clip_on=False)
+        least = min(least, percent)
+    axes.set(xlabel="probe of the mean token: top-1 in %", ylabel="LDS")
+    axes.set_title("Structure and classes", loc="left")
+    axes.set_xlim(0.9 * least, 101)
+    axes.set_ylim(1.2 * min(0.0, *structures), 1.2 * max(0.1, *structures))
 
 
 def _draw_pairs(axes: Axes, found: EncoderComparison) -> None:

@@ -136,6 +136,9 @@ def compare(
     rows: Rows = ROWS,
     held_out: HeldOut = HELD_OUT,
     epochs: Epochs = EPOCHS,
+    has_probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Probes take most of the time.")
+    ] = True,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[
@@ -151,7 +154,7 @@ def compare(
         from pipeline.analysis.commands import do_encoders
 
         how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-        do_encoders(cache, _names(encoders), rows, how, device, out)
+        do_encoders(cache, _names(encoders), rows, how if has_probe else None, device, out)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -32,6 +32,9 @@ def sample(
             metavar="FILE", help="Published weights of train.model, instead of a checkpoint."
         ),
     ] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="Whose code the FILE is of, if it does not tell.")
+    ] = None,
     weights: WhichWeights = Weights.EMA,
     out: Annotated[
         Path | None,
@@ -50,11 +53,13 @@ def sample(
     with reported_errors(debug):
         if official is not None and step is not None:
             raise ConfigError("--checkpoint is of a run, --official of none: give either.")
+        if layout is not None and official is None:
+            raise ConfigError("--layout: of which file? Name it with --official.")
         settings = load_for_run("sample", run, config, overrides)
         from pipeline.work import do_sample
         from stages.sample.options import SampleOptions
 
-        do_sample(settings, SampleOptions(official, step, weights, out))
+        do_sample(settings, SampleOptions(official, layout, step, weights, out))
 
 
 def evaluate(

@@ -39,7 +39,9 @@ def inspect(
     cache: ChosenCache = None,
     keys: Annotated[
         list[str],
-        typer.Option("--rows", metavar="KEY...", help="Only these images: keys, or parts of keys."),
+        typer.Option(
+            "--rows", metavar="KEY...", help="Only these images: keys, parts of keys, classes."
+        ),
     ] = [],  # noqa: B006 - typer reads the default; nobody changes it
     neighbours: Annotated[
         int | None,
@@ -57,7 +59,13 @@ def inspect(
         bool, typer.Option("--pictures", help="Write a page of pictures, and PNG files.")
     ] = False,
     images: Annotated[
-        int, typer.Option(min=1, max=MOST_IMAGES, metavar="N", help="Images on the page.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_IMAGES,
+            metavar="N",
+            help="Images on the page, or of a class.",
+        ),
     ] = 8,
     seed: Annotated[
         int | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.config import Config, ConfigError, load_config
+from pipeline.launchers import DISTRIBUTED, check_launch
 from pipeline.needs import NEEDS, Need
 from stages.train.options import Weights
 
@@ -47,9 +48,6 @@ ChosenCache = Annotated[
     typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-# Commands that torchrun can start in several processes.
-DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
 
 
 def load(command: str, path: Path, overrides: list[str]) -> Config:
@@ -127,6 +125,8 @@ def set_path(key: str, path: Path) -> str:
 
 def _checked_world(command: str) -> int:
     """The number of processes. Raises ConfigError if the command cannot run in so many."""
+    if command in DISTRIBUTED | {"run"}:
+        check_launch(command)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and command not in DISTRIBUTED:
         raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")

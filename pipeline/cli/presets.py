@@ -11,11 +11,15 @@ from pipeline.config import ConfigError
 from pipeline.exits import reported_errors
 from stages.settings import nearest
 
-PRESETS = files("pipeline") / "presets"
+PRESETS = {
+    entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
+}
 
 
 def init(
-    preset: Annotated[str, typer.Option(help="Which configuration to write.")] = "demo",
+    preset: Annotated[
+        str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
+    ] = "demo",
     config: Annotated[Path, typer.Option(help="Where to write it.")] = Path("pipeline.toml"),
     debug: Debug = False,
 ) -> None:
@@ -24,10 +28,9 @@ def init(
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
     with reported_errors(debug):
-        known = {entry.name.removesuffix(".toml"): entry for entry in PRESETS.iterdir()}
-        if preset not in known:
-            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, known)}.")
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
         if config.exists():
             raise ConfigError(f"{config} exists already. Name another file with --config.")
-        config.write_text(known[preset].read_text())
+        config.write_text(PRESETS[preset].read_text())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")

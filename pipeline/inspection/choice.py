@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import RepaCacheError
+from cache.order import evenly
 from cache.rows import RowTable
 from pipeline.inspection.contents import Contents
+from stages.progress import say
 
 RowNumbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -24,13 +26,28 @@ class UnknownKeyError(RepaCacheError):
     """No image of the cache has this key, or several could be meant."""
 
 
-def find_rows(keys: Sequence[str], table: RowTable) -> RowNumbers:
+def find_rows(keys: Sequence[str], table: RowTable, count: int) -> RowNumbers:
     """The rows of some keys, of unique endings of keys, or of unique parts of keys, [R].
 
-    Raises UnknownKeyError with the keys that are near.
+    The name of a class stands for `count` of its images. Raises UnknownKeyError with the keys that
+    are near.
     """
     known: list[str] = table.key.tolist()
-    return np.array([_find_row(key, known) for key in dict.fromkeys(keys)], np.int64)
+    rows: list[int] = []
+    for key in keys:
+        if key in table.classes and key not in known:
+            rows += _rows_of_class(key, table, count)
+        else:
+            rows.append(_find_row(key, known))
+    return np.array(list(dict.fromkeys(rows)), np.int64)
+
+
+def _rows_of_class(name: str, table: RowTable, count: int) -> list[int]:
+    """Rows that are evenly spread over those of a class."""
+    rows = np.flatnonzero(table.label == table.classes.index(name))
+    chosen = evenly(rows, count)
+    say(f"{name}: {len(chosen)} of its {len(rows):,} images (--images)")
+    return [int(row) for row in chosen]
 
 
 def _find_row(key: str, known: Sequence[str]) -> int:

@@ -63,7 +63,7 @@ def select(contents: Contents, options: InspectOptions) -> Selection:
     """
     table, asked = contents.readable_rows, None
     if options.keys:
-        asked = find_rows(options.keys, table)
+        asked = find_rows(options.keys, table, options.images)
     columns, there = shown_columns(contents, asked)
     if asked is not None:
         rows = asked

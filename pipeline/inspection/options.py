@@ -8,10 +8,10 @@ from pathlib import Path
 class InspectOptions:
     """What to show of a cache.
 
-    keys: of single images, or parts of keys; neighbours: how many to find of each image; among:
-    how many images to look at for that, or None for as many as is quick; has_pictures: whether a
-    page is written; images: on that page, unless there are keys; seed: draws them at random;
-    folder: where to write.
+    keys: of single images, parts of keys, or classes; neighbours: how many to find of each image;
+    among: how many images to look at for that, or None for as many as is quick; has_pictures:
+    whether a page is written; images: of each class that is named, or on the page if nothing is;
+    seed: draws those of the page at random; folder: where to write.
     """
 
     keys: tuple[str, ...] = ()

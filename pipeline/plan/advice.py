@@ -6,7 +6,7 @@ from rich.filesize import decimal
 
 from cache.layout import FLIPPED
 from pipeline.plan.outline import Plan
-from pipeline.plan.quantities import duration, percent
+from pipeline.plan.quantities import count, duration, percent
 from stages.encode.columns import features_column
 
 # Below this share of a run, a cache is not worth its disk and its build for that run alone.
@@ -61,15 +61,15 @@ def _worth(plan: Plan) -> Iterator[str]:
             "precomputes too, and saves nothing beyond that."
         )
         return
-    ahead = f"{epochs:,.3g} epochs ({runs:,.2g} runs)"
+    ahead = f"{count(epochs)} epochs ({count(runs)} runs)"
     many = f"{SWEEP_RUNS} runs save {percent(gains.saving(SWEEP_RUNS))}"
     if _is_built(plan):
         yield f"Its tokens are there: a run from them saves {percent(gains.run_saving)}."
     elif runs > 1:
         yield (
-            f"A run of {gains.aligned_epochs:,.3g} epochs is shorter than the {ahead} after which "
-            f"encoding once is cheaper. For this run alone, {', '.join(encoders)} is better run "
-            f"online{f'; {many}' if runs < SWEEP_RUNS else ''}."
+            f"A run of {count(gains.aligned_epochs)} epochs is shorter than the {ahead} after "
+            f"which encoding once is cheaper. For this run alone, {', '.join(encoders)} is better "
+            f"run online{f'; {many}' if runs < SWEEP_RUNS else ''}."
         )
     elif gains.run_saving < LITTLE:
         yield (

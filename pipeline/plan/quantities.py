@@ -16,6 +16,11 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
 
 
+def count(number: float) -> str:
+    """A number of things that need not be whole: two digits, and all before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def operations(flops: float) -> str:
     """A number of floating-point operations."""
     return f"{flops / 1e9:,.1f}" if flops < 1e11 else f"{flops / 1e9:,.0f}"

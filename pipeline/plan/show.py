@@ -13,7 +13,7 @@ from cache.sizes import Size
 from pipeline.bench import GPU_FLOPS
 from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.outline import Plan
-from pipeline.plan.quantities import duration, operations, percent, rate
+from pipeline.plan.quantities import count, duration, operations, percent, rate
 from pipeline.plan.speeds import FLOPS
 from pipeline.tables import new_table, print_table
 from stages.encode.columns import features_column
@@ -150,16 +150,22 @@ def _show_gains(plan: Plan) -> None:
     table = new_table("", "", has_numbers=True)
     table.show_header = False
     per = f"on one {plan.device_name}"
+    break_even = f"{count(gains.break_even_epochs)} epochs, {count(gains.break_even_runs)} runs"
     facts = {
         "a step with encoders online, against one from the cache": f"{gains.step_ratio:.2f} x",
         "epochs of a run": epochs,
         f"encoding once for the cache, {per}": duration(gains.build_seconds),
         f"encoding online, an epoch, {per}": duration(gains.online_epoch_seconds),
-        "break-even": f"{gains.break_even_epochs:,.3g} epochs, {gains.break_even_runs:,.2g} runs",
+        "break-even": break_even,
         "saved of every run, at most": percent(gains.run_saving),
-        "saved of one run, encoding counted": percent(gains.saving(1)),
-        f"saved of {SWEEP_RUNS} runs, encoding counted": percent(gains.saving(SWEEP_RUNS)),
+        "saved of one run, encoding counted": _saved(gains.saving(1)),
+        f"saved of {SWEEP_RUNS} runs, encoding counted": _saved(gains.saving(SWEEP_RUNS)),
     }
     for name, value in facts.items():
         table.add_row(name, value)
     _print("Cache against encoders online", table)
+
+
+def _saved(share: float) -> str:
+    """A share that is saved, unless it is a loss."""
+    return percent(share) if share > 0 else "nothing: it costs more"

@@ -2,14 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from pipeline.report.records import RunRecord
 
 # The folder of a run is its name, and not a setting to compare.
 OWN = "train.run"
+# Of a data set; which images it has is told by the fingerprint of the rows.
+OF_IMAGES = frozenset({"resolution", "flip"})
+# What says nothing of a run that is aligned with no encoder.
+OF_ALIGNMENT = frozenset(
+    {"alignment", "align_until", "depth", "encoder_weights", "projector_width", "temperature"}
+    | {"weight"}
+)
 # Settings without which losses mean something else; the family is that of the model's name.
 MEANING = ("dataset.resolution", "latents.vae", "train.interpolant", "train.times")
+
+
+class Missing(Enum):
+    """Why a run has no value of a setting."""
+
+    NOT_READ = "not read"
+    NOT_SET = "not set"
+
+
+NOT_READ, NOT_SET = Missing.NOT_READ, Missing.NOT_SET
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -24,14 +42,42 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def different_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs, each run's value or the lack of it.
+    """The settings that are not the same in all runs that read them, and each run's value.
 
-    What a run does not have is an ellipsis, as None is a value.
+    What a run does not read is NOT_READ, and what it does not have NOT_SET, as None is a value.
     """
     settings = [flatten(record.config) for record in records]
-    names = dict.fromkeys(name for of_run in settings for name in of_run if name != OWN)
-    values = {name: [of_run.get(name, ...) for of_run in settings] for name in names}
-    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    names = dict.fromkeys(name for of_run in settings for name in of_run)
+    rows = {
+        name: [
+            of_run.get(name, NOT_SET) if _is_read(name, record.config) else NOT_READ
+            for of_run, record in zip(settings, records, strict=True)
+        ]
+        for name in names
+    }
+    return {name: row for name, row in rows.items() if _differ(row)}
+
+
+def _differ(row: Sequence[Any]) -> bool:
+    read = [value for value in row if value is not NOT_READ]
+    return any(value != read[0] for value in read)
+
+
+def _is_read(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether training by a configuration reads a setting."""
+    train = config.get("train", {})
+    encoders = train.get("encoders", ())
+    section, _, key = name.partition(".")
+    match section:
+        case "train":
+            return name != OWN and (bool(encoders) or key.partition(".")[0] not in OF_ALIGNMENT)
+        case "encoders":
+            return any(key.startswith(f"{encoder}.") for encoder in encoders)
+        case "dataset":
+            return key in OF_IMAGES
+        case "sample":
+            return bool(train.get("grid_every"))
+    return section == "latents"
 
 
 def reasons_against_comparing(records: Sequence[RunRecord]) -> list[str]:

@@ -79,7 +79,7 @@ def in_words(samples: SampleRecord, results: dict[str, Result], several: Collect
     several: metrics that have to be told apart by their networks.
     """
     drawn = samples.drawn
-    settings = [f"{name} {_shown(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
+    settings = [f"{name} {spelt(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
     images = [f"{one.images:,} images" for one in results.values()]
     compared = [one.against for one in results.values() if one.reference]
     networks = [
@@ -91,7 +91,8 @@ def in_words(samples: SampleRecord, results: dict[str, Result], several: Collect
     return ", ".join(dict.fromkeys(parts))
 
 
-def _shown(value: Any) -> str:
+def spelt(value: Any) -> str:
+    """A setting that is a value, or an interval with two ends."""
     return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from pipeline.pages import write_page
 from pipeline.pages.figures import COLOURS
-from pipeline.report.compare import columns_read, different_settings, reasons_against_comparing
+from pipeline.report.compare import (
+    Missing,
+    columns_read,
+    different_settings,
+    reasons_against_comparing,
+)
 from pipeline.report.curves import (
     all_levels,
     level_colour,
@@ -19,7 +24,7 @@ from pipeline.report.curves import (
 )
 from pipeline.report.facts import about, facts_of
 from pipeline.report.metrics import direction, judged_samples, metric_names, metric_panels, remarks
-from pipeline.report.pictures import Frame, other_samples, shown, strips
+from pipeline.report.pictures import Frame, other_frames, strips
 from pipeline.report.records import ReportError, RunRecord, read_run
 
 # Runs that their colours tell apart.
@@ -71,7 +76,8 @@ def read_runs(runs: Sequence[Path]) -> list[RunRecord]:
 def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
     """Write the page of what was read."""
     judged, groups = judged_samples(records)
-    runs = [_run(*numbered) for numbered in enumerate(zip(records, strips(records), strict=True))]
+    pictures = zip(records, strips(records), other_frames(records), strict=True)
+    runs = [_run(*numbered) for numbered in enumerate(pictures)]
     frames = [frame for run in runs for frame in run["frames"]]
     write_page(
         path,
@@ -101,16 +107,16 @@ def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
     )
 
 
-def _in_words(value: Any) -> str | None:
-    """A setting for people; None if a run does not have it."""
-    if value is ... or isinstance(value, str):
-        return None if value is ... else value
-    return json.dumps(value)
+def _in_words(value: Any) -> tuple[str, bool]:
+    """A setting for people, and whether a run has it."""
+    if isinstance(value, Missing):
+        return value.value, False
+    return value if isinstance(value, str) else json.dumps(value), True
 
 
-def _run(number: int, read: tuple[RunRecord, list[Frame]]) -> dict[str, Any]:
+def _run(number: int, read: tuple[RunRecord, list[Frame], list[Frame]]) -> dict[str, Any]:
     """What the template says of a run by itself."""
-    record, frames = read
+    record, frames, others = read
     return {
         "name": record.name,
         "key": run_key(number),
@@ -118,7 +124,7 @@ def _run(number: int, read: tuple[RunRecord, list[Frame]]) -> dict[str, Any]:
         "about": about(record),
         "facts": facts_of(record),
         "frames": frames,
-        "others": [(one, shown(one.grid)) for one in other_samples(record) if one.grid],
+        "others": others,
         "cache": record.config.get("cache", {}).get("path"),
         "configuration": json.dumps(record.config, indent=2),
     }

@@ -1,13 +1,15 @@
 """Sample grids over steps: few enough, and small enough, for a page that can be sent around."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from pipeline.pages import compressed, embedded
-from pipeline.report.records import RunRecord, SampleRecord
+from pipeline.report.metrics import spelt
+from pipeline.report.records import RunRecord
 
 # Pictures of all runs together; of a run there are as many as share out, within these bounds.
 PICTURES, MOST, FEWEST = 36, 12, 3
@@ -18,6 +20,12 @@ QUALITY = 82
 SMALL_BYTES = 64_000
 # Of samples that are in no strip.
 OTHERS = 6
+# Settings that decide what is to be seen, and what stands for one that the program chooses.
+DRAWN_WITH = (
+    *("solver", "steps", "guidance", "guidance_interval", "guided_channels", "labels", "seed"),
+    "uint8",
+)
+CHOSEN_LATER = "auto"
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,37 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A file with samples, and the settings that they were drawn with, as far as is known."""
+
+    path: Path
+    drawn: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Frame:
-    """The samples of a run at a step."""
+    """Samples of a run.
 
-    step: int
+    title: what they were drawn from; step: of training, of a checkpoint's moving average;
+    remark: settings that they were drawn with, where these differ from the configuration of the
+    first run on the page.
+    """
+
+    title: str
     picture: Picture
+    remark: str
+    step: int | None = None
 
 
-def grids_of(record: RunRecord) -> dict[int, Path]:
+def grids_of(record: RunRecord) -> dict[int, Grid]:
     """Grids by step: those drawn while training, and of samples drawn from its checkpoints."""
     drawn = {
-        sample.step: sample.grid
+        sample.step: Grid(sample.grid, sample.drawn)
         for sample in record.samples
         if sample.step is not None and sample.grid is not None and sample.is_of_average
     }
-    return dict(sorted({**drawn, **record.grids}.items()))
+    while_training = {step: Grid(path, _usual(record)) for step, path in record.grids.items()}
+    return dict(sorted({**drawn, **while_training}.items()))
 
 
 def strips(records: Sequence[RunRecord]) -> list[list[Frame]]:
@@ -53,11 +77,37 @@ def strips(records: Sequence[RunRecord]) -> list[list[Frame]]:
     grids = [grids_of(record) for record in records]
     count = max(FEWEST, min(MOST, PICTURES // len(records)))
     targets = evenly(sorted({step for of_run in grids for step in of_run}), count)
-    side = SIDE_ALONE if len(records) == 1 else SIDE
+    side, usual = SIDE_ALONE if len(records) == 1 else SIDE, _usual(records[0])
     return [
-        [Frame(step, shown(of_run[step], side)) for step in nearest_steps(targets, of_run)]
+        [
+            _frame(f"step {step:,}", of_run[step], usual, side, step)
+            for step in nearest_steps(targets, of_run)
+        ]
         for of_run in grids
     ]
+
+
+def _frame(
+    title: str, grid: Grid, usual: Mapping[str, Any], side: int, step: int | None = None
+) -> Frame:
+    return Frame(title, shown(grid.path, side), differing(grid.drawn, usual), step)
+
+
+def _usual(record: RunRecord) -> dict[str, Any]:
+    """The settings by which the configuration of a run has samples drawn."""
+    return dict(record.config.get("sample", {}))
+
+
+def differing(drawn: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """The settings that samples were drawn with instead of the usual ones, in words."""
+    return ", ".join(
+        f"{name} {spelt(drawn[name])}"
+        for name in DRAWN_WITH
+        if name in drawn
+        and name in usual
+        and drawn[name] != usual[name]
+        and usual[name] != CHOSEN_LATER
+    )
 
 
 def evenly(steps: Sequence[int], count: int) -> list[int]:
@@ -68,17 +118,24 @@ def evenly(steps: Sequence[int], count: int) -> list[int]:
     return [steps[place] for place in places]
 
 
-def nearest_steps(targets: Sequence[int], there: Mapping[int, Path]) -> list[int]:
+def nearest_steps(targets: Sequence[int], there: Collection[int]) -> list[int]:
     """The steps that are there and nearest to one of the targets, each once."""
     if not there:
         return []
     return sorted({min(there, key=lambda step: abs(step - target)) for target in targets})
 
 
-def other_samples(record: RunRecord) -> list[SampleRecord]:
-    """Samples with a grid that is in no strip: of weights as trained, or of elsewhere."""
-    others = [s for s in record.samples if s.grid is not None and not s.is_of_average]
-    return others[-OTHERS:]
+def other_frames(records: Sequence[RunRecord]) -> list[list[Frame]]:
+    """For each run samples that are in no strip: of weights as trained, or of elsewhere."""
+    usual = _usual(records[0])
+    return [
+        [
+            _frame(sample.title, Grid(sample.grid, sample.drawn), usual, SIDE)
+            for sample in record.samples
+            if sample.grid is not None and not sample.is_of_average
+        ][-OTHERS:]
+        for record in records
+    ]
 
 
 def shown(path: Path, side: int = SIDE) -> Picture:

@@ -4,7 +4,7 @@ B images of a batch, N images, K blocks, T tokens, W the transformer's width, C 
 and w the latent's sides.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.analyze.subject import Subject
+from stages.progress import progress
 from stages.sample.sampler import make_sampled
 from stages.train.data import latent_scaling
 from stages.train.objectives import OBJECTIVES
@@ -41,20 +42,20 @@ class HiddenStates:
         self._precision = "tf32" if device.type == "cuda" else "float32"
 
     @torch.inference_mode()
-    def at(self, level: float, advance: Callable[[int, str], None]) -> Tensor:
+    def at(self, level: float) -> Tensor:
         """The mean over tokens of each block's output at a level of noise: float32 [K, N, W].
 
-        The result is on the device; it is all that is held of the N images. advance: called with
-        the number of images that are done.
+        The result is on the device; it is all that is held of the N images.
         """
         rows, size = self._subject.rows, self._subject.options.batch_size
         width = self._model.config.width
         states = torch.empty(len(self._blocks), len(rows), width, device=self._device)
-        with arithmetic(self._precision, deterministic=True):
+        show = progress(f"hidden states at noise {level:g}", len(rows), "images")
+        with arithmetic(self._precision, deterministic=True), show as advance:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 states[:, start : start + size] = self._pooled(part, level)
-                advance(len(part), f"noise {level:g}")
+                advance(len(part), "")
         return states
 
     def _pooled(self, rows: npt.NDArray[np.int64], level: float) -> Tensor:
@@ -80,7 +81,7 @@ class HiddenStates:
         return torch.from_numpy(subject.cache.rows.label[rows]).long().to(self._device)
 
     def _normal(self, rows: npt.NDArray[np.int64], draw: int) -> Tensor:
-        """Standard normals [B, C, h, w] of some rows, made on the CPU to be the same anywhere."""
+        """Standard normals [B, C, h, w] of some rows, from the CPU whatever the device."""
         config, seed = self._model.config, self._subject.options.seed
         shape = (config.channels, config.side, config.side)
         seeds = (seed_for(seed, Stream.ANALYSIS, row, draw) for row in rows.tolist())

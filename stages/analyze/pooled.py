@@ -26,7 +26,7 @@ def parts_of(rows: Rows) -> Iterator[Rows]:
 
 def mean_tokens(reader: ColumnReader, rows: Rows) -> Tensor:
     """The mean of an encoder's tokens for each image, float32 [N, D]."""
-    return _gathered(reader, rows, lambda part: reader.vectors(part, pooled=True))
+    return _gathered("tokens", reader, rows, lambda part: reader.vectors(part, pooled=True))
 
 
 def class_tokens(reader: ColumnReader, rows: Rows) -> Tensor | None:
@@ -44,15 +44,15 @@ def mean_latents(reader: ColumnReader, rows: Rows) -> Tensor:
         means: npt.NDArray[np.float32] = moments[:, : moments.shape[1] // 2].mean(axis=(2, 3))
         return means
 
-    return _gathered(reader, rows, pooled)
+    return _gathered("latents", reader, rows, pooled)
 
 
 def _gathered(
-    reader: ColumnReader, rows: Rows, pooled: Callable[[Rows], npt.NDArray[np.float32]]
+    what: str, reader: ColumnReader, rows: Rows, pooled: Callable[[Rows], npt.NDArray[np.float32]]
 ) -> Tensor:
-    """Vectors of all rows, read in parts."""
-    found = []
-    with progress(reader.column.name.rpartition("/")[2], len(rows), "images") as advance:
+    """Vectors of all rows, read in parts. what: is read, for the progress."""
+    found, title = [], f"{what} of {reader.column.title}"
+    with progress(title, len(rows), "images") as advance:
         for part in parts_of(rows):
             found.append(torch.from_numpy(pooled(part)))
             advance(len(part), "")

@@ -5,7 +5,6 @@ Batch norm without parameters and one linear layer, by Adam and a cosine schedul
 batch, D features, C classes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 from stages.analyze.errors import AnalysisError
 from stages.analyze.options import ProbeOptions
+from stages.progress import Advance, progress
+from stages.train.precision import arithmetic
 
 # As in the linear probes of MAE (arXiv 2111.06377), whose form this is.
 EPSILON = 1e-6
@@ -89,13 +90,29 @@ def probe(
     split: Split,
     options: ProbeOptions,
     classes: int,
-    advance: Callable[[], None] = lambda: None,
+    title: str = "probe",
 ) -> list[Accuracy]:
-    """The accuracy of a probe for each of P sets of features.
+    """The accuracy of a probe for each of P sets of features, in exact float32.
 
-    features: float32 [P, N, D], on the device that computes; labels: int64 [N], there too;
-    advance: called after each epoch. The same on the same device and number of threads.
+    features: float32 [P, N, D], on the device that computes; labels: int64 [N], there too; title:
+    of the progress. The same on the same device and number of threads.
     """
+    with (
+        arithmetic("float32", deterministic=True),
+        progress(title, options.epochs, "epochs") as advance,
+    ):
+        probes = _trained(features, labels, split, options, classes, advance)
+        return _judge(probes.eval(), features, labels, split, options.batch_size)
+
+
+def _trained(
+    features: Tensor,
+    labels: Tensor,
+    split: Split,
+    options: ProbeOptions,
+    classes: int,
+    advance: Advance,
+) -> Probes:
     probes = Probes(features.shape[0], features.shape[2], classes).to(features.device)
     trained = torch.from_numpy(split.trained)
     steps = max(1, len(trained) // options.batch_size)
@@ -109,8 +126,8 @@ def probe(
             _loss(probes(features[:, rows]), labels[rows]).backward()
             optimiser.step()
             schedule.step()
-        advance()
-    return _judge(probes.eval(), features, labels, split, options.batch_size)
+        advance(1, "")
+    return probes
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

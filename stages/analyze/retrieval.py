@@ -45,7 +45,7 @@ def find_nearest(
     wanted = _directions(reader, rows)
     best = torch.empty((len(rows), 0), dtype=torch.float64)
     best_rows = torch.empty((len(rows), 0), dtype=torch.int64)
-    title = reader.column.name.rpartition("/")[2]
+    title = f"neighbours by {reader.column.title}"
     with progress(title, len(among), "images") as advance:
         for part in _parts(reader, among, part_bytes):
             # Rounding hides how a product is summed up, which depends on the size of the part.

@@ -18,7 +18,6 @@ from stages.analyze.pooled import class_tokens, mean_latents, mean_tokens
 from stages.analyze.probe import Accuracy, probe, split_images
 from stages.analyze.subject import Subject, check_has_encoders
 from stages.progress import progress
-from stages.train.precision import arithmetic
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,14 @@ def measure_cknna(subject: Subject, how: AlignmentOptions, device: torch.device)
     scores = {
         name: np.empty((len(subject.blocks), len(options.levels))) for name in subject.encoders
     }
-    total = len(rows) * len(options.levels)
-    with progress("cknna", total, "images") as advance:
-        for column, level in enumerate(options.levels):
-            for row, states in enumerate(hidden.at(level, advance)):
-                advance(0, f"noise {level:g}, neighbours in block {subject.blocks[row]}")
+    for column, level in enumerate(options.levels):
+        blocks = hidden.at(level)
+        with progress(f"neighbours at noise {level:g}", len(blocks), "blocks") as advance:
+            for row, states in enumerate(blocks):
                 found = pooled_neighbours(states, how)
                 for name, other in encoders.items():
                     scores[name][row, column] = cknna(found, other)
+                advance(1, "")
     return AlignmentScores(subject, how, scores)
 
 
@@ -84,20 +83,16 @@ def measure_probes(subject: Subject, options: ProbeOptions, device: torch.device
     split = split_images(labels, options)
     there = torch.from_numpy(labels).long().to(device)
 
-    def judged(features: Tensor) -> list[Accuracy]:
-        with arithmetic("float32", deterministic=True):
-            return probe(features.to(device), there, split, options, classes)
+    def judged(title: str, features: Tensor) -> list[Accuracy]:
+        return probe(features.to(device), there, split, options, classes, title)
 
     references = {}
     for name, features in _references(subject).items():
-        (references[name],) = judged(features[None])
+        (references[name],) = judged(f"probe of {name}", features[None])
     hidden = HiddenStates(subject, device)
-    by_level = []
-    with progress("probe", len(labels) * len(levels), "images") as advance:
-        for level in levels:
-            states = hidden.at(level, advance)
-            advance(0, f"noise {level:g}, training probes")
-            by_level.append(judged(states))
+    by_level = [
+        judged(f"probes of blocks at noise {level:g}", hidden.at(level)) for level in levels
+    ]
     by_block = [list(accuracies) for accuracies in zip(*by_level, strict=True)]
     trained, held_out = len(split.trained), len(split.held_out)
     return ProbeScores(subject, by_block, references, classes, trained, held_out)
@@ -110,5 +105,5 @@ def _references(subject: Subject) -> dict[str, Tensor]:
         found[f"{name}, mean token"] = mean_tokens(reader, subject.rows)
         if (tokens := class_tokens(reader, subject.rows)) is not None:
             found[f"{name}, class token"] = tokens
-    latents = subject.latents.column.name.rpartition("/")[2]
+    latents = subject.latents.column.title
     return {**found, f"{latents}, mean latent": mean_latents(subject.latents, subject.rows)}

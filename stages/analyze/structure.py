@@ -46,8 +46,8 @@ def measure_structure(reader: ColumnReader, rows: Rows, device: torch.device) ->
     tokens_per_image, _ = reader.column.array("tokens").row_shape
     cosines = torch.zeros(tokens_per_image, tokens_per_image, dtype=torch.float64)
     running, contrast, lengths = RunningGaussian(), 0.0, []
-    name = reader.column.name.rpartition("/")[2]
-    with progress(name, len(rows), "images") as advance:
+    title = f"structure of {reader.column.title}"
+    with progress(title, len(rows), "images") as advance:
         for part in parts_of(rows):
             tokens = torch.from_numpy(reader.values("tokens", part))
             running.add(tokens.flatten(0, 1).numpy())

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cache.recipe import RecipeValue
+from stages.encode.memory import FittingNetwork
 from stages.encode.precision import compute
 from stages.encode.settings import Precision
 from stages.encode.vae_folder import (
@@ -59,6 +60,7 @@ class Autoencoder:
         else:
             self._format = torch.contiguous_format
         model.encoder.to(memory_format=self._format)
+        self._decoder = FittingNetwork("the VAE's decoder", self._pixels)
 
     def recipe(self) -> dict[str, RecipeValue]:
         """What decides the bytes of the latents this model makes, and how they are scaled."""
@@ -87,11 +89,11 @@ class Autoencoder:
         """Images, uint8 [B, 3, S, S] on the CPU, of scaled latents [B, C, h, w].
 
         uint8: how values become whole numbers. REPA's published evaluation truncates, those of
-        SiT and DiT round.
+        SiT and DiT round. Batches that the device has no memory for are halved.
         """
         config = self._model.config
         raw = latents.to(self._device).float() / config.scaling_factor + (config.shift_factor or 0)
-        pixels = compute(self._pixels, raw, "float32")["pixels"] * 127.5 + 127.5
+        pixels = compute(self._decoder, raw, "float32")["pixels"] * 127.5 + 127.5
         if uint8 == "round":
             pixels = pixels + 0.5
         return pixels.clamp(0, 255).to(torch.uint8).cpu()

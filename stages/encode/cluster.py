@@ -1,5 +1,6 @@
 """Making shards on a Dask cluster: a task per shard, retried when its worker is lost."""
 
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from os import cpu_count
 from uuid import uuid4
 
 import torch
-from dask.distributed import Client, LocalCluster, as_completed, get_worker
+from dask.distributed import Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
 from cache.errors import RepaCacheError
@@ -21,6 +22,7 @@ from cache.rows import read_rows
 from stages.encode.columns import load_makers
 from stages.encode.crew import make_all
 from stages.encode.device import Device
+from stages.encode.gpus import NoGpuError, own_gpu
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import Cluster
 from stages.encode.origin import open_crops, open_source
@@ -68,7 +70,9 @@ def _connected(cluster: Cluster) -> Iterator[Client]:
         LocalCluster(
             n_workers=cluster.workers,
             threads_per_worker=SHARDS_AT_ONCE,
-            dashboard_address=":0" if cluster.dashboard else None,
+            # Any port: there may be other clusters on this machine.
+            dashboard_address=":0",
+            scheduler_kwargs={"dashboard": cluster.dashboard},
             memory_limit=None,
             silence_logs="CRITICAL",
         ) as local,
@@ -93,8 +97,9 @@ def make_on_cluster(
         raise ClusterError(
             "Dask's dashboard needs another package: pip install 'repa-cache[dashboard]'."
         )
-    order = Order(uuid4().hex, settings.model_dump_json(), cluster.workers)
     with _connected(cluster) as client:
+        scheduler = str(client.scheduler_info()["id"])
+        order = Order(uuid4().hex, settings.model_dump_json(), cluster.workers, scheduler)
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
@@ -114,6 +119,8 @@ def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[
     try:
         for future in as_completed(client.map(_make_on_worker, shards, order=order, pure=False)):
             yield future.result()
+    except NoGpuError as error:
+        raise _too_many_workers(client, error) from error
     except KilledWorker as error:
         raise ClusterError(
             f"Workers died {error.allowed_failures + 1} times over one shard, most likely for lack "
@@ -121,17 +128,31 @@ def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[
         ) from error
 
 
+def _too_many_workers(client: Client, refused: NoGpuError) -> ClusterError:
+    hosts = client.run(socket.gethostname, on_error="ignore")
+    workers, gpus = list(hosts.values()).count(refused.host), refused.gpus
+    return ClusterError(
+        f"{refused.host} has {workers} Dask workers, but only {gpus} "
+        f"{'GPU' if gpus == 1 else 'GPUs'} for them ({refused.because}), and each worker needs "
+        f"one for itself. Start one worker per GPU (`repa-cache build --workers {gpus}`; `dask "
+        f"worker SCHEDULER --nworkers {gpus} --nthreads {SHARDS_AT_ONCE}`; `dask cuda worker "
+        "SCHEDULER`), or encode on the CPU: --set build.device=cpu."
+    )
+
+
 @dataclass(frozen=True)
 class Order:
     """What a worker needs to know.
 
     build: a name of its own, because rows and columns may differ from build to build; workers: on
-    the worker's machine, if they were started for this build, else 0.
+    the worker's machine, if they were started for this build, else 0; cluster: the scheduler's
+    identity.
     """
 
     build: str
     settings: str
     workers: int
+    cluster: str
 
 
 _opening = threading.Lock()
@@ -153,7 +174,7 @@ def _open(order: Order) -> ShardEncoder:
     if order.workers:
         torch.set_num_threads(max(1, (cpu_count() or 1) // order.workers))
         threads = max(1, threads // order.workers)
-    device = _own_device(settings.build.device)
+    device = find_device(own_gpu(settings.build.device, order.cluster))
     rows = read_rows(path)
     makers = load_makers(settings, device)
     columns = [read_column(path, maker.column, len(rows)) for maker in makers]
@@ -166,9 +187,3 @@ def _open(order: Order) -> ShardEncoder:
         Meter(),
         BuildLocks(path),
     )
-
-
-def _own_device(name: str) -> torch.device:
-    """The device of this worker: workers that were started here are numbered as GPUs are."""
-    number = get_worker().name
-    return find_device(name, str(number) if isinstance(number, int) else None)

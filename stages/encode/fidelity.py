@@ -67,7 +67,7 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
 def encoded_again(maker: Maker, batches: Iterable[Crops], count: int) -> Tensor:
     """What the network gives for batches of `count` crops in all, float32 [R, ...] on the CPU."""
     values = []
-    with progress(maker.column.rpartition("/")[2], count, "images") as advance:
+    with progress(f"{maker.column} again", count, "images") as advance:
         for batch in batches:
             values.append(maker.network(batch)[maker.array].cpu())
             advance(len(batch), "")

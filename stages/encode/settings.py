@@ -131,9 +131,10 @@ class EncoderSettings(Settings):
 
 
 class BuildSettings(Settings):
-    """`[build]`: how stage one runs; nothing here changes a cached byte.
+    """`[build]`: how stage one runs; nothing here changes what is cached beyond rounding.
 
-    batch_size: images per forward pass; threads: for reading and decoding files.
+    batch_size: images per forward pass, on which the last bits of a GPU's results depend;
+    threads: for reading and decoding files.
     """
 
     batch_size: PositiveInt = 32

@@ -3,7 +3,6 @@
 B images, S their side in px.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,8 +50,11 @@ def measure_decoding(source: Source, settings: EncodeSettings, seconds: float) -
             return None
 
     sizes: list[int] = []
-    done, start = 0, time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
+        if seconds:
+            # Threads start, archives are opened, and decoders are loaded.
+            list(pool.map(crop, places[-threads:]))
+        done, start = 0, time.perf_counter()
         for first in range(0, len(places), SAMPLE_IMAGES):
             crops = list(pool.map(crop, places[first : first + SAMPLE_IMAGES]))
             done, spent = done + len(crops), time.perf_counter() - start
@@ -91,11 +93,16 @@ def measure_networks(
 def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device) -> float:
     """The least of batches that grow to those of a build, as far as there is time."""
     runner, side = Device(device), settings.dataset.resolution
-    start, size, least = time.perf_counter(), 1, math.inf
-    while True:
+
+    def spent(size: int) -> float:
         images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
-        _, spent = runner.encode(Crops.of(images), [job]).wait()
-        least = min(least, spent / size)
-        if time.perf_counter() - start + 2 * spent > MEASURE_SECONDS:
-            return least
+        # The first batch of a size finds memory and chooses kernels.
+        seconds = [runner.encode(Crops.of(images), [job]).wait()[1] for _ in range(2)]
+        return seconds[-1]
+
+    least, size, start = spent(1), 1, time.perf_counter()
+    # Two batches of twice the size.
+    while time.perf_counter() - start + 4 * size * least <= MEASURE_SECONDS:
         size = min(2 * size, settings.build.batch_size)
+        least = min(least, spent(size) / size)
+    return least

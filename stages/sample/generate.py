@@ -25,9 +25,11 @@ from stages.sample.settings import SampleSettings
 from stages.sample.solvers import find_solver
 from stages.train.checkpoint import find
 from stages.train.folder import samples_path
+from stages.train.options import Layout
 from stages.train.settings import TrainSettings
 
-# How many images there are, and how they are written, decides no pixel of any.
+# How many images there are, how they are written and, but for rounding on a GPU, how they are
+# computed decides no pixel of any.
 CHANGEABLE = {"images", "npz", "grid", "batch_size", "compile"}
 
 
@@ -60,7 +62,7 @@ def sample(
     samples = Samples(options.folder or samples_path(train.run, origin.title), settings.images)
     with _drawing_alone(samples, place):
         if place.is_main:
-            for note in origin.notes:
+            for note in (*origin.notes, *_note_on_guidance(settings, origin)):
                 say(f"{origin.path}: {note}")
             kept = _kept(settings, origin, place)
             samples.claim({**origin.facts(), "vae": decoder.vae, **kept})
@@ -74,6 +76,16 @@ def sample(
             if settings.npz and (lacking or not samples.npz.is_file()):
                 _write_npz(settings, origin, samples)
     return Drawn(samples, len(lacking))
+
+
+def _note_on_guidance(settings: SampleSettings, origin: Origin) -> Iterator[str]:
+    """What the published samplers of a file would do otherwise, if anything."""
+    is_guided = settings.guidance != 1 and settings.guided_channels is None
+    if is_guided and origin.layout not in (None, Layout.REPA):
+        yield (
+            "all latent channels are guided; its own code guides the first three, as "
+            "sample.guided_channels=3 does"
+        )
 
 
 def _kept(settings: SampleSettings, origin: Origin, place: Placement) -> dict[str, Any]:

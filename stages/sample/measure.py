@@ -126,7 +126,10 @@ def measure(
     batch: int,
     place: Placement,
 ) -> Measured:
-    """Run networks over images once. Only rank 0 gets the result, others an empty one."""
+    """Run networks over images once. Only rank 0 gets the result, others an empty one.
+
+    title: of the images, for the progress.
+    """
     networks = [network for network in networks if wanted.names.intersection(network.features)]
     bounds = np.linspace(0, len(images), place.world + 1).astype(int).tolist()
     rows = range(bounds[place.rank], bounds[place.rank + 1])
@@ -134,7 +137,7 @@ def measure(
     sums = Sums(len(images), _shares(wanted))
     parts: dict[str, list[Tensor]] = {name: [] for name in kept}
     start = rows.start
-    with progress(title, len(rows), "images", quiet=not place.is_main) as advance:
+    with progress(f"features of {title}", len(rows), "images", quiet=not place.is_main) as advance:
         for pixels in images.batches(rows, batch):
             features: dict[str, Tensor] = {}
             for network in networks:
@@ -215,9 +218,9 @@ def measure_cached(
 
     sizes: of the parts of which Gaussians are fitted too.
     """
-    rows = np.flatnonzero(reader.valid)
+    rows, title = np.flatnonzero(reader.valid), f"tokens of {reader.column.title}"
     sums = Sums(len(rows), [(name, None), *((name, size) for size in sizes)])
-    with progress(name, len(rows), "cached images", quiet=not place.is_main) as advance:
+    with progress(title, len(rows), "images", quiet=not place.is_main) as advance:
         for start in range(0, len(rows), CACHED_ROWS):
             part = rows[start : start + CACHED_ROWS]
             sums.add(start, {name: reader.vectors(part)})

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stages.sample.options import SampleOptions
 from stages.train.checkpoint import Checkpoint, find
-from stages.train.fitting import LABELS, fit, shape_in
+from stages.train.fitting import LABELS, fit, in_own_time, layout_of, shape_in
 from stages.train.layouts import PROJECTORS, without_projectors
-from stages.train.options import Weights
+from stages.train.options import Layout, Weights
 from stages.train.published import WeightsError, read_weights
 from stages.train.settings import TrainSettings
 from stages.train.transformer import TransformerConfig, config_named, without_storage
@@ -25,7 +25,7 @@ class Origin:
     path: where they lie; title: a name for what is drawn from them; model: of what kind they
     are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
     the encoders it was aligned to, or None if that is not known; file: of the weights; load:
-    reads them; notes: what is to be said of them.
+    reads them; layout: whose code published ones are of; notes: what is to be said of them.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class Origin:
     aligned_with: tuple[str, ...] | None
     file: Path
     load: Callable[[], Mapping[str, Tensor]]
+    layout: Layout | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -47,6 +48,7 @@ class Origin:
     def facts(self) -> dict[str, Any]:
         """What a manifest tells of it, and by which it is known again."""
         aligned = None if self.aligned_with is None else list(self.aligned_with)
+        turned = self.layout is not None and self.layout.has_time_reversed
         return {
             "model": self.model,
             "checkpoint": self.path.name,
@@ -54,6 +56,7 @@ class Origin:
             "interpolant": self.interpolant,
             "aligned_with": aligned,
             "classes": self.config.classes,
+            **({"layout": self.layout} if turned else {}),
         }
 
 
@@ -64,7 +67,7 @@ def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
     hold weights of `train.model`.
     """
     if options.official is not None:
-        return _published(options.official, options.weights, train)
+        return _published(options.official, options, train)
     return _of_run(find(train.run, options.step), options.weights)
 
 
@@ -82,15 +85,14 @@ def _of_run(found: Checkpoint, weights: Weights) -> Origin:
     )
 
 
-def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
+def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Origin:
     """A file of the model that `train.model` names; its latents are of any size."""
     if path.is_dir():
         raise WeightsError(
             f"--official takes a file, but {path} is a folder. For a run of yours set train.run."
         )
-    found = read_weights(path, weights)
+    found = read_weights(path, options.weights)
     has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
-    found = replace(found, state=without_projectors(found.state))
     shape = shape_in(found)
     config = config_named(
         train.model,
@@ -103,6 +105,8 @@ def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
         has_null_class=True,
         qk_norm=shape.qk_norm,
     )
+    layout = layout_of(found, options.layout, config)
+    found = in_own_time(replace(found, state=without_projectors(found.state)), layout)
     state, notes = fit(found, without_storage(config))
     return Origin(
         path=path,
@@ -113,5 +117,6 @@ def _published(path: Path, weights: Weights, train: TrainSettings) -> Origin:
         aligned_with=None if has_projectors else (),
         file=path,
         load=lambda: state,
+        layout=layout,
         notes=tuple(notes),
     )

@@ -114,7 +114,7 @@ class Reference:
         whole = self
         if lacking:
             assert self.images is not None, "nothing is wanted that cannot be had"
-            found = measure("reference", self.images, networks, lacking, batch, place)
+            found = measure("the reference", self.images, networks, lacking, batch, place)
             whole = replace(
                 self,
                 gaussians={**self.gaussians, **found.gaussians},

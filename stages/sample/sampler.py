@@ -27,7 +27,9 @@ class SamplerError(RepaCacheError):
 
 
 class Sampler:
-    """Draws numbered images; noise and label depend on the number alone.
+    """Draws numbered images; noise and label depend on seed and number alone.
+
+    On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
 
     Raises SamplerError if the model or the autoencoder does not suit the settings.
     """
@@ -98,7 +100,7 @@ class Sampler:
         return predicted
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
-        """Standard normals for one draw of each image, made on the CPU to be the same anywhere."""
+        """Standard normals for one draw of each image, from the CPU whatever the device."""
         shape = (self._config.channels, self._config.side, self._config.side)
         seed = self._settings.seed
         seeds = (seed_for(seed, Stream.SAMPLING, index, draw) for index in indices)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 from torch.utils.checkpoint import checkpoint
 
-from stages.train.projectors import mlp_projector
+from stages.train.projectors import MLPProjector
 from stages.train.settings import TrainSettings
 
 # Entries of a matrix of similarities that are held at once: 256 MB.
@@ -35,7 +35,7 @@ class Alignment(ABC):
     @staticmethod
     def projector(width: int, hidden: int, features: int) -> nn.Module:
         """From hidden tokens [B, T, width] to [B, T, features]."""
-        return mlp_projector(width, hidden, features)
+        return MLPProjector(width, hidden, features)
 
     @abstractmethod
     def __call__(self, projected: Tensor, tokens: Tensor) -> Tensor:

@@ -26,6 +26,13 @@ class PatchEmbedding(nn.Module):
         return tokens.contiguous()
 
 
+def time_frequencies(device: torch.device) -> Tensor:
+    """The frequencies of the sinusoids of a time, float32 [128]: each has a cosine and a sine."""
+    half = FREQUENCIES // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=device) / half
+    return torch.exp(-math.log(10_000) * exponents)
+
+
 class TimeEmbedding(nn.Module):
     """Times [B] to [B, W]: sinusoids of 256 frequencies, then two linear layers."""
 
@@ -34,9 +41,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        half = FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=time.device) / half
-        angles = time.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+        angles = time.float()[:, None] * time_frequencies(time.device)
         embedding: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
         return embedding
 

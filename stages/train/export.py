@@ -12,7 +12,7 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_file
 from stages.train.checkpoint import find
 from stages.train.fitting import PIXELS_PER_LATENT
-from stages.train.layouts import State, with_sigma, without_projectors
+from stages.train.layouts import State, with_sigma, with_time_reversed, without_projectors
 from stages.train.options import ExportOptions, Layout
 from stages.train.settings import MODELS
 from stages.train.transformer import TransformerConfig
@@ -53,10 +53,14 @@ class Form(NamedTuple):
     convert: Callable[[State, int], State]
 
 
+def _of_sit(state: State) -> State:
+    return with_time_reversed(without_projectors(state))
+
+
 FORMS = {
     Layout.REPA: Form("SiT", lambda state, _: state),
-    Layout.SIT: Form("SiT", lambda state, patch: with_sigma(without_projectors(state), patch)),
-    Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: without_projectors(state)),
+    Layout.SIT: Form("SiT", lambda state, patch: with_sigma(_of_sit(state), patch)),
+    Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: _of_sit(state)),
     Layout.DIT: Form("DiT", lambda state, _: without_projectors(state)),
 }
 
@@ -99,10 +103,12 @@ def _write(path: Path, state: State, step: int) -> None:
 def _loaded_by(layout: Layout, model: TransformerConfig, settings: dict[str, Any]) -> str:
     if layout is Layout.SIT:
         return "SiT's models with learn_sigma=True"
-    if layout is Layout.SIT_NO_SIGMA or (layout is Layout.REPA and not model.features):
+    if layout is Layout.SIT_NO_SIGMA:
         return "SiT's samplers with --ckpt"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
+    if not model.features:
+        return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
     hint = f"REPA's generate.py with {' '.join(_arguments(model, settings))}"
     unknown = list(_unknown(model, settings["model"]))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint

@@ -17,9 +17,11 @@ from stages.train.layouts import (
     State,
     count_below,
     with_sigma,
+    with_time_reversed,
     without_projectors,
     without_sigma,
 )
+from stages.train.options import Layout
 from stages.train.published import Found, WeightsError, read_weights
 from stages.train.settings import MODELS
 from stages.train.transformer import Transformer, TransformerConfig
@@ -33,17 +35,60 @@ TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
 PIXELS_PER_LATENT = 8
 
 
-def start_from(path: Path, which: str, model: Transformer, place: Placement) -> None:
+def start_from(
+    path: Path, which: str, model: Transformer, place: Placement, layout: Layout | None = None
+) -> None:
     """Give a new model the weights at a path, and say which of its parts start anew.
 
-    which: `ema` or `model`. Raises WeightsError if they cannot be read or are of another model.
+    which: `ema` or `model`; layout: whose code they are of, if they do not tell. Raises
+    WeightsError if they cannot be read or are of another model.
     """
     found = read_weights(path, which)
-    state, notes = fit(found, model)
+    state, notes = fit(in_own_time(found, layout_of(found, layout, model.config)), model)
     model.load_state_dict(state)
     if place.is_main:
         for line in (f"weights to start from: {found.path}", *notes):
             say(line)
+
+
+def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) -> Layout:
+    """Whose code weights are of, as far as they and the model that they are for tell.
+
+    stated: what the user says. Raises WeightsError if that contradicts the weights, and if nothing
+    tells: files of SiT and of REPA differ in their direction of time, but not in their names.
+    """
+    possible = _possible_layouts(found, config)
+    if stated is None and len(possible) > 1 and Layout.SIT_NO_SIGMA in possible:
+        raise WeightsError(
+            f"{found.path} does not tell whose code its weights are of: it has neither "
+            "projectors, as REPA's files, nor an output of twice the channels, as SiT's. Say "
+            f"'{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is noise): "
+            "train.init_layout, or --layout of `repa-cache sample --official`."
+        )
+    if stated is not None and stated not in possible:
+        raise WeightsError(
+            f"{found.path} is no file of the layout {stated} for a {config.family}, as its "
+            f"tensors show: expected {' or '.join(possible)}."
+        )
+    return stated or possible[0]
+
+
+def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[Layout, ...]:
+    """The layouts that weights may have, the likeliest first."""
+    if config.learns_sigma:
+        return (Layout.DIT,)
+    if found.model is not None or any(name.startswith(PROJECTORS) for name in found.state):
+        return (Layout.REPA,)
+    if shape_in(found).learns_sigma:
+        return (Layout.SIT, Layout.REPA)
+    return (Layout.REPA, Layout.SIT_NO_SIGMA)
+
+
+def in_own_time(found: Found, layout: Layout) -> Found:
+    """Weights whose time runs from data to noise, as here."""
+    if not layout.has_time_reversed:
+        return found
+    return replace(found, state=with_time_reversed(found.state))
 
 
 def fit(found: Found, model: Transformer) -> tuple[State, list[str]]:

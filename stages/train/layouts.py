@@ -10,11 +10,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from stages.train.blocks import time_frequencies
+
 State: TypeAlias = dict[str, Tensor]
 
 # The layers whose last axis of outputs is [P, P, channels], channels fastest.
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
+# The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
+TIMES = "t_embedder.mlp.0.weight"
 
 
 def own_names(state: Mapping[str, Tensor]) -> State:
@@ -57,6 +61,22 @@ def with_sigma(state: State, patch: int) -> State:
         for name, kept in cells.items()
     }
     return {**state, **heads}
+
+
+def with_time_reversed(state: State) -> State:
+    """The same field with its direction of time turned round: v(x, t) becomes -v(x, 1 - t).
+
+    SiT's own code has noise at time 0 and data at 1, and the velocity from noise to data. As
+    cos((1 - t) f) = cos(f) cos(t f) + sin(f) sin(t f), and likewise for the sine, a rotation of
+    weights does it, which is its own inverse.
+    """
+    weight = state[TIMES]
+    cosines, sines = weight.double().chunk(2, dim=1)
+    frequencies = time_frequencies(weight.device).double()
+    cos, sin = frequencies.cos(), frequencies.sin()
+    turned = torch.cat([cosines * cos + sines * sin, cosines * sin - sines * cos], dim=1)
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    return {**state, TIMES: turned.to(precision), **{name: -state[name] for name in HEAD}}
 
 
 def without_projectors(state: Mapping[str, Tensor]) -> State:

@@ -1,5 +1,6 @@
 """Stage two: the training loop."""
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -73,6 +74,9 @@ def train(
             seconds += time.monotonic() - began
             if step < stretch.end or step >= settings.steps:
                 break
+            # The next one has a model of its own, beside which this one may not fit.
+            del stretch
+            gc.collect()
     if step < settings.steps:
         raise InterruptedWorkError(
             f"Stopped after step {step} of {settings.steps}, with a checkpoint in "

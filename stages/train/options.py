@@ -13,17 +13,24 @@ class Weights(StrEnum):
 
 
 class Layout(StrEnum):
-    """Which published code is to load the weights.
+    """Whose code a file of weights is of.
 
-    repa: that of REPA, with projectors; dit: that of DiT; sit: that of SiT with its defaults, in
-    whose published files half of the output's channels are dropped; sit-no-sigma: that of SiT
-    with learn_sigma=False, which its samplers use for a file of one's own.
+    repa: that of REPA, with projectors or without; dit: that of DiT; sit: that of SiT with its
+    defaults, in whose published files half of the output's channels are dropped; sit-no-sigma:
+    that of SiT with learn_sigma=False, which its samplers use for a file of one's own. In SiT's
+    code time runs from noise to data, in REPA's and here from data to noise: names and shapes are
+    the same, numbers are not.
     """
 
     REPA = "repa"
     SIT = "sit"
     SIT_NO_SIGMA = "sit-no-sigma"
     DIT = "dit"
+
+    @property
+    def has_time_reversed(self) -> bool:
+        """Whether time 0 is noise."""
+        return self in (Layout.SIT, Layout.SIT_NO_SIGMA)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Several processes, one model: whole in each (DDP), or in parts (FSDP2)."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -79,5 +80,7 @@ def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device)
     wanted: whether to; `auto` compiles on GPUs.
     """
     if wanted is True or (wanted == "auto" and device.type == "cuda"):
+        # The precision is a setting; what the compiler would rather have is none of its business.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         for part in (*model.blocks, *model.projectors, model.final_layer):
             part.compile()

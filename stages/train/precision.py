@@ -1,6 +1,5 @@
 """In which precision a step computes, and whether twice the same."""
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -43,8 +42,6 @@ def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         memory.fill_uninitialized_memory,
     )
-    # cuBLAS reads it when it is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
         torch.use_deterministic_algorithms(deterministic)

@@ -1,7 +1,8 @@
 """Random numbers as functions of (seed, step): nothing to save, nothing to restore.
 
 Draws are made for the global batch and cut into equal parts, so that a rank's noise depends
-on the images it holds and not on the number of ranks.
+on the images it holds and not on the number of ranks. They are drawn on the device: a CPU, and
+GPUs of different models, draw different numbers from the same seed.
 """
 
 from collections.abc import Callable

@@ -99,18 +99,19 @@ class Run:
         self.saved = found
 
     def _make_model(self, config: TransformerConfig, found: Checkpoint | None) -> Transformer:
-        compute = self._settings.compute
+        settings = self._settings
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self._settings.seed, Stream.WEIGHTS))
+            torch.manual_seed(seed_for(settings.seed, Stream.WEIGHTS))
             model = Transformer(
                 config,
-                fused_attention=compute.fused_attention,
-                recompute=compute.recompute_activations,
+                fused_attention=settings.compute.fused_attention,
+                recompute=settings.compute.recompute_activations,
             )
         if found is not None:
             model.load_state_dict(found.weights("model"))
-        elif self._settings.init_from is not None:
-            start_from(self._settings.init_from, self._settings.init_weights, model, self._place)
+        elif settings.init_from is not None:
+            which, layout = settings.init_weights, settings.init_layout
+            start_from(settings.init_from, which, model, self._place, layout)
         return model
 
     def _restore(self, found: Checkpoint) -> None:
@@ -152,8 +153,9 @@ class Run:
         self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
+        there = {**found.state, "settings": {**default_settings(), **found.state["settings"]}}
         for part in ("settings", "columns", "rows"):
-            if changed := differences(found.state[part], self._identity[part], "run"):
+            if changed := differences(there[part], self._identity[part], "run"):
                 raise RunError(
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
@@ -166,6 +168,15 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     if settings.init_from is not None:
         kept["init_from"] = settings.init_from.name
     return kept
+
+
+def default_settings() -> dict[str, Any]:
+    """What a run was trained with that began before there was a setting."""
+    return {
+        name: field.default
+        for name, field in TrainSettings.model_fields.items()
+        if name not in CHANGEABLE and not field.is_required() and field.default_factory is None
+    }
 
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cache.layout import FEATURES, FLIPPED
 from stages.settings import AnchoredPath, Seed, Settings, one_of
+from stages.train.options import Layout
 
 
 class Size(NamedTuple):
@@ -65,11 +66,11 @@ class ReadingSettings(Settings):
 class ComputeSettings(Settings):
     """`[train.compute]`: how a step is computed; nothing here changes it beyond rounding.
 
-    compile: torch.compile for each block, by default on GPUs; fused_attention: attention as one
-    kernel; recompute_activations: less memory for a third more time; micro_batches: parts of a
-    rank's batch that go through the model one after another; parallel: what several processes
-    do, hold the whole model each (ddp) or a part of it (fsdp); deterministic: the same bits in
-    every run, on a GPU at a small price.
+    compile: torch.compile for blocks, projectors and the final layer, by default on GPUs;
+    fused_attention: attention as one kernel; recompute_activations: less memory for a third more
+    time; micro_batches: parts of a rank's batch that go through the model one after another;
+    parallel: what several processes do, hold the whole model each (ddp) or a part of it (fsdp);
+    deterministic: the same bits in every run on the same model of GPU, at a small price.
     """
 
     compile: bool | Literal["auto"] = "auto"
@@ -90,8 +91,9 @@ class TrainSettings(Settings):
     interpolant, times: of SiT; label_dropping: probability; legacy_label_dropping: drop labels
     twice, as the first runs of the published code did.
 
-    How. init_from: weights to start from, a checkpoint of any run or a published file, and
-    which of a run's: init_weights; batch_size: over all ranks; block_rows: rows that stay
+    How. init_from: weights to start from, a checkpoint of any run or a published file;
+    init_weights: which of these; init_layout: whose code the file is of, if it does not tell
+    (`repa`, `sit`, `sit-no-sigma`, `dit`); batch_size: over all ranks; block_rows: rows that stay
     together when an epoch is shuffled, 1 for an exact shuffle, some hundred for network storage;
     warmup_steps: over which the learning rate rises; precision: of matrix products, by default
     bfloat16 on GPUs and float32 elsewhere; on_nonfinite: what to do about a step whose loss or
@@ -119,6 +121,7 @@ class TrainSettings(Settings):
     legacy_label_dropping: bool = False
     init_from: AnchoredPath | None = None
     init_weights: Literal["ema", "model"] = "ema"
+    init_layout: Layout | None = None
     batch_size: PositiveInt = 256
     block_rows: PositiveInt = 1
     steps: PositiveInt = 400_000

@@ -1,0 +1,69 @@
+"""Which GPU a Dask worker encodes on: one that no other worker of its cluster has.
+
+Workers are started in many ways: here, by `dask worker`, by dask-cuda (each sees its own GPU
+first), by batch queues (each sees its own GPU alone), and again when they died. Neither their
+names nor their numbers tell which GPU is free, so that each claims one by the GPU's own identity.
+"""
+
+import errno
+import os
+import socket
+from hashlib import sha256
+
+import torch
+
+from cache.errors import RepaCacheError
+from stages.placement import named_device
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+# By cluster and GPU. The system frees them when the process ends, however it does.
+_claims: dict[tuple[str, str], socket.socket] = {}
+
+
+class NoGpuError(RepaCacheError):
+    """All GPUs that a worker may use are claimed.
+
+    host: the worker's; gpus: their number; because: the settings that name them.
+    """
+
+    def __init__(self, host: str, gpus: int, because: str) -> None:
+        super().__init__(host, gpus, because)
+        self.host, self.gpus, self.because = host, gpus, because
+
+
+def own_gpu(name: str, cluster: str) -> str:
+    """The name of the device for this process, among all workers of a cluster.
+
+    name: as configured; what is no GPU stays as it is. Raises NoGpuError if none is left.
+    """
+    wanted = named_device(name)
+    gpus = {
+        str(torch.cuda.get_device_properties(number).uuid): number
+        for number in range(torch.cuda.device_count() if wanted.type == "cuda" else 0)
+        if wanted.index in (None, number)
+    }
+    if not gpus:
+        return name
+    for gpu in sorted(gpus, key=lambda gpu: (cluster, gpu) not in _claims):
+        if _is_claimed(cluster, gpu):
+            return f"cuda:{gpus[gpu]}"
+    visible = os.environ.get(VISIBLE)
+    because = f"build.device is {name!r}" + (f", {VISIBLE} {visible}" if visible else "")
+    raise NoGpuError(socket.gethostname(), len(gpus), because)
+
+
+def _is_claimed(cluster: str, gpu: str) -> bool:
+    """Whether this process has a GPU for itself from here on."""
+    if (cluster, gpu) not in _claims:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            # A name beside the file system, of which there can be one on a machine.
+            claim.bind(f"\0repa-cache {sha256(f'{cluster} {gpu}'.encode()).hexdigest()}")
+        except OSError as error:
+            claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        _claims[cluster, gpu] = claim
+    return True
