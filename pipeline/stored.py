@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, FLIPPED, PIXELS
 from cache.metadata import column_names, read_group, root_attributes
-from pipeline.config import Config, ConfigError, checked, validated
+from pipeline.config import Config, checked, validated
+from pipeline.exits import ConfigError
 from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
 from stages.encode.settings import DEMO_AUTOENCODER
@@ -42,7 +43,7 @@ def run_config(
         ) from None
     document = _located(kept, run).model_dump(mode="json")
     document["train"]["run"] = str(run)
-    return checked(validated(document, overrides, path, Path()), path, needs=needs)
+    return checked(validated(document, overrides, path, None), path, needs=needs)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             ],
         },
     }
-    return validated(document, overrides, path, Path())
+    return validated(document, overrides, path, None)
 
 
 def _recipes(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, ConfigError, checked, validated
+from pipeline.config import Config, checked, validated
+from pipeline.exits import ConfigError
 from pipeline.needs import Need
 from pipeline.report.records import is_run
 from pipeline.stored import run_config
@@ -64,7 +65,7 @@ def configuration_of_none(overrides: Sequence[str], needs: Collection[Need]) -> 
         "cache": {"path": ""},
         "train": {"run": ""},
     }
-    config = checked(validated(document, overrides, nowhere, Path()), nowhere, needs=needs)
+    config = checked(validated(document, overrides, nowhere, None), nowhere, needs=needs)
     if config.evaluate.reference is None:
         raise ConfigError(
             "Compared with what? These samples belong to no run, and there is no pipeline.toml "

@@ -15,8 +15,8 @@ from pipeline.cli.options import (
     load,
     load_for_cache,
 )
-from pipeline.config import ConfigError
-from pipeline.exits import FAILED, reported_errors
+from pipeline.exits import FAILED, ConfigError, reported_errors
+from stages.packages import is_installed, needs
 
 
 def build(
@@ -60,6 +60,8 @@ def build(
             raise ConfigError("--workers starts a cluster, --scheduler uses one: give either.")
         if dashboard and not is_clustered:
             raise ConfigError("--dashboard: only builds with --workers or --scheduler have one.")
+        if dashboard and not is_installed("bokeh"):
+            raise ConfigError(f"--dashboard: {needs('bokeh')}")
         settings = load("build", config, overrides)
         from pipeline.work import do_build
         from stages.encode.options import BuildOptions, Cluster

@@ -18,8 +18,7 @@ from pipeline.cli.options import (
     load_for_samples,
     set_path,
 )
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
+from pipeline.exits import ConfigError, reported_errors
 from stages.train.options import ExportOptions, Layout, Weights
 
 
@@ -96,6 +95,8 @@ def evaluate(
     with reported_errors(debug):
         for key, path in (("reference", reference), ("inception_weights", inception_weights)):
             if path is not None:
+                if not path.exists():
+                    raise ConfigError(f"evaluate.{key}: there is no file {path}")
                 overrides = [*overrides, set_path(f"evaluate.{key}", path)]
         settings, targets = load_for_samples(samples or [], config, overrides)
         from pipeline.judging import do_evaluate

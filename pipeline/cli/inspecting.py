@@ -8,8 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from pipeline.cli.options import ChosenCache, ChosenConfig, Debug, Overrides, load_for_cache
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
+from pipeline.exits import ConfigError, reported_errors
 
 MOST_IMAGES = 64
 

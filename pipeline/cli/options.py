@@ -1,18 +1,21 @@
 """What commands have in common: their options, and the configuration that these give."""
 
+from __future__ import annotations
+
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.config import Config, ConfigError, load_config
+from pipeline.exits import ConfigError
 from pipeline.launchers import DISTRIBUTED, check_launch
-from pipeline.needs import NEEDS, Need
+from stages.processes import world_size
 from stages.train.options import Weights
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.needs import Need
     from pipeline.targets import Target
 
 DEFAULT_CONFIG = Path("pipeline.toml")
@@ -56,9 +59,12 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
+    from pipeline.config import load_config
+
     world = _checked_world(command)
     # Only training has a batch to share.
-    return load_config(path, overrides, world if command == "train" else 1, needs_of(command))
+    config = load_config(path, overrides, world if command == "train" else 1, needs_of(command))
+    return _with_packages(command, config, path)
 
 
 def load_for_run(command: str, run: Path | None, path: Path | None, overrides: list[str]) -> Config:
@@ -72,7 +78,7 @@ def load_for_run(command: str, run: Path | None, path: Path | None, overrides: l
     _checked_world(command)
     from pipeline.stored import run_config
 
-    return run_config(run, overrides, needs_of(command))
+    return _with_packages(command, run_config(run, overrides, needs_of(command)), run)
 
 
 def load_for_cache(
@@ -93,7 +99,7 @@ def load_for_cache(
 
 def load_for_samples(
     paths: list[Path], path: Path | None, overrides: list[str]
-) -> "tuple[Config, list[Target]]":
+) -> tuple[Config, list[Target]]:
     """What is to be judged, and the configuration for all of it: that of the first run.
 
     That at `path` comes before, if it is named; of no run, it is pipeline.toml, or the default.
@@ -108,26 +114,46 @@ def load_for_samples(
         if config is None and not DEFAULT_CONFIG.exists():
             config = configuration_of_none(overrides, needs)
         if config is not None:
-            return config, targets
+            return _with_packages("evaluate", config, paths[0]), targets
     config = load("evaluate", path or DEFAULT_CONFIG, overrides)
     return config, targets_of(paths, config)
 
 
 def needs_of(command: str) -> frozenset[Need]:
     """What has to be there for a command."""
+    from pipeline.needs import NEEDS
+
     return NEEDS.get(command, frozenset())
 
 
 def set_path(key: str, path: Path) -> str:
     """A setting as it is given with --set, for a path as it is typed."""
-    return f"{key}={json.dumps(str(path.absolute()))}"
+    from stages.settings import literal
+
+    return f"{key}={json.dumps(literal(path))}"
+
+
+def _with_packages(command: str, config: Config, path: Path) -> Config:
+    """A configuration, if the optional packages that a command needs with it are installed.
+
+    path: what it is of. Raises ConfigError.
+    """
+    from pipeline.config import config_error
+    from pipeline.extras import missing_packages
+
+    if problems := list(missing_packages(command, config)):
+        raise config_error(path, problems)
+    return config
 
 
 def _checked_world(command: str) -> int:
     """The number of processes. Raises ConfigError if the command cannot run in so many."""
     if command in DISTRIBUTED | {"run"}:
         check_launch(command)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world > 1 and command not in DISTRIBUTED:
-        raise ConfigError(f"`repa-cache {command}` runs in one process, not under torchrun.")
+        raise ConfigError(
+            f"`repa-cache {command}` runs in one process, not under torchrun, and WORLD_SIZE is "
+            f"{world}. If another launcher left that behind: unset WORLD_SIZE"
+        )
     return world

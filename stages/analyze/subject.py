@@ -119,7 +119,7 @@ def _cache_of(run: Path) -> Path:
     """Where a run's configuration says that its cache lies."""
     file = config_path(run)
     try:
-        path = Path(json.loads(file.read_text())["cache"]["path"])
+        path = Path(json.loads(file.read_bytes())["cache"]["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f"{file} does not say where the cache lies ({error}). Name it with --cache."

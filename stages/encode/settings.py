@@ -13,7 +13,7 @@ from stages.encode.vae_folder import (
     downsampling,
     read_vae_config,
 )
-from stages.settings import AnchoredPath, Seed, Settings, one_of
+from stages.settings import AnchoredPath, Seed, Settings, expanded, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
@@ -62,9 +62,10 @@ class CacheSettings(Settings):
 
 def _anchor_folder(vae: str, info: ValidationInfo) -> str:
     """What begins with a dot is no hub name, but relative to the folder of pipeline.toml."""
-    if info.context and vae.startswith("."):
-        return str((info.context["folder"] / vae).absolute())
-    return vae
+    if not info.context:
+        return vae
+    vae = expanded(vae)
+    return str((info.context["folder"] / vae).absolute()) if vae.startswith(".") else vae
 
 
 VaeName = Annotated[str, AfterValidator(_anchor_folder)]
@@ -73,9 +74,9 @@ VaeName = Annotated[str, AfterValidator(_anchor_folder)]
 class LatentsSettings(Settings):
     """`[latents]`: the autoencoder.
 
-    vae: a hub name, a local folder that begins with `.` or `/`, or `demo-autoencoder`; precision:
-    in which it computes; imported: whether the data set brings its latents along (the source
-    `repa`), so that nothing is encoded.
+    vae: a hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`;
+    precision: in which it computes; imported: whether the data set brings its latents along (the
+    source `repa`), so that nothing is encoded.
     """
 
     vae: VaeName = "stabilityai/sd-vae-ft-mse"

@@ -20,6 +20,7 @@ __all__ = [
     "FOLDER_SOURCES",
     "SAMPLE_PHOTOGRAPHS",
     "SOURCES",
+    "SOURCE_PACKAGES",
     "Source",
     "SourceError",
     "image_folder",
@@ -39,3 +40,5 @@ SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
 EMBEDDED_SOURCES = frozenset({"sample-photos"})
 # Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
 FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
+# Those that need a package of their own, by the name that it is imported by.
+SOURCE_PACKAGES = {"sample-photos": "skimage", "parquet": "pyarrow"}

@@ -29,6 +29,10 @@ class RowGroups:
         self.forget()
         _instances.add(self)
 
+    def __reduce__(self) -> tuple[type["RowGroups"], tuple[Sequence[ParquetFile]]]:
+        # Another process has threads and row groups of its own.
+        return RowGroups, (self._files,)
+
     def forget(self) -> None:
         """Hold nothing, as in the beginning."""
         self._lock = Lock()

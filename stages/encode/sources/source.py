@@ -1,6 +1,6 @@
 """What a data set is to stage one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Source:
     one: if the data set is another than was opened, or moments are missing or misshapen.
     """
 
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     labels: Labels
     classes: tuple[str, ...]
     read: Callable[[int], bytes]
@@ -52,4 +52,4 @@ def is_image(name: str) -> bool:
 
 def stamp_of(*numbers: int) -> int:
     """Sizes, times of change and the like as one number above 0."""
-    return xxhash.xxh3_64_intdigest(" ".join(map(str, numbers)).encode()) or 1
+    return xxhash.xxh3_64_intdigest(b" ".join([b"%d" % number for number in numbers])) or 1
