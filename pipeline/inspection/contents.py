@@ -88,12 +88,14 @@ class Contents:
         return self.rows
 
 
-def gather_contents(config: Config) -> Contents:
+def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
     """Look at a cache, also if it is damaged or incomplete.
 
-    Raises NotACacheError if there is none.
+    is_configured: whether it is to be what the configuration would build. Raises NotACacheError
+    if there is none.
     """
-    path, declared = config.cache.path, declared_recipes(config.encode)
+    path = config.cache.path
+    declared = declared_recipes(config.encode) if is_configured else None
     root = root_attributes(path)
     rows, names, columns, faults = look_through(path, lambda names: _look(path, names, declared))
     fingerprints = {facts.name: facts.column.fingerprint for facts in columns}
@@ -103,19 +105,25 @@ def gather_contents(config: Config) -> Contents:
         rows=rows,
         columns=tuple(columns),
         unreadable=tuple(name for name in names if name not in fingerprints),
-        missing=tuple(name for name in declared if name not in names),
+        missing=tuple(name for name in declared or () if name not in names),
         runs=tuple(find_uses(config.train.run.parent, fingerprints, rows)),
         faults=tuple(faults),
     )
 
 
 def _look(
-    path: Path, names: Sequence[str], declared: Mapping[str, Recipe]
+    path: Path, names: Sequence[str], declared: Mapping[str, Recipe] | None
 ) -> tuple[RowTable | None, Sequence[str], list[ColumnFacts], list[Fault]]:
-    """The rows, if they can be read; names of columns; those that can be read; what is wrong."""
+    """The rows, if they can be read; names of columns; those that can be read; what is wrong.
+
+    declared: what the columns are to be, or None if nothing is configured.
+    """
     faults, rows = list(survey(path).faults), _rows(path)
     columns = [column for name in names if (column := _column(path, name, rows)) is not None]
-    facts = [_facts(column, rows, declared.get(column.name), faults) for column in columns]
+    facts = [
+        _facts(column, rows, {} if declared is None else declared.get(column.name), faults)
+        for column in columns
+    ]
     return rows, names, facts, faults
 
 

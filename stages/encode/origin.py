@@ -16,7 +16,7 @@ from cache.rows import RowTable, read_rows
 from stages.encode.columns import pixels_recipe
 from stages.encode.crops import CropReader
 from stages.encode.settings import DatasetSettings, EncodeSettings
-from stages.encode.sources import SOURCES, TABLE_SOURCES, Source, SourceError
+from stages.encode.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Source, SourceError
 from stages.encode.sources.left_out import printable
 from stages.progress import say
 
@@ -24,6 +24,8 @@ from stages.progress import say
 def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
     dataset = settings.dataset
+    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+        raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
         choice = [dataset.choice] if dataset.source in TABLE_SOURCES else []
         return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)

@@ -56,7 +56,8 @@ class Samples:
             if changed and any(self.folder.glob("*.png")):
                 raise SampleError(
                     f"{self.folder} holds samples drawn with other settings "
-                    f"({'; '.join(changed)}). Restore them, or name another folder with --out."
+                    f"({'; '.join(changed)}). Restore them, or name another folder with --out; "
+                    "`repa-cache evaluate` measures those that are there as they were drawn."
                 )
         elif self.folder.exists() and any(self.folder.glob("[!.]*")):
             raise SampleError(

@@ -104,3 +104,13 @@ def grid_paths(run: Path) -> list[Path]:
 def samples_path(run: Path, title: str) -> Path:
     """The images that are drawn from weights of some title."""
     return run / "samples" / title
+
+
+def found_beside(run: Path, path: Path) -> Path | None:
+    """Where something is that a run's configuration names, or None if it is nowhere.
+
+    A relative path is one from the folder in which the training was started, which usually holds
+    the run as well.
+    """
+    places = [*(folder / path for folder in run.absolute().parents), path]
+    return next((place for place in places if place.exists()), None)
