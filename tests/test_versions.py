@@ -131,7 +131,8 @@ def test_a_table_is_read_between_the_two_renames_that_replace_it(
         rows, replaced = path / "rows", path / ".rows.replaced"
         if replaced.exists():
             shutil.copytree(aside / "rows", rows)
-            shutil.rmtree(replaced)
+            # What the removal of the old table may begin with: stamps would be read as zeros.
+            shutil.rmtree(replaced / "stamp/c")
             return
         rows.rename(replaced)
         if not is_killed:
@@ -142,20 +143,6 @@ def test_a_table_is_read_between_the_two_renames_that_replace_it(
         assert count_rows(path) in {ROWS, ROWS + 3}
         rows = read_rows(path)
         assert rows.equals(rows_of(len(rows)))
-
-
-def test_half_a_table_that_is_being_removed_is_not_taken_for_zeros(
-    finished: Path, tmp_path: Path
-) -> None:
-    def replace(path: Path) -> None:
-        """The old one loses its stamps, which no fingerprint covers, before the new one is read."""
-        shutil.copytree(path / "rows", path / "old")
-        (path / "rows").rename(path / ".rows.replaced")
-        (path / "old").rename(path / "rows")
-        shutil.rmtree(path / ".rows.replaced/stamp/c")
-
-    for path in at_every_opening(finished, tmp_path, replace):
-        assert read_rows(path).equals(make_rows())
 
 
 def rebuild(path: Path) -> None:
