@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cache.errors import RepaCacheError
+from stages.processes import local_rank
 
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -35,9 +36,9 @@ def find_device(name: str) -> torch.device:
 
     Raises DeviceError if it is not, or if it is one GPU for several processes.
     """
-    device, local = named_device(name), os.environ.get("LOCAL_RANK")
-    if device.type == "cuda" and local:
-        device = _gpu_of(int(local), name)
+    device, local = named_device(name), local_rank()
+    if device.type == "cuda" and local is not None:
+        device = _gpu_of(local, name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -112,7 +112,10 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
     tiny: Callable[..., Config], tiny_vae: Path, images: Path
 ) -> None:
     shutil.copytree(tiny_vae, images.parent / "vaes" / "mine")
-    config = tiny("latents.vae=./vaes/mine")
+    config = tiny()
+    path = images.parent / "pipeline.toml"
+    path.write_text(path.read_text().replace(str(tiny_vae), "./vaes/mine"))
+    config = load_config(path)
     assert config.latents.location == str(images.parent / "vaes" / "mine")
     assert config.latents.downsampling == 4
     assert config.latents.column == "latents/mine"

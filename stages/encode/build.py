@@ -25,6 +25,7 @@ from cache.verify import Fault
 from stages.encode.columns import declared_recipes, load_makers
 from stages.encode.crew import make_all
 from stages.encode.device import Device
+from stages.encode.identity import listed_as
 from stages.encode.index import index
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import BuildOptions
@@ -73,17 +74,25 @@ def build(
     if path.exists():
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)
+    # Before images are read, which may take hours.
+    makers = load_makers(settings, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         known = known_rows(path)
         if source is None:
             current, block = read_rows(path, known), 1
         else:
             skip, block = settings.dataset.on_error == "skip", source.block_rows
-            current = index(source, known.rows if known else None, pool, skip=skip)
-        makers = load_makers(settings, device)
+            cached = known.rows if known else None
+            if cached is not None and source.are_keys_places:
+                cached = listed_as(cached, source)
+            current = index(source, cached, pool, skip=skip)
+            del cached
         with locks.preparing(say):
             tidy(path)
-            wanted = wanted_rows(settings.cache, options, current, known, locks, block)
+            may_recognise = source is not None and source.are_keys_places
+            wanted = wanted_rows(
+                settings.cache, options, current, known, locks, block, may_recognise=may_recognise
+            )
             rows = wanted.rows
             # They take as much memory again as the rows.
             del current, known

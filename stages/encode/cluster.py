@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from os import cpu_count
 from typing import cast
 from uuid import uuid4
@@ -96,10 +95,6 @@ def make_on_cluster(
     source: the data set, which the workers need not list again; meter, failures: told what they
     did. Raises ClusterError if there is no cluster, or if its workers keep dying.
     """
-    if cluster.dashboard and find_spec("bokeh") is None:
-        raise ClusterError(
-            "Dask's dashboard needs another package: pip install 'repa-cache[dashboard]'."
-        )
     with _connected(cluster) as client, _shared(client, source) as build:
         scheduler = str(client.scheduler_info()["id"])
         order = Order(build, settings.model_dump_json(), cluster.workers, scheduler)

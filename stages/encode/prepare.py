@@ -26,6 +26,7 @@ from cache.verify import Fault
 from stages.encode.columns import Maker
 from stages.encode.crops import CropReader
 from stages.encode.describe import open_column
+from stages.encode.identity import recognised
 from stages.encode.options import BuildOptions
 from stages.encode.repair import mend_columns, mend_rows, strike_damaged_shards
 from stages.encode.settings import CacheSettings
@@ -106,11 +107,14 @@ def wanted_rows(
     known: StoredRows | None,
     locks: BuildLocks,
     block: int = 1,
+    *,
+    may_recognise: bool = False,
 ) -> Wanted:
     """The rows that the cache shall have, for the data set as it is.
 
     known: those that it had before; block: images that the data set gives together, and that stay
-    together. Raises StaleCacheError and RowsChangedError if the cache cannot have them.
+    together; may_recognise: whether images are known by their content where their keys are not.
+    Raises StaleCacheError and RowsChangedError if the cache cannot have them.
     """
     path, seed = settings.path, settings.seed
     if not path.exists():
@@ -121,6 +125,8 @@ def wanted_rows(
     if options.repair:
         mend_rows(path, current, seed, block)
     cached = read_rows(path, known)
+    if may_recognise:
+        current = recognised(current, cached)
     changes = compare(cached, current)
     changes.check(path, may_update=options.update)
     rows = merged(cached, current, seed, block, changes.place)

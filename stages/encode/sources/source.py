@@ -28,8 +28,9 @@ class Source:
     keys: [N] unique names; labels: [N] int32, positions in `classes`; read: the file content of
     an image, by its position; stamp: a number that changes whenever that content does, or 0 if
     nothing but reading it tells; block_rows: how many consecutive images are stored together
-    and cheap to read together; moments: float32 [2C, h, w], mean and standard deviation that
-    a VAE gave for an image, if the data set brings them along.
+    and cheap to read together; are_keys_places: whether keys may tell where images lie, so that
+    they change when files are written anew; moments: float32 [2C, h, w], mean and standard
+    deviation that a VAE gave for an image, if the data set brings them along.
 
     The three functions are safe to call from several threads, and in a forked process. They
     raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
@@ -42,6 +43,7 @@ class Source:
     read: Callable[[int], bytes]
     stamp: Callable[[int], int] = lambda _index: 0
     block_rows: int = 1
+    are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
 
 
