@@ -20,8 +20,10 @@ from cache.errors import CacheReplacedError
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write: on success synced to disk and renamed to `path`, on error removed."""
     aside = _aside(path)
+    with _named(path, aside):
+        stream = aside.open("wb")
     try:
-        with aside.open("wb") as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -41,7 +43,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     aside, replaced = _aside(path), _replaced(path)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    with _named(path, aside):
+        aside.mkdir(parents=True)
     try:
         yield aside
         for entry in (aside, *aside.rglob("*")):
@@ -129,6 +132,17 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+@contextmanager
+def _named(path: Path, aside: Path) -> Iterator[None]:
+    """In an error of the system, the name that its reader knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(aside):
+            error.filename = str(path)
+        raise
 
 
 def _aside(path: Path) -> Path:

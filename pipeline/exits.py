@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +13,7 @@ import typer
 
 from cache.errors import RepaCacheError
 from stages.interrupt import FollowingError, InterruptedWorkError
+from stages.processes import LaunchError, local_rank, rank
 
 FAILED = 1
 # What a shell reports for a command that Ctrl-C ended.
@@ -35,10 +36,10 @@ class ConfigError(RepaCacheError):
 def reported_errors(debug: bool) -> Iterator[None]:
     """Show an error as one message; debug: with its traceback instead."""
     try:
+        _require_utf8_names()
         yield
-        if sys.stdout is not None:
-            # What stays in the buffer would fail where nobody reports it.
-            sys.stdout.flush()
+        # What stays in the buffer would fail where nobody reports it.
+        sys.stdout.flush()
     except (typer.Exit, typer.BadParameter, BrokenPipeError):
         # The last is a reader that has seen enough, as `head`: typer ends quietly.
         raise
@@ -54,16 +55,27 @@ def reported_errors(debug: bool) -> Iterator[None]:
 
 def _say_once(text: str, error: BaseException) -> None:
     """Say what went wrong, unless another process of the run says it."""
-    if isinstance(error, FollowingError):
+    is_first = _is_first(rank)
+    if isinstance(error, ConfigError):
+        # All processes of a machine read the same settings.
+        is_said = _is_first(local_rank)
+    else:
+        is_said = is_first or not isinstance(error, (InterruptedWorkError, KeyboardInterrupt))
+    if not is_said or isinstance(error, FollowingError):
         return
-    is_main = os.environ.get("RANK", "0") == "0"
-    if isinstance(error, (InterruptedWorkError, KeyboardInterrupt)) and not is_main:
-        return
-    if not (is_main or _is_shared()):
-        # The first process finds the same, and its launcher then ends this one.
+    if not (is_first or _is_shared()):
+        # The first process may find the same, and its launcher then ends this one.
         time.sleep(PATIENCE_SECONDS)
     # Plain text: rich would wrap paths and colour numbers.
     typer.echo(f"repa-cache: {text}", err=True)
+
+
+def _is_first(number: Callable[[], int | None]) -> bool:
+    """Whether a process has the number 0, or none that can be known."""
+    try:
+        return not number()
+    except LaunchError:
+        return True
 
 
 def _is_shared() -> bool:
@@ -82,6 +94,15 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+def _require_utf8_names() -> None:
+    """Raise ConfigError where names of files are not UTF-8, as they are in caches and settings."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise ConfigError(
+            f"Names of files are {encoding} in this locale, expected UTF-8. Set PYTHONUTF8=1, or "
+            "LC_ALL=C.UTF-8, and run this again."
+        )
 
 
 def described(error: Exception) -> str:

@@ -9,6 +9,7 @@ import os
 from cache.errors import RepaCacheError
 
 WORLD, RANK, LOCAL = "WORLD_SIZE", "RANK", "LOCAL_RANK"
+LOCAL_WORLD = "LOCAL_WORLD_SIZE"
 ADDRESS, PORT = "MASTER_ADDR", "MASTER_PORT"
 
 
@@ -30,12 +31,28 @@ def world_size() -> int:
     return world
 
 
+def rank() -> int:
+    """The number of this process among all, 0 if it is alone.
+
+    Raises LaunchError like `world_size`.
+    """
+    return _number(RANK) if world_size() > 1 else 0
+
+
 def local_rank() -> int | None:
     """The number of this process on its machine, if there are several and it is known.
 
     Raises LaunchError like `world_size`.
     """
     return _number(LOCAL) if world_size() > 1 and os.environ.get(LOCAL) else None
+
+
+def local_world_size() -> int:
+    """How many of the processes run on this machine, as far as it is known.
+
+    Raises LaunchError like `world_size`.
+    """
+    return _number(LOCAL_WORLD, least=1) if world_size() > 1 and os.environ.get(LOCAL_WORLD) else 1
 
 
 def _number(name: str, least: int = 0, below: int | None = None) -> int:
@@ -54,5 +71,5 @@ def _refused(what: str) -> LaunchError:
     return LaunchError(
         f"{world}{what}. Several processes are started with `torchrun --nproc-per-node N -m "
         "pipeline train`, which sets all of these. If another launcher left them behind: "
-        f"unset {WORLD} {RANK} {LOCAL} {ADDRESS} {PORT}"
+        f"unset {WORLD} {RANK} {LOCAL} {LOCAL_WORLD} {ADDRESS} {PORT}"
     )

@@ -5,9 +5,11 @@ its configuration is known to be good.
 """
 
 import io
+import os
 import sys
 from importlib.metadata import version
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -27,10 +29,17 @@ class Program(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command that the arguments name; what the output cannot show is escaped."""
+        # Whoever started the program may have closed them.
+        sys.stdout = sys.stdout or _nowhere()
+        sys.stderr = sys.stderr or _nowhere()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*args, **extra)
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 app = typer.Typer(
