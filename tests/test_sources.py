@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import packing
 import pytest
@@ -66,6 +67,16 @@ def test_every_source_is_the_same_when_opened_again(one: packing.Packed) -> None
     )
     assert first.labels.tolist() == again.labels.tolist()
     assert [first.stamp(i) for i in range(9)] == [again.stamp(i) for i in range(9)]
+
+
+def test_every_source_can_be_sent_to_another_process(one: packing.Packed) -> None:
+    source, sent = one.open(), cloudpickle.loads(cloudpickle.dumps(one.open()))
+    assert (sent.keys, sent.classes, sent.block_rows) == (
+        source.keys,
+        source.classes,
+        source.block_rows,
+    )
+    assert [sent.read(index) for index in range(len(sent.keys))] == list(one.images.values())
 
 
 def test_every_source_is_read_by_many_threads(one: packing.Packed) -> None:
