@@ -46,13 +46,13 @@ class Holder:
     def read(cls, lock: Path) -> "Holder":
         """Who wrote its name into a lock."""
         try:
-            return cls(**json.loads(lock.read_text()))
+            return cls(**json.loads(lock.read_bytes()))
         except (OSError, ValueError, TypeError):
             return cls("an unknown host", 0, "a moment ago")
 
     def write(self, lock: Path) -> None:
         """Write its name into a lock."""
-        lock.write_text(json.dumps(asdict(self)))
+        lock.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"

@@ -1,15 +1,15 @@
 """pipeline.toml as one frozen, validated Config."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from cache.errors import RepaCacheError
 from pipeline.contradictions import contradictions
+from pipeline.documents import copy_value, dates, override, read_document
+from pipeline.exits import ConfigError
 from stages.encode.settings import (
     BuildSettings,
     CacheSettings,
@@ -22,10 +22,6 @@ from stages.encode.settings import (
 from stages.sample.settings import EvaluateSettings, SampleSettings
 from stages.settings import Settings, nearest
 from stages.train.settings import CachedTensors, TrainSettings
-
-
-class ConfigError(RepaCacheError):
-    """Everything that is wrong with a configuration, a line each."""
 
 
 class Config(Settings):
@@ -71,64 +67,45 @@ def load_config(
     will train; has_files: whether images, weights and references have to be there, which a plan
     does without. Raises ConfigError with every error at once.
     """
-    document = _read(path)
-    for override in overrides:
-        _override(document, override)
-    try:
-        # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
-        content = json.dumps(document, default=str)
-        config = Config.model_validate_json(content, context={"folder": path.parent})
-    except ValidationError as error:
-        raise _config_error(path, [_line(problem) for problem in error.errors()]) from None
+    config = validated(read_document(path), overrides, path, path.parent)
     if problems := list(contradictions(config, world, has_files=has_files)):
-        raise _config_error(path, problems)
+        raise config_error(path, problems)
     return config
 
 
-def _config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+def validated(
+    document: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path
+) -> Config:
+    """The configuration in a document, each setting valid by itself.
+
+    overrides: to be put into the document, with paths relative to where the command is typed;
+    path: where the document is from; folder: that paths in it are relative to. Raises ConfigError.
+    """
+    keys = [override(document, text) for text in overrides]
+    config = _parsed(document, path, folder)
+    if not keys:
+        return config
+    settings, typed = (c.model_dump() for c in (config, _parsed(document, path, Path())))
+    for key in keys:
+        copy_value(typed, settings, key)
+    return Config.model_validate(settings)
+
+
+def _parsed(document: dict[str, Any], path: Path, folder: Path) -> Config:
+    """A document's settings, with paths relative to a folder."""
+    if problems := list(dates(document)):
+        raise config_error(path, problems)
+    try:
+        # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
+        return Config.model_validate_json(json.dumps(document), context={"folder": folder})
+    except ValidationError as error:
+        raise config_error(path, [_line(problem) for problem in error.errors()]) from None
+
+
+def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+    """The error of a configuration at a path. problems: a line for each."""
     listing = "\n".join(f"  {problem}" for problem in problems)
     return ConfigError(f"{path} cannot be used:\n{listing}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no {path}. Write one with `repa-cache init`, or name it with --config."
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    *sections, key = _keys(name)
-    if not equals or not sections:
-        raise ConfigError(f"--set {override}: expected section.key=value.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table: Any = document
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {section} is no section.")
-    table[key] = value
-
-
-def _keys(name: str) -> list[str]:
-    """The keys of a dotted name; one that has dots itself stands in quotes, as in TOML."""
-    try:
-        table: Any = tomllib.loads(f"{name} = 0")
-    except tomllib.TOMLDecodeError:
-        return name.split(".")
-    keys = []
-    while isinstance(table, dict):
-        ((key, table),) = table.items()
-        keys.append(key)
-    return keys
 
 
 def _line(problem: Any) -> str:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
 from stages.encode.encoders import find_encoder
-from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
+from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES, TABLE_SOURCES
+from stages.sample.solvers import SOLVERS, find_solver
 from stages.settings import nearest
+from stages.train.alignment import ALIGNMENTS
 from stages.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -60,9 +62,6 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
 def _sampling(config: "Config") -> Iterator[str]:
     sample, family = config.sample, config.train.family
     if sample.solver != "auto" or family == "DiT":
-        # It imports torch, which takes seconds.
-        from stages.sample.solvers import SOLVERS, find_solver
-
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:
             fitting = [other for other, solver in SOLVERS.items() if solver.family == family]
@@ -76,18 +75,22 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
-    if parts > 1:
-        # It imports torch, which takes seconds.
-        from stages.train.alignment import ALIGNMENTS
-
-        if ALIGNMENTS[train.alignment].compares_images:
-            yield f"train.compute.micro_batches: {train.alignment!r} needs the whole batch at once"
+    if parts > 1 and ALIGNMENTS[train.alignment].compares_images:
+        yield f"train.compute.micro_batches: {train.alignment!r} needs the whole batch at once"
 
 
 def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         yield f"dataset.path: required by the source {dataset.source!r}"
+    if dataset.source not in TABLE_SOURCES:
+        for key in ("split", "image_column", "label_column"):
+            if getattr(dataset, key) is not None:
+                yield (
+                    f"dataset.{key}: only the sources {', '.join(sorted(TABLE_SOURCES))} have "
+                    f"{'splits' if key == 'split' else 'columns'} to choose from, not "
+                    f"{dataset.source!r}"
+                )
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:

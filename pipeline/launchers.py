@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.config import ConfigError
+from pipeline.exits import ConfigError
 
 # Commands that torchrun can start in several processes.
 DISTRIBUTED = frozenset({"train", "sample", "evaluate"})

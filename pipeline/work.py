@@ -7,8 +7,8 @@ from dataclasses import replace
 import typer
 
 from cache.files import write_atomically
-from cache.metadata import check_fields, has_column, read_column
-from cache.reader import Cache
+from cache.metadata import check_fields, has_column, read_column, root_attributes
+from cache.rows import count_rows
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
 from pipeline.inspection.contents import gather_contents
@@ -198,7 +198,8 @@ def _check_cache(config: Config) -> None:
     Weights are compared by `build`, which loads the networks.
     """
     path = config.cache.path
-    rows = len(Cache(path).rows)
+    root_attributes(path)
+    rows = count_rows(path)
     declared = declared_recipes(config.encode)
     for name in used_columns(config):
         if has_column(path, name):

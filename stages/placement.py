@@ -1,7 +1,6 @@
 """Where a process of a run works."""
 
 import ctypes
-import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cache.errors import RepaCacheError
+from stages.processes import local_rank, local_world_size
 
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -35,9 +35,9 @@ def find_device(name: str) -> torch.device:
 
     Raises DeviceError if it is not, or if it is one GPU for several processes.
     """
-    device, local = named_device(name), os.environ.get("LOCAL_RANK")
-    if device.type == "cuda" and local:
-        device = _gpu_of(int(local), name)
+    device, local = named_device(name), local_rank()
+    if device.type == "cuda" and local is not None:
+        device = _gpu_of(local, name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -49,7 +49,7 @@ def find_device(name: str) -> torch.device:
 
 def _gpu_of(local: int, name: str) -> torch.device:
     """The GPU of a process of torchrun, by its number on this machine."""
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    processes, gpus = local_world_size(), torch.cuda.device_count()
     if ":" in name and processes == 1:
         return torch.device(name)
     if ":" in name:

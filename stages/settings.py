@@ -1,6 +1,8 @@
 """What the sections of pipeline.toml have in common."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +17,39 @@ class Settings(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
+
+
+def expanded(text: str) -> str:
+    """A path as a shell reads it: with `~`, `~USER`, `$NAME` and `${NAME}`; `$$` is a dollar.
+
+    Raises ValueError that names a variable or a user that there is none of.
+    """
+    if "\0" in text:
+        raise ValueError("a path cannot have a character 0")
+    text = VARIABLE.sub(_variable, text)
+    whole = os.path.expanduser(text)  # noqa: PTH111 - which leaves unknown users as they are
+    if text.startswith("~") and whole == text:
+        raise ValueError(f"{text.split('/')[0]!r} has no home; a name may begin so after ./")
+    return whole
+
+
+def _variable(found: re.Match[str]) -> str:
+    if found["dollar"]:
+        return "$"
+    name = found["braced"] or found["plain"]
+    if name not in os.environ:
+        raise ValueError(f"there is no environment variable {name!r}; a dollar is written $$")
+    return os.environ[name]
+
+
+def literal(path: Path) -> str:
+    """A path of the command line as it is written in a setting, whatever its characters."""
+    return str(path.absolute()).replace("$", "$$")
+
+
 def _anchor(path: Path, info: ValidationInfo) -> Path:
-    return info.context["folder"] / path if info.context else path
+    return info.context["folder"] / expanded(str(path)) if info.context else path
 
 
 # A path as written in pipeline.toml, relative to the folder of that file.

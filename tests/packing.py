@@ -202,13 +202,50 @@ def write_parquet(
     names: Sequence[str] | None = None,
     rows: int = 4,
 ) -> Path:
-    table = pa.table({"image": pa.array(images), "label": pa.array(labels, pa.int64())})
-    if names is not None:
-        feature = {"names": list(names), "_type": "ClassLabel"}
-        info = {"info": {"features": {"label": feature}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    table = image_table(images, pa.array(labels, pa.int64()), names)
     pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
     return path
+
+
+def image_table(
+    images: Sequence[object],
+    labels: Sequence[object] | pa.Array,
+    names: Sequence[str] | None = None,
+) -> pa.Table:
+    """Columns and metadata as the library `datasets` has them."""
+    table = pa.table({"image": pa.array(images), "label": pa.array(labels)})
+    if names is None:
+        return table
+    label = {"names": list(names), "_type": "ClassLabel"}
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(info)})
+
+
+def write_arrow(path: Path, table: pa.Table, rows: int = 4) -> Path:
+    """A stream, as `datasets` writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file, pa.RecordBatchStreamWriter(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+def save_to_disk(
+    folder: Path,
+    images: Sequence[object],
+    labels: Sequence[object],
+    names: Sequence[str] | None = None,
+    shards: int = 2,
+) -> Path:
+    """What `Dataset.save_to_disk` writes."""
+    table = image_table(images, labels, names)
+    bounds = [len(table) * shard // shards for shard in range(shards + 1)]
+    files = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    for file, start, stop in zip(files, bounds, bounds[1:], strict=False):
+        write_arrow(folder / file, table.slice(start, stop - start))
+    state = {"_data_files": [{"filename": file} for file in files], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
 
 
 def parquet_of_datasets(images: Path, folder: Path) -> Packed:
@@ -238,6 +275,22 @@ def parquet_of_bytes(images: Path, folder: Path) -> Packed:
         path,
         dict(zip(keys, files.values(), strict=True)),
         dict(zip(keys, map(str, labels), strict=True)),
+    )
+
+
+def arrow_of_datasets(images: Path, folder: Path) -> Packed:
+    files = shuffled(tree(images))
+    rows = [{"bytes": content, "path": key.rpartition("/")[2]} for key, content in files.items()]
+    names = sorted(set(by_folder(files).values()))
+    save_to_disk(folder, rows, numbers(files), names)
+    first = len(files) // 2
+    keys = [f"data-00000-of-00002.arrow/{row}" for row in range(first)]
+    keys += [f"data-00001-of-00002.arrow/{row}" for row in range(len(files) - first)]
+    return Packed(
+        "arrow",
+        folder,
+        dict(zip(keys, files.values(), strict=True)),
+        dict(zip(keys, map(folder_of, files), strict=True)),
     )
 
 
@@ -286,6 +339,7 @@ PACKERS: Mapping[str, Callable[[Path, Path], Packed]] = {
         tar_shards,
         parquet_of_datasets,
         parquet_of_bytes,
+        arrow_of_datasets,
         repa,
         unpacked_edm2,
         sample_photos,

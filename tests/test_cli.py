@@ -22,6 +22,8 @@ from stages.train.log import read_log
 RUNNER = CliRunner()
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 PROGRAM = [sys.executable, "-m", "pipeline"]
+# The first of two processes of torchrun.
+TWO = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture
@@ -187,7 +189,8 @@ def test_an_error_has_a_traceback_only_when_asked_for(folder: Path) -> None:
 def test_only_training_and_sampling_run_in_several_processes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
     assert "runs in one process, not under torchrun" in invoke("build", status=1)
     assert "cannot be shared by 2 processes" in invoke(
         "train", "--set", "train.batch_size=5", status=1

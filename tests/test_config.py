@@ -1,3 +1,4 @@
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import pytest
 
 from pipeline.cli.presets import PRESETS
 from pipeline.config import Config, ConfigError, load_config
+from stages.settings import literal
 
 ROOT = Path(__file__).parents[1]
 PRESET_NAMES = sorted(PRESETS)
@@ -60,12 +62,54 @@ def test_each_mistake_has_a_message_of_its_own(
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("override", ["train", "train.steps", "steps=4", "train.steps.x=1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train", "train.steps", "steps=4", "=4", "train.=4", ".steps=4", "", "="),
+        *("train.steps.x=1", "[a]\n[b]\nc=1"),
+    ],
+)
 def test_an_override_needs_section_key_and_value(
     tiny: Callable[..., Config], override: str
 ) -> None:
     with pytest.raises(ConfigError, match=r"expected section\.key=value|steps is no section"):
         tiny(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.run=r\udcff", "is not UTF-8 text"),
+        ("train.steps=1\nseed=3", "train.steps: input should be a valid integer"),
+        (f"train.steps={'[' * 1500}", "train.steps: input should be a valid integer"),
+        ("train.steps=2026-01-31", "train.steps: input should be a valid integer"),
+        ("train.steps=nan", "train.steps: input should be a valid integer"),
+        ("train.learning_rate=nan", "train.learning_rate: input should be greater than 0"),
+        ("sample.guidance_interval=[nan, 1.0]", "expected 0 <= low <= high <= 1, got nan and 1.0"),
+        ("cache.path=[1]", "cache.path: input should be a valid string"),
+        ('cache.path="a\\u0000b"', "cache.path: a path cannot have a character 0"),
+    ],
+)
+def test_values_of_any_kind_are_refused_with_one_message(
+    tiny: Callable[..., Config], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny(override)
+    assert message in str(caught.value)
+
+
+def test_a_name_that_looks_like_a_date_stays_as_it_was_typed(tiny: Callable[..., Config]) -> None:
+    assert tiny("train.run=2026-01-31T10:00").train.run == Path("2026-01-31T10:00")
+
+
+def test_a_date_in_the_file_is_to_stand_in_quotes(
+    tiny: Callable[..., Config], images: Path
+) -> None:
+    tiny()
+    path = images.parent / "pipeline.toml"
+    path.write_text(path.read_text().replace('run = "run"', "run = 2026-01-31"))
+    with pytest.raises(ConfigError, match=r"train\.run: a date or time, 2026-01-31; a name stands"):
+        load_config(path)
 
 
 def test_a_missing_and_a_torn_file_are_named(tmp_path: Path) -> None:
@@ -76,11 +120,124 @@ def test_a_missing_and_a_torn_file_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "pipeline.toml")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_file_of_any_editor_is_read(
+    tiny: Callable[..., Config], images: Path, encoding: str, line_end: str
+) -> None:
+    tiny()
+    path = images.parent / "pipeline.toml"
+    text = path.read_text().replace('run = "run"', 'run = "läufe/größer"')
+    path.write_bytes(text.replace("\n", line_end).encode(encoding))
+    assert load_config(path).train.run == images.parent / "läufe/größer"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "is UTF-16 text: save it as UTF-8"),
+        ("utf-32", "is UTF-32 text: save it as UTF-8"),
+        ("latin-1", r"is not UTF-8 text: line 3 has the byte 0xf6\. Save it as UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named(tmp_path: Path, encoding: str, message: str) -> None:
+    path = tmp_path / "pipeline.toml"
+    path.write_bytes("# one\n# two\n[schön]\n".encode(encoding))
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_what_is_no_file_or_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    path = tmp_path / "pipeline.toml"
+    path.write_text(f"a = {'[' * 5000}")
+    with pytest.raises(ConfigError, match="brackets are nested too deeply"):
+        load_config(path)
+
+
 def test_paths_are_relative_to_the_file(tiny: Callable[..., Config], images: Path) -> None:
     config = tiny()
     assert config.dataset.path == images
     assert config.cache.path == images.parent / "tiny.zarr"
     assert tiny("cache.path=/elsewhere/x.zarr").cache.path == Path("/elsewhere/x.zarr")
+
+
+def test_paths_of_the_command_line_are_relative_to_where_it_is_typed(
+    tiny: Callable[..., Config], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny()
+    (tmp_path / "else" / "vae").mkdir(parents=True)
+    shutil.copytree(images, tmp_path / "else" / "mine")
+    monkeypatch.chdir(tmp_path / "else")
+    config = load_config(
+        images.parent / "pipeline.toml",
+        [
+            "dataset.path=mine",
+            "train.init_from=../w.pt",
+            "encoders.efficientnet-lite0.input_size=64",
+            "encoders.mae-vit-l={input_size = 64}",
+            "sample.vae=./vae",
+        ],
+        has_files=False,
+    )
+    assert config.dataset.path == Path("mine")
+    assert config.train.init_from == Path("../w.pt")
+    assert config.sample.vae == str(tmp_path / "else" / "vae")
+    assert config.cache.path == images.parent / "tiny.zarr"
+    assert config.train.run == images.parent / "run"
+
+
+def test_a_home_and_variables_in_paths_are_expanded(
+    tiny: Callable[..., Config], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DATA", str(tmp_path / "images"))
+    monkeypatch.setenv("NAME", "tiny")
+    tiny()
+    path = images.parent / "pipeline.toml"
+    text = path.read_text().replace('path = "images"', 'path = "$DATA"')
+    text = text.replace('path = "tiny.zarr"', 'path = "${NAME}-$NAME.zarr"')
+    path.write_text(text.replace('run = "run"', 'run = "~/runs/$$NAME 5$ ~"'))
+    settings = (
+        "encoders.efficientnet-lite0.weights=$DATA/w.pth",
+        "train.init_from=~/w.pt",
+        "sample.vae=~/vaes/mine",
+    )
+    config = load_config(path, settings, has_files=False)
+    assert config.dataset.path == images
+    assert config.cache.path == images.parent / "tiny-tiny.zarr"
+    assert config.train.run == tmp_path / "home/runs/$NAME 5$ ~"
+    assert config.encoders["efficientnet-lite0"].weights == images / "w.pth"
+    assert config.train.init_from == tmp_path / "home/w.pt"
+    assert config.sample.vae == str(tmp_path / "home/vaes/mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cache.path=$NOWHERE/x.zarr", "cache.path: there is no environment variable 'NOWHERE'"),
+        ("latents.vae=${NOWHERE}/vae", "latents.vae: there is no environment variable 'NOWHERE'"),
+        ("train.run=~nobody-here/run", "train.run: '~nobody-here' has no home"),
+    ],
+)
+def test_a_variable_or_a_home_that_there_is_none_of_is_named(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        tiny(override)
+
+
+def test_a_path_is_expanded_once(
+    tiny: Callable[..., Config], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "$WHERE")
+    (images / "$WHERE").mkdir()
+    config = tiny("cache.path=$WHERE", f"evaluate.reference={literal(images / '$WHERE')}")
+    assert config.cache.path == Path("$WHERE")
+    assert config.evaluate.reference == images / "$WHERE"
+    assert Config.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)
@@ -112,7 +269,10 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
     tiny: Callable[..., Config], tiny_vae: Path, images: Path
 ) -> None:
     shutil.copytree(tiny_vae, images.parent / "vaes" / "mine")
-    config = tiny("latents.vae=./vaes/mine")
+    config = tiny()
+    path = images.parent / "pipeline.toml"
+    path.write_text(path.read_text().replace(str(tiny_vae), "./vaes/mine"))
+    config = load_config(path)
     assert config.latents.location == str(images.parent / "vaes" / "mine")
     assert config.latents.downsampling == 4
     assert config.latents.column == "latents/mine"

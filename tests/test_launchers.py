@@ -11,6 +11,8 @@ from pipeline.config import Config
 from stages.placement import DeviceError, find_device
 
 STEP = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}
+# What torchrun tells each of its processes, beside its number on its machine.
+TORCHRUN = {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 Set = Callable[..., None]
 
@@ -84,7 +86,7 @@ def test_other_signs_of_lone_processes_are_understood(
         {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
         {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
         # torchrun, which srun started twice.
-        {**STEP, "WORLD_SIZE": "2"},
+        {**STEP, **TORCHRUN},
     ],
 )
 def test_single_processes_and_those_of_torchrun_go_on(
@@ -98,7 +100,7 @@ def test_single_processes_and_those_of_torchrun_go_on(
 
 
 def test_one_gpu_for_all_processes_of_torchrun_is_refused(environment: Set) -> None:
-    environment(LOCAL_RANK="0", LOCAL_WORLD_SIZE="8")
+    environment(**TORCHRUN, LOCAL_RANK="0", LOCAL_WORLD_SIZE="8")
     with pytest.raises(DeviceError, match=r"'cuda:0' is one GPU, but 8 processes run on this ma"):
         find_device("cuda:0")
 
@@ -106,7 +108,7 @@ def test_one_gpu_for_all_processes_of_torchrun_is_refused(environment: Set) -> N
 def test_a_process_without_a_gpu_is_told_how_many_there_are(
     environment: Set, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment(LOCAL_RANK="2", LOCAL_WORLD_SIZE="4")
+    environment(**TORCHRUN, LOCAL_RANK="2", LOCAL_WORLD_SIZE="4")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(DeviceError, match=r"Process 2 of 4 on .* has no GPU: there are 2\. Start"):
         find_device("cuda")
@@ -115,11 +117,12 @@ def test_a_process_without_a_gpu_is_told_how_many_there_are(
 @pytest.mark.parametrize(
     ("name", "variables", "expected"),
     [
-        ("cuda", {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cuda:1"),
-        ("cuda:3", {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:3"),
+        ("cuda", {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cuda:1"),
+        ("cuda:3", {**TORCHRUN, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:3"),
         ("cuda:3", {}, "cuda:3"),
         ("cuda", {}, "cuda"),
-        ("cpu", {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
+        ("cuda", {"LOCAL_RANK": "3"}, "cuda"),
+        ("cpu", {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
     ],
 )
 def test_a_process_of_torchrun_takes_the_gpu_of_its_number(

@@ -76,7 +76,7 @@ def test_a_package_that_is_not_installed_is_named(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, setting: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(LogError, match="Run `pip install"):
+    with pytest.raises(LogError, match=r"pip install 'repa-cache\[logs\]'"):
         trained(trainable(setting))
 
 

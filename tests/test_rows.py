@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_cache import ROWS_PER_SHARD, SEED, make_rows
 
+from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder, recover
-from cache.rows import RowTable, compare, create_cache, merged, read_rows, write_rows
+from cache.rows import RowTable, create_cache, read_rows, write_rows
 
 
 def changed(rows: RowTable, image: str, **values: object) -> RowTable:

@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import Config, ConfigError
-from stages.encode.encoders import EncoderError, find_encoder
+from stages.encode import timm_index
+from stages.encode.encoders import EncoderError, EncoderSpec, find_encoder
 from stages.encode.features import FrozenEncoder
+from stages.encode.timm_index import timm_encoder
 from stages.encode.weights import create_network
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder, in which nothing is kept at first."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        timm_encoder.cache_clear()
+        yield folder / "repa-cache"
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +135,51 @@ def test_names_of_the_registry_are_known_without_loading_timm() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
     assert printed == "[]\n"
+
+
+NAME = "test_vit.r160_in1k"
+
+
+def asked_anew(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> EncoderSpec:
+    """The encoder as a new process finds it; asked: given a line whenever timm is asked."""
+    for question in ("_ask_names", "_ask_model"):
+        ask = getattr(timm_index, question)
+        monkeypatch.setattr(
+            timm_index, question, lambda *name, ask=ask, of=question: asked.append(of) or ask(*name)
+        )
+    timm_encoder.cache_clear()
+    spec = find_encoder(NAME)
+    monkeypatch.undo()
+    return spec
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"published": [], "othe', b"\xff\xfe", b"[1]"])
+def test_kept_answers_that_are_damaged_are_asked_for_again(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    spec = find_encoder(NAME)
+    asked: list[str] = []
+    assert asked_anew(monkeypatch, asked) == spec
+    assert asked == []
+    (names,), (model,) = kept.glob("*/names.json"), kept.glob(f"*/*/{NAME}.json")
+    before = names.read_bytes(), model.read_bytes()
+    names.write_bytes(damage)
+    model.write_bytes(damage)
+    assert asked_anew(monkeypatch, asked) == spec
+    assert asked == ["_ask_names", "_ask_model"]
+    assert (names.read_bytes(), model.read_bytes()) == before
+
+
+@pytest.mark.parametrize("folder", ["a file", "relative", "nowhere"])
+def test_without_a_folder_to_keep_answers_in_timm_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    spec = find_encoder(NAME)
+    (tmp_path / "a file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    places = {"a file": str(tmp_path / "a file"), "relative": "here", "nowhere": ""}
+    monkeypatch.setenv("XDG_CACHE_HOME", places[folder])
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    timm_encoder.cache_clear()
+    assert find_encoder(NAME) == spec
+    assert list(tmp_path.iterdir()) == [tmp_path / "a file"]

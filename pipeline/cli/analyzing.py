@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import CheckpointStep, Debug, WhichWeights
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
+from pipeline.exits import ConfigError, reported_errors
 from stages.analyze.options import (
     EPOCHS,
     HELD_OUT,

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import ConfigPath, Debug, Overrides, load
-from pipeline.config import ConfigError
-from pipeline.exits import FAILED, reported_errors
+from pipeline.exits import FAILED, ConfigError, reported_errors
+from stages.packages import is_installed, needs
 
 
 def build(
@@ -52,6 +52,8 @@ def build(
             raise ConfigError("--workers starts a cluster, --scheduler uses one: give either.")
         if dashboard and not is_clustered:
             raise ConfigError("--dashboard: only builds with --workers or --scheduler have one.")
+        if dashboard and not is_installed("bokeh"):
+            raise ConfigError(f"--dashboard: {needs('bokeh')}")
         settings = load("build", config, overrides)
         from pipeline.work import do_build
         from stages.encode.options import BuildOptions, Cluster

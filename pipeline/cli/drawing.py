@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import CheckpointStep, ConfigPath, Debug, Overrides, WhichWeights, load
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
+from pipeline.exits import ConfigError, reported_errors
 from stages.train.options import ExportOptions, Layout, Weights
 
 
@@ -77,9 +76,11 @@ def evaluate(
     Example: repa-cache evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     """
     with reported_errors(debug):
+        from stages.settings import literal
+
         for key, path in (("reference", reference), ("inception_weights", inception_weights)):
             if path is not None:
-                value = json.dumps(str(path.absolute()))
+                value = json.dumps(literal(path))
                 overrides = [*overrides, f"evaluate.{key}={value}"]
         settings = load("evaluate", config, overrides)
         from pipeline.work import do_evaluate

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import ConfigPath, Debug, Overrides, load
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
+from pipeline.exits import ConfigError, reported_errors
 
 MOST_IMAGES = 64
 

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cache.files import write_atomically
 from pipeline.cli.options import Debug
-from pipeline.config import ConfigError
-from pipeline.exits import reported_errors
-from stages.settings import nearest
+from pipeline.exits import ConfigError, reported_errors
 
 PRESETS = {
     entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
@@ -28,9 +27,15 @@ def init(
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
     with reported_errors(debug):
+        from pipeline.config import load_config
+        from pipeline.extras import missing_packages
+        from stages.settings import nearest
+
         if preset not in PRESETS:
             raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
         if config.exists():
             raise ConfigError(f"{config} exists already. Name another file with --config.")
-        config.write_text(PRESETS[preset].read_text())
+        write_atomically(config, PRESETS[preset].read_bytes())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
+        for problem in missing_packages("run", load_config(config, has_files=False)):
+            typer.echo(f"  {problem}")

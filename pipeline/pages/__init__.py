@@ -25,7 +25,9 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     values: what the template names; text is escaped, `Markup` is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _templates.get_template(template).render(values).encode())
+    page = _templates.get_template(template).render(values)
+    # Names of files need not be text.
+    write_atomically(path, page.encode(errors="backslashreplace"))
 
 
 def embedded(picture: Path | bytes | Image.Image) -> str:

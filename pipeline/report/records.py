@@ -18,6 +18,7 @@ from stages.sample.samples import Samples, read_manifest
 from stages.train.folder import (
     checkpoint_paths,
     config_path,
+    fault_of,
     grid_paths,
     read_state,
     samples_path,
@@ -186,8 +187,9 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 
 def _read(folder: Path, name: str) -> RunRecord:
-    path, checkpoints = config_path(folder), checkpoint_paths(folder)
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    path = config_path(folder)
+    checkpoints = [path for path in checkpoint_paths(folder) if fault_of(path) is None]
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
     state = read_state(checkpoints[-1]) if checkpoints else {}
     return RunRecord(
         folder=folder,

@@ -122,7 +122,7 @@ def _cache_of(run: Path) -> Path:
     """
     file = run / "config.json"
     try:
-        path = Path(json.loads(file.read_text())["cache"]["path"])
+        path = Path(json.loads(file.read_bytes())["cache"]["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f"{file} does not say where the cache lies ({error}). Name it with --cache."

@@ -4,7 +4,7 @@ B images, S their side in px, C latent channels, h and w the latent's sides.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,16 @@ from stages.encode.vae_folder import (
     HUB_CONFIGS,
     KIND,
     AutoencoderError,
-    check_is_autoencoder_kl,
     downsampling,
     read_vae_config,
 )
 from stages.encode.weights import UNTRAINED, weights_sha256
 
 Rounding = Literal["truncate", "round"]
+
+# The files of an autoencoder in the diffusers format, under either of their names.
+CONFIG = ("config.json",)
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class Autoencoder:
@@ -144,20 +147,33 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, RecipeValue]:
 
 def _read_config(location: str) -> Mapping[str, Any]:
     """The configuration of an AutoencoderKL of the hub or of a local folder."""
-    from stages.vision import AutoencoderKL  # a second and more: only where one is used
-
     if location in HUB_CONFIGS:
         return HUB_CONFIGS[location]
+    return _checked_config(_folder(location, CONFIG))
+
+
+def _checked_config(folder: Path) -> Mapping[str, Any]:
     try:
-        if Path(location).is_dir():
-            return read_vae_config(Path(location))
-        config: Mapping[str, Any] = AutoencoderKL.load_config(location)
-        check_is_autoencoder_kl(config, location)
+        return read_vae_config(folder)
     except AutoencoderError as error:
         raise AutoencoderError(f"latents.vae: {error}.") from error
-    except (OSError, ValueError) as error:
-        raise _unloadable(location, error) from error
-    return config
+
+
+def _folder(location: str, *files: Sequence[str]) -> Path:
+    """A local folder, or that of the hub's cache with files of a repository."""
+    if Path(location).is_dir():
+        return Path(location)
+    from stages.encode.hub import HubError, fetch  # half a second: only where one is loaded
+
+    try:
+        return fetch(location, *files)
+    except HubError as error:
+        name = Path(location).name
+        told = error.told(
+            f"Where there is no network, set latents.vae to a folder that diffusers saved, as "
+            f"./{name}, with these files"
+        )
+        raise AutoencoderError(f"latents.vae: cannot load {location!r}: {told}") from error
 
 
 def _create(location: str, device: torch.device) -> Any:
@@ -168,12 +184,13 @@ def _create(location: str, device: torch.device) -> Any:
 
 
 def _load(location: str) -> Any:
+    folder = _folder(location, CONFIG, WEIGHTS)
+    _checked_config(folder)
     from stages.vision import AutoencoderKL
 
-    _read_config(location)
     try:
         model, loading = AutoencoderKL.from_pretrained(
-            location,
+            folder,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,

@@ -99,7 +99,7 @@ def find_encoder(name: str) -> EncoderSpec:
     """
     if name in ENCODERS:
         return ENCODERS[name]
-    from stages.encode.timm_models import timm_encoder  # seconds: only for names of timm
+    from stages.encode.timm_index import timm_encoder  # which reads the registry
 
     return timm_encoder(name)
 

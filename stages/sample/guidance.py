@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.sample.settings import SampleSettings
 from stages.sample.solvers import Time
-from stages.train.diffusion import STEPS
+from stages.train.settings import DIFFUSION_STEPS
 from stages.train.transformer import TransformerConfig
 
 
@@ -35,7 +35,7 @@ class GuidedField:
         self._guided_channels = settings.guided_channels or config.channels
         self._interval = settings.guidance_interval
         # The time of pure noise.
-        self._latest = STEPS if config.learns_sigma else 1
+        self._latest = DIFFUSION_STEPS if config.learns_sigma else 1
 
     def __call__(self, state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""

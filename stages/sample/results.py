@@ -88,5 +88,5 @@ def read_drawn(samples: Path) -> dict[str, Any]:
 
 def _read(samples: Path) -> dict[str, Any]:
     path = results_path(samples)
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return content

@@ -1,18 +1,19 @@
 """Alignment of hidden tokens with an encoder's tokens.
 
-To add a way, write a class and name it in `ALIGNMENTS`. B images, T tokens, D features, N the
-tokens of all images.
+To add a way, write a class and name it in `ALIGNMENTS`. torch is imported where it computes, since
+a configuration is checked against the names here. B images, T tokens, D features, N the tokens of
+all images.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
-from torch.utils.checkpoint import checkpoint
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from stages.train.projectors import MLPProjector
-from stages.train.settings import TrainSettings
+    from stages.train.settings import TrainSettings
 
 # Entries of a matrix of similarities that are held at once: 256 MB.
 MOST_SIMILARITIES = 1 << 26
@@ -35,6 +36,8 @@ class Alignment(ABC):
     @staticmethod
     def projector(width: int, hidden: int, features: int) -> nn.Module:
         """From hidden tokens [B, T, width] to [B, T, features]."""
+        from stages.train.projectors import MLPProjector
+
         return MLPProjector(width, hidden, features)
 
     @abstractmethod
@@ -46,6 +49,8 @@ class NegativeCosine(Alignment):
     """Minus the mean cosine between tokens at the same place (REPA, eq. 8), in float32."""
 
     def __call__(self, projected: Tensor, tokens: Tensor) -> Tensor:
+        from torch.nn.functional import cosine_similarity
+
         cosines = cosine_similarity(projected.float(), tokens.float(), dim=-1, eps=1e-12)
         return -cosines.mean(dim=1)
 
@@ -60,6 +65,10 @@ class NTXent(Alignment):
     compares_images = True
 
     def __call__(self, projected: Tensor, tokens: Tensor) -> Tensor:
+        import torch
+        from torch.nn.functional import normalize
+        from torch.utils.checkpoint import checkpoint
+
         own = normalize(tokens.float(), dim=-1).flatten(0, 1)
         targets, first = _of_all_processes(own)
         queries = normalize(projected.float(), dim=-1).flatten(0, 1) / self.settings.temperature
@@ -75,12 +84,16 @@ class NTXent(Alignment):
 
 def _cross_entropy(queries: Tensor, targets: Tensor, places: Tensor) -> Tensor:
     """Of each query [n, D] among targets [N, D], given the place of its own; [n]."""
-    losses: Tensor = nn.functional.cross_entropy(queries @ targets.T, places, reduction="none")
+    from torch.nn.functional import cross_entropy
+
+    losses: Tensor = cross_entropy(queries @ targets.T, places, reduction="none")
     return losses
 
 
 def _of_all_processes(tokens: Tensor) -> tuple[Tensor, int]:
     """Frozen tokens [N / world, D] of all processes, [N, D], and where those of this one begin."""
+    import torch
+
     if not torch.distributed.is_initialized():
         return tokens, 0
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()

@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-STEPS = 1000
+from stages.train.settings import DIFFUSION_STEPS
+
 BETA_RANGE = (1e-4, 0.02)
 # A value of a latent counts as one of 255 steps between -1 and 1, as if it were a pixel's.
 HALF_STEP = 1 / 255
@@ -19,7 +20,7 @@ LEAST_PROBABILITY = 1e-12
 
 def linear_betas() -> Tensor:
     """The variances that the steps add, float64 [1000]."""
-    return torch.linspace(*BETA_RANGE, STEPS, dtype=torch.float64)
+    return torch.linspace(*BETA_RANGE, DIFFUSION_STEPS, dtype=torch.float64)
 
 
 class Schedule:

@@ -1,15 +1,19 @@
 """Interpolants of SiT (arXiv 2401.08740): paths from clean latents to noise, and their velocity.
 
 x_t = alpha(t) x + sigma(t) noise has the velocity v = alpha'(t) x + sigma'(t) noise. B images,
-C latent channels, h and w the latent's sides.
+C latent channels, h and w the latent's sides. torch is not imported: a configuration is checked
+against the names here.
 """
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 
 class Coefficients(NamedTuple):
@@ -23,7 +27,7 @@ class Coefficients(NamedTuple):
 
 def linear(time: Tensor) -> Coefficients:
     """Linear path: alpha = 1 - t, sigma = t."""
-    one = torch.ones_like(time)
+    one = time.new_ones(time.shape)
     return Coefficients(1 - time, time, -one, one)
 
 

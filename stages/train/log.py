@@ -21,7 +21,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     """All whole lines of a log, in order; a line torn by a crash is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -44,7 +44,7 @@ class JsonLines:
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_log(path) if line["step"] <= step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._stream = path.open("a", buffering=1)
+        self._stream = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Values) -> None:
         """Append a line."""

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stages.train.diffusion import STEPS, diffuse, variational_bound
+from stages.train.diffusion import diffuse, variational_bound
 from stages.train.interpolants import interpolate, lognormal_time
-from stages.train.settings import TrainSettings
+from stages.train.settings import DIFFUSION_STEPS, TrainSettings
 
 # torch.rand or torch.randn to the draws of the images of a rank, [B].
 DrawTimes = Callable[[Callable[..., Tensor]], Tensor]
@@ -84,13 +84,13 @@ class NoiseAndVariance:
         pass
 
     def times(self, draw: DrawTimes) -> Tensor:
-        return (draw(torch.rand) * STEPS).long()
+        return (draw(torch.rand) * DIFFUSION_STEPS).long()
 
     def level(self, time: Tensor) -> Tensor:
-        return time / STEPS
+        return time / DIFFUSION_STEPS
 
     def time(self, level: Tensor) -> Tensor:
-        return (level * STEPS).round().long().clamp(max=STEPS - 1)
+        return (level * DIFFUSION_STEPS).round().long().clamp(max=DIFFUSION_STEPS - 1)
 
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Losses]:
         noisy = diffuse(clean, noise, time)

@@ -1,6 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from cache.locks import claimed
 from cache.recipe import differences
 from stages.placement import Placement
 from stages.train import checkpoint
-from stages.train.checkpoint import Checkpoint, Content
+from stages.train.checkpoint import Checkpoint, Content, check_whole, reading_of
 from stages.train.data import CachedData
 from stages.train.fitting import start_from
 from stages.train.folder import checkpoint_path
@@ -108,14 +108,18 @@ class Run:
                 recompute=settings.compute.recompute_activations,
             )
         if found is not None:
-            model.load_state_dict(found.weights("model"))
+            with reading_of(found):
+                model.load_state_dict(found.weights("model"))
         elif settings.init_from is not None:
             which, layout = settings.init_weights, settings.init_layout
             start_from(settings.init_from, which, model, self._place, layout)
         return model
 
     def _restore(self, found: Checkpoint) -> None:
-        for name, tensor in found.weights("ema").items():
+        weights = found.weights("ema")
+        if _shapes(weights) != _shapes(self.average.tensors):
+            check_whole(found, "ema.safetensors does not hold the tensors of the model")
+        for name, tensor in weights.items():
             fill(self.average.tensors[name], tensor)
         state = get_optimizer_state_dict(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
@@ -162,6 +166,10 @@ class Run:
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
                 )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def kept_settings(settings: TrainSettings) -> dict[str, Any]:

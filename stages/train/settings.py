@@ -30,6 +30,8 @@ SIZES = {
 }
 FAMILIES = ("SiT", "DiT")
 PATCHES = (1, 2, 4, 8)
+# Of the diffusion that DiT is trained on.
+DIFFUSION_STEPS = 1000
 
 
 class Model(NamedTuple):

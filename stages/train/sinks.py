@@ -6,6 +6,7 @@ from typing import Any
 
 from cache.errors import RepaCacheError
 from cache.files import write_atomically
+from stages.packages import needs
 from stages.train.log import JsonLines, Sink, Values, log_path
 from stages.train.settings import TrainSettings
 
@@ -31,9 +32,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise LogError(
-                "train.tensorboard: it is not installed. Run `pip install 'repa-cache[logs]'`."
-            ) from error
+            raise LogError(f"train.tensorboard: {needs('tensorboard')}") from error
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Values) -> None:
@@ -53,9 +52,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise LogError(
-                "train.wandb: it is not installed. Run `pip install 'repa-cache[logs]'`."
-            ) from error
+            raise LogError(f"train.wandb: {needs('wandb')}") from error
         self._run: Any = wandb.init(
             project=settings.wandb,
             name=settings.run.name,
@@ -79,4 +76,4 @@ def _wandb_id(run: Path) -> str:
     path = run / "wandb-id"
     if not path.is_file():
         write_atomically(path, secrets.token_hex(4).encode())
-    return path.read_text()
+    return path.read_text(encoding="utf-8")

@@ -54,4 +54,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # What getrusage says on Linux contains the process that started this one.
-    return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024

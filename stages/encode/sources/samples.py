@@ -6,6 +6,7 @@ import numpy as np
 
 from stages.encode.photographs import open_photograph
 from stages.encode.sources.source import Source, SourceError
+from stages.packages import is_installed, needs
 
 # Where the subject of each photograph is, as fractions of its width and height.
 SAMPLE_PHOTOGRAPHS = {
@@ -37,6 +38,8 @@ def sample_photos(_path: Path | None, resolution: int) -> Source:
             f"dataset.resolution: sample-photos has crops of at most "
             f"{SAMPLE_SHORT_SIDE - reach + resolution} px, got {resolution}."
         )
+    if not is_installed("skimage"):
+        raise SourceError(f"dataset.source: 'sample-photos' {needs('skimage')}")
     photographs = [open_photograph(name, SAMPLE_SHORT_SIDE) for name in SAMPLE_PHOTOGRAPHS]
     corners: list[tuple[int, int, int]] = []
     for label, (image, (x, y)) in enumerate(

@@ -1,7 +1,8 @@
 """Solvers: from noise to clean latents.
 
 To add one, write a function from a `Problem` to latents, and name it in `SOLVERS`. The state is
-kept in float64, as in the published samplers.
+kept in float64, as in the published samplers. Modules of solvers import torch where they compute,
+since a configuration is checked against the names here.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ SOLVERS: Mapping[str, Solver] = {
     "euler-maruyama": Solver("SiT", euler_maruyama),
     "euler": Solver("SiT", euler),
     "heun": Solver("SiT", heun),
-    "dopri5": Solver("SiT", dopri5),
+    "dopri5": Solver("SiT", dopri5, package="torchode"),
     "ddpm": Solver("DiT", ddpm, too_many_steps),
     "ddim": Solver("DiT", ddim, uneven_steps),
 }

@@ -3,13 +3,17 @@
 B images, N the numbers of a latent.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import RepaCacheError
-from stages.sample.solvers.solver import Problem
+from stages.packages import needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.sample.solvers.solver import Problem
 
 
 class AdaptiveSolverError(RepaCacheError):
@@ -35,7 +39,7 @@ def dopri5(problem: Problem) -> Tensor:
         torchode.Dopri5(term=term),
         torchode.IntegralController(atol=absolute, rtol=relative, term=term),
     )
-    ends = torch.ones(shape[0], dtype=problem.start.dtype, device=problem.start.device)
+    ends = problem.start.new_ones(shape[0])
     found = solver.solve(
         torchode.InitialValueProblem(problem.start.flatten(1), t_start=ends, t_end=0 * ends)
     )
@@ -52,7 +56,5 @@ def _torchode() -> Any:
     try:
         import torchode
     except ModuleNotFoundError as error:
-        raise AdaptiveSolverError(
-            "sample.solver 'dopri5' needs torchode. Install it: pip install 'repa-cache[adaptive]'."
-        ) from error
+        raise AdaptiveSolverError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
     return torchode

@@ -1,13 +1,17 @@
 """Solvers with fixed steps for SiT: from noise at time 1 to latents at time 0."""
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from stages.sample.solvers.solver import Problem
 from stages.train.interpolants import INTERPOLANTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.sample.solvers.solver import Problem
 
 
 def euler(problem: Problem) -> Tensor:
@@ -37,7 +41,7 @@ def euler_maruyama(problem: Problem) -> Tensor:
     The grid is even from 1 to 0.04 and then jumps to 0; the jump adds no noise.
     """
     state = problem.start
-    grid = [*torch.linspace(1, 0.04, problem.steps, dtype=torch.float64).tolist(), 0.0]
+    grid = [*_evenly(1, 0.04, problem.steps), 0.0]
     for number, (time, after) in enumerate(pairwise(grid)):
         diffusion = 2 * time
         velocity = problem.field(state, time, time)
@@ -51,11 +55,20 @@ def euler_maruyama(problem: Problem) -> Tensor:
 
 def uniform_grid(steps: int) -> list[float]:
     """Times of the ordinary differential equation: equal steps from 1 to 0."""
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    return _evenly(1, 0, steps + 1)
+
+
+def _evenly(first: float, last: float, count: int) -> list[float]:
+    import torch
+
+    times: list[float] = torch.linspace(first, last, count, dtype=torch.float64).tolist()
+    return times
 
 
 def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Tensor:
     """The gradient of the log density that belongs to a velocity (SiT, eq. 9)."""
+    import torch
+
     at = INTERPOLANTS[interpolant](torch.tensor(time, dtype=torch.float64))
     ratio = at.alpha / at.alpha_rate
     return (ratio * velocity - state) / (at.sigma**2 - ratio * at.sigma_rate * at.sigma)

@@ -3,11 +3,18 @@
 B images, C latent channels, h and w the latent's sides.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from stages.sample.solvers.solver import Problem
-from stages.train.diffusion import STEPS, Schedule, linear_betas
+from typing import TYPE_CHECKING
+
+from stages.train.settings import DIFFUSION_STEPS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from stages.sample.solvers.solver import Problem
+    from stages.train.diffusion import Schedule
 
 
 def ddpm(problem: Problem) -> Tensor:
@@ -40,7 +47,7 @@ def ddim(problem: Problem) -> Tensor:
 
 def even_times(count: int) -> list[int]:
     """A number of times from 0 to 999, both included, as even as whole numbers can be."""
-    stride = (STEPS - 1) / max(count - 1, 1)
+    stride = (DIFFUSION_STEPS - 1) / max(count - 1, 1)
     times, position = [], 0.0
     for _ in range(count):
         times.append(round(position))
@@ -51,12 +58,12 @@ def even_times(count: int) -> list[int]:
 
 def strided_times(count: int) -> list[int]:
     """A number of times from 0 on with an equal stride, a whole number."""
-    return list(range(0, STEPS, _stride(count)))
+    return list(range(0, DIFFUSION_STEPS, _stride(count)))
 
 
 def too_many_steps(count: int) -> str | None:
     """Whether there are more than the model was trained with."""
-    return f"DiT has {STEPS} steps, got {count}" if count > STEPS else None
+    return f"DiT has {DIFFUSION_STEPS} steps, got {count}" if count > DIFFUSION_STEPS else None
 
 
 def uneven_steps(count: int) -> str | None:
@@ -64,15 +71,18 @@ def uneven_steps(count: int) -> str | None:
     near = len(strided_times(count))
     if near == count:
         return None
-    return f"ddim takes every n-th of {STEPS} steps, which never are {count}; take {near}"
+    return f"ddim takes every n-th of {DIFFUSION_STEPS} steps, which never are {count}; take {near}"
 
 
 def _stride(count: int) -> int:
-    return max(1, -(-STEPS // count))
+    return max(1, -(-DIFFUSION_STEPS // count))
 
 
 def respaced(times: list[int], device: torch.device) -> Schedule:
     """The diffusion that goes through some times only (improved DDPM, section 4)."""
+    from stages.train.diffusion import Schedule, linear_betas
+
     kept = (1 - linear_betas()).cumprod(0)[times]
-    before = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
-    return Schedule(1 - kept / before, device, torch.float64)
+    before = kept.roll(1)
+    before[0] = 1
+    return Schedule(1 - kept / before, device, kept.dtype)

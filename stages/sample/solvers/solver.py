@@ -3,17 +3,21 @@
 B images, C latent channels, h and w the latent's sides.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 # A number for all images, or one for each, [B].
-Time = float | Tensor
+Time: TypeAlias = "float | Tensor"
 # Latents [B, C, h, w] in float64, their time, and when the step began, which decides whether it
 # is guided, in all of its parts; to the model's prediction [B, C or 2C, h, w] in float64.
-Field = Callable[[Tensor, Time, Time], Tensor]
+Field: TypeAlias = "Callable[[Tensor, Time, Time], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class Solver(NamedTuple):
     """A solver for a family of models, SiT or DiT.
 
     solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
-    of steps, if anything is.
+    of steps, if anything is; package: that it needs beyond those that are always installed.
     """
 
     family: str
     solve: Callable[[Problem], Tensor]
     problem_with: Callable[[int], str | None] = lambda _: None
+    package: str | None = None

@@ -1,0 +1,71 @@
+"""Which optional packages a command needs with a configuration, told before it does anything."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from pipeline.config import Config
+from stages.encode.encoders import find_encoder
+from stages.encode.sources import SOURCE_PACKAGES
+from stages.packages import is_installed, needs
+from stages.sample.solvers import SOLVERS, find_solver
+
+# What needs a package, and the name that it is imported by.
+Use = tuple[str, str | None]
+
+
+def missing_packages(command: str, config: Config) -> Iterator[str]:
+    """A line for each package that is not installed."""
+    told: set[str] = set()
+    for uses in USES.get(command, ()):
+        for subject, module in uses(config):
+            if module is not None and module not in told and not is_installed(module):
+                told.add(module)
+                yield f"{subject} {needs(module)}"
+
+
+def _images(config: Config) -> Iterator[Use]:
+    dataset = config.dataset
+    # A build may go on from the crops that it keeps.
+    if not (dataset.pixels and config.cache.path.is_dir()):
+        yield f"dataset.source: {dataset.source!r}", SOURCE_PACKAGES.get(dataset.source)
+
+
+def _encoders(config: Config) -> Iterator[Use]:
+    for name, encoder in config.encoders.items():
+        if encoder.weights is None:
+            yield f"encoders.{name}:", _package_of_weights(name)
+
+
+def _judges(config: Config) -> Iterator[Use]:
+    for name in config.evaluate.frechet_encoders:
+        if name not in config.encoders or config.encoders[name].weights is None:
+            yield f"evaluate.frechet_encoders: {name!r}", _package_of_weights(name)
+
+
+def _logs(config: Config) -> Iterator[Use]:
+    for name in ("tensorboard", "wandb"):
+        if getattr(config.train, name):
+            yield f"train.{name}:", name
+
+
+def _solver(config: Config) -> Iterator[Use]:
+    name = find_solver(config.sample.solver, config.train.family)
+    yield f"sample.solver: {name!r}", SOLVERS[name].package
+
+
+def _grids(config: Config) -> Iterator[Use]:
+    if config.train.grid_every:
+        yield from _solver(config)
+
+
+def _package_of_weights(encoder: str) -> str | None:
+    packaged = find_encoder(encoder).packaged
+    return packaged[0] if packaged else None
+
+
+USES: Mapping[str, tuple[Callable[[Config], Iterator[Use]], ...]] = {
+    "build": (_images, _encoders),
+    "train": (_logs, _grids),
+    "sample": (_solver,),
+    "evaluate": (_judges,),
+    "run": (_images, _encoders, _logs, _solver, _judges),
+}
