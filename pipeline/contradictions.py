@@ -45,6 +45,8 @@ def _training(train: TrainSettings) -> Iterator[str]:
         yield f"train.keep_every: {train.keep_every} is no multiple of train.checkpoint_every"
     if train.legacy_label_dropping and not train.label_dropping:
         yield "train.legacy_label_dropping: train.label_dropping is 0"
+    if train.init_layout is not None and train.init_from is None:
+        yield "train.init_layout: of which file? Name it with train.init_from"
     if train.family == "DiT":
         yield from _diffusion(train)
 

@@ -32,7 +32,11 @@ def sample(
         ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Whose code the FILE is of, if it does not tell.")
+        Layout | None,
+        typer.Option(
+            help="Whose code the FILE is of, if it does not tell: time 0 is data in repa's files, "
+            "noise in those of sit and sit-no-sigma."
+        ),
     ] = None,
     weights: WhichWeights = Weights.EMA,
     out: Annotated[
@@ -114,7 +118,10 @@ def export(
     weights: WhichWeights = Weights.EMA,
     layout: Annotated[
         Layout | None,
-        typer.Option(help="Whose code is to load it; default: repa for SiT, dit for DiT."),
+        typer.Option(
+            help="Whose code is to load it, in its direction of time: 0 is data for repa, noise "
+            "for sit and sit-no-sigma. Default: repa for SiT, dit for DiT."
+        ),
     ] = None,
     config: ChosenConfig = None,
     overrides: Overrides = [],  # noqa: B006

@@ -11,7 +11,8 @@ from pipeline.report.records import RunRecord, SampleRecord
 from stages.sample.results import OF_MANIFEST, Result
 
 # What decides the images that are judged, beside the weights.
-DRAWN_BY = tuple(name for name in OF_MANIFEST if not name.startswith(("model", "checkpoint")))
+WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
+DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
 HIGHER_IS_BETTER = frozenset({"is", "precision", "recall"})
 # Of a sha256, of 64.
 SHOWN_DIGITS = 8

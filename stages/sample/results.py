@@ -16,7 +16,7 @@ from stages.train.folder import found_beside
 PACKAGES = ("repa-cache", "torch", "torch-fidelity", "timm", "numpy")
 # What a manifest says that belongs to a number.
 OF_MANIFEST = (
-    *("model", "checkpoint", "checkpoint_sha256", "vae", "labels", "solver", "steps"),
+    *("model", "checkpoint", "checkpoint_sha256", "layout", "vae", "labels", "solver", "steps"),
     *("guidance", "guidance_interval", "guided_channels", "precision", "uint8", "seed"),
 )
 INCEPTION = "inception"

@@ -157,7 +157,9 @@ class Run:
         self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
-        there = {**found.state, "settings": {**default_settings(), **found.state["settings"]}}
+        # What another version does not set has the effect of the default.
+        defaults = kept_settings(TrainSettings(run=self._settings.run))
+        there = {**found.state, "settings": defaults | found.state["settings"]}
         for part in ("settings", "columns", "rows"):
             if changed := differences(there[part], self._identity[part], "run"):
                 raise RunError(
@@ -176,15 +178,6 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     if settings.init_from is not None:
         kept["init_from"] = settings.init_from.name
     return kept
-
-
-def default_settings() -> dict[str, Any]:
-    """What a run was trained with that began before there was a setting."""
-    return {
-        name: field.default
-        for name, field in TrainSettings.model_fields.items()
-        if name not in CHANGEABLE and not field.is_required() and field.default_factory is None
-    }
 
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
