@@ -3,7 +3,7 @@
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ import zarr
 
 from cache.checksums import row_checksums
 from cache.compression import CompressedRows, unwarned
-from cache.errors import DamagedCacheError
-from cache.shards import ALIGNMENT, Buffer, DirectRows, RowNumbers, find_layout
+from cache.errors import CacheReplacedError, DamagedCacheError
+from cache.file_layout import ALIGNMENT, find_layout
+from cache.shards import Buffer, DirectRows, RowNumbers
 
 
 class RowReader(Protocol):
@@ -82,22 +83,39 @@ class JoinedRows:
 class CheckedRows:
     """Compares every row that is read with its checksum.
 
-    checksums: uint32 [N]; name: of the array, for the message.
+    checksums: uint32 [N]; name: of the array, for the message; is_outdated: whether a row, which
+    has another checksum, was written anew since checksums were read.
     """
 
-    def __init__(self, source: RowReader, checksums: npt.NDArray[np.uint32], name: str) -> None:
+    def __init__(
+        self,
+        source: RowReader,
+        checksums: npt.NDArray[np.uint32],
+        name: str,
+        is_outdated: Callable[[int], bool],
+    ) -> None:
         self.shape, self.dtype = source.shape, source.dtype
         self._source, self._checksums, self._name = source, checksums, name
+        self._is_outdated = is_outdated
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out` with rows. Raises DamagedCacheError if they are not what was written."""
+        """Fill `out` with rows.
+
+        Raises DamagedCacheError if they are not what was written, CacheReplacedError if they are
+        what was written later.
+        """
         self._source.read(rows, out)
         wrong = rows[row_checksums(out) != self._checksums[rows]]
-        if len(wrong):
-            raise DamagedCacheError(
-                f"{self._name}: row {wrong[0]} is not what was written: its checksum differs "
-                f"({len(wrong)} of {len(rows)} rows read). Run `repa-cache build --repair`."
+        if not len(wrong):
+            return
+        if self._is_outdated(int(wrong[0])):
+            raise CacheReplacedError(
+                f"{self._name}: row {wrong[0]} was made anew while it was read. Start again."
             )
+        raise DamagedCacheError(
+            f"{self._name}: row {wrong[0]} is not what was written: its checksum differs "
+            f"({len(wrong)} of {len(rows)} rows read). Run `repa-cache build --repair`."
+        )
 
 
 def open_rows(location: Path | str, *, unbuffered: bool | None = None) -> RowReader:

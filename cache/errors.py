@@ -25,6 +25,10 @@ class DamagedCacheError(RepaCacheError):
     """Bytes of the cache are not those that were written."""
 
 
+class CacheReplacedError(RepaCacheError):
+    """What is being read was made anew meanwhile, and has to be opened again."""
+
+
 class RowsChangedError(RepaCacheError):
     """The data set is not the one the cache was built from."""
 

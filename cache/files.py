@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from cache.errors import CacheReplacedError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -36,8 +38,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill: on success synced to disk and renamed to `path`, on error removed.
 
-    A folder that is already there is replaced; killed between the two renames, `recover` has to
-    bring it back.
+    A folder that is already there is replaced. Between the two renames that takes, `standing`
+    tells where it is; killed there, `recover` has to bring it back.
     """
     aside, replaced = _aside(path), _replaced(path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -56,6 +58,56 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
     sync(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def standing(path: Path) -> Path:
+    """Where the folder at `path` is: aside while it is being replaced."""
+    replaced = _replaced(path)
+    return replaced if not path.exists() and replaced.exists() else path
+
+
+class HeldFolder:
+    """A folder that stays the same one, although another may take its place.
+
+    Raises CacheReplacedError if that has happened, when it is sent to another process or when a
+    file is no longer in it. On a network file system, names are looked up anew once it is open.
+    """
+
+    def __init__(self, path: Path, identity: tuple[int, int] | None = None) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._identity = identity or _identity(os.fstat(self._descriptor))
+        if self._is_replaced():
+            raise self._replaced()
+
+    def __reduce__(self) -> tuple[type["HeldFolder"], tuple[Path, tuple[int, int]]]:
+        return HeldFolder, (self.path, self._identity)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of a file in it."""
+        try:
+            return os.open(name, flags, dir_fd=self._descriptor)
+        except OSError as error:
+            if self._is_replaced():
+                raise self._replaced() from error
+            raise
+
+    def _is_replaced(self) -> bool:
+        try:
+            return _identity(self.path.stat()) != self._identity
+        except FileNotFoundError:
+            return True
+
+    def _replaced(self) -> CacheReplacedError:
+        return CacheReplacedError(f"{self.path} was made anew while it was read. Start again.")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def recover(path: Path) -> None:

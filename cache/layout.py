@@ -34,6 +34,7 @@ from cache.recipe import Recipe, fingerprint
 # Rows below a page are read in bulk, not one by one; an index entry each would not pay.
 SHARDED_ROW_BYTES = 4096
 LEDGER_BYTES = 64
+ROWS = "rows"
 FAMILIES = ("latents", "features", "pixels")
 # How the names of columns of encoders begin.
 FEATURES = "features/"
@@ -96,6 +97,11 @@ class Column:
     rows: int
     rows_per_shard: int
     constants: Constants = field(default_factory=dict)
+
+    @property
+    def cache(self) -> Path:
+        """The cache that it belongs to."""
+        return self.folder.parents[self.name.count("/")]
 
     @property
     def title(self) -> str:

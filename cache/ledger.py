@@ -8,7 +8,9 @@ cache can stand in for one of this. It is written last, in one step.
 """
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cache.files import write_atomically
 from cache.layout import LEDGER, Column
@@ -33,9 +35,9 @@ def seal(column: Column, shard: int, images: bytes) -> bytes:
 
 def was_made_by(column: Column) -> bool:
     """Whether any finished shard bears witness that the column's recipe made it."""
-    for shard, entry in recorded(column).items():
+    for shard, found in recorded(column).items():
         with suppress(FileNotFoundError):
-            if seal(column, shard, entry[:DIGEST_BYTES]) == entry[DIGEST_BYTES:]:
+            if seal(column, shard, found[:DIGEST_BYTES]) == found[DIGEST_BYTES:]:
                 return True
     return False
 
@@ -47,27 +49,54 @@ def strike(column: Column, shard: int) -> None:
 
 def recorded(column: Column) -> dict[int, bytes]:
     """The entries of all finished shards."""
-    entries = (column.folder / LEDGER.name).glob("c.*.0")
-    return {int(entry.name.split(".")[1]): entry.read_bytes() for entry in entries}
+    shards = (int(path.name.split(".")[1]) for path in (column.folder / LEDGER.name).glob("c.*.0"))
+    return {shard: found for shard in shards if (found := entry(column, shard))}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A column's ledger as it was at some time: the entries of the finished shards."""
+
+    column: Column
+    entries: Mapping[int, bytes]
+
+    @classmethod
+    def of(cls, column: Column) -> "Recorded":
+        """The ledger as it is."""
+        return cls(column, recorded(column))
+
+    def missing(self, rows: RowTable) -> list[int]:
+        """The shards that have to be made, in order."""
+        images = {shard: entry[:DIGEST_BYTES] for shard, entry in self.entries.items()}
+        spans = enumerate(map(self.column.shard_rows, range(self.column.shards)))
+        return [shard for shard, span in spans if images.get(shard) != rows.digest(span)]
+
+    def is_outdated(self, row: int) -> bool:
+        """Whether the shard of a row was made anew since."""
+        shard = row // self.column.rows_per_shard
+        return entry(self.column, shard) != self.entries.get(shard, b"")
 
 
 def missing(column: Column, rows: RowTable) -> list[int]:
     """The shards that have to be made, in order."""
-    return [shard for shard in range(column.shards) if is_missing(column, rows, shard)]
+    return Recorded.of(column).missing(rows)
 
 
 def is_missing(column: Column, rows: RowTable, shard: int) -> bool:
     """Whether a shard has to be made."""
-    return _entry(column, shard)[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
+    return entry(column, shard)[:DIGEST_BYTES] != rows.digest(column.shard_rows(shard))
 
 
 def finished_rows(column: Column, rows: RowTable, shard: int) -> int:
     """How many of the first rows of a missing shard are there, from before images were added."""
-    images, span = _entry(column, shard)[:DIGEST_BYTES], column.shard_rows(shard)
+    images, span = entry(column, shard)[:DIGEST_BYTES], column.shard_rows(shard)
     counts = range(len(span), 0, -1) if images else ()
     return next((count for count in counts if rows.digest(span[:count]) == images), 0)
 
 
-def _entry(column: Column, shard: int) -> bytes:
-    path = column.shard_path(LEDGER, shard)
-    return path.read_bytes() if path.exists() else b""
+def entry(column: Column, shard: int) -> bytes:
+    """What the ledger says of a shard; nothing if it is not finished."""
+    try:
+        return column.shard_path(LEDGER, shard).read_bytes()
+    except FileNotFoundError:
+        return b""

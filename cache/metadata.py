@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import zarr
 from cache.compression import codec_arguments, unwarned
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
 from cache.files import atomic_folder, remove_leftovers, write_atomically
-from cache.layout import FAMILIES, LEDGER, ArraySpec, Column, Constants
+from cache.layout import FAMILIES, LEDGER, ROWS, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, differences, fingerprint
+from cache.versions import Found, of_one_version
 
 FORMAT_VERSION = 2
 
@@ -72,6 +73,16 @@ def column_names(path: Path) -> list[str]:
     """The columns of the cache at `path`, finished or not."""
     entries = (entry for family in FAMILIES for entry in sorted((path / family).glob("[!.]*/")))
     return [entry.relative_to(path).as_posix() for entry in entries]
+
+
+def look_through(path: Path, look: Callable[[list[str]], Found]) -> Found:
+    """What `look` finds in a whole cache, given the names of its columns, as of one moment.
+
+    It is called again if the row table or a column was replaced meanwhile.
+    """
+    names = column_names(path)
+    groups = (path / ROWS, *(path / name for name in names))
+    return of_one_version(lambda: look([n for n in names if has_column(path, n)]), *groups)
 
 
 def create_array(group: zarr.Group, spec: ArraySpec, rows: int, rows_per_shard: int) -> None:
@@ -144,6 +155,10 @@ def read_column(path: Path, name: str, rows: int) -> Column:
     """
     rows_per_shard = root_attributes(path)["rows_per_shard"]
     folder = path / name
+    return of_one_version(lambda: _read_column(name, folder, rows, rows_per_shard), folder)
+
+
+def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Column:
     attributes = read_group(folder)
     recipe = attributes.get("recipe", {})
     if fingerprint(recipe) != attributes.get("fingerprint"):

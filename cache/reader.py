@@ -1,6 +1,7 @@
 """Reading rows of the finished columns of a cache."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,16 +11,20 @@ import numpy.typing as npt
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
 from cache.checksums import row_checksums
-from cache.errors import DamagedCacheError, IncompleteCacheError
+from cache.errors import CacheReplacedError, DamagedCacheError, IncompleteCacheError
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import has_column, read_column, root_attributes
-from cache.rows import RowTable, read_rows
+from cache.rows import RowTable, count_rows, read_rows
 from cache.shards import Buffer
 from cache.storage import STORAGES
+from cache.versions import of_one_version
 
 
 class Cache:
-    """A cache opened for reading."""
+    """A cache opened for reading.
+
+    What is read of it belongs to its rows, also while a build adds more.
+    """
 
     def __init__(self, path: Path) -> None:
         root_attributes(path)
@@ -30,33 +35,58 @@ class Cache:
         """A reader for a column, for example `features/dinov2-vit-b`.
 
         verify: compare every row that is read with its checksum. Raises IncompleteCacheError if
-        the column is missing or not finished.
+        the column is missing or not finished, CacheReplacedError if it is for other rows.
         """
+        return of_one_version(lambda: self._open(name, verify=verify), self.path / name)
+
+    def _open(self, name: str, *, verify: bool) -> "ColumnReader":
         if not has_column(self.path, name):
             raise IncompleteCacheError(
                 f"{self.path} has no column {name}. Run `repa-cache build` to add it."
             )
         column = read_column(self.path, name, len(self.rows))
-        if missing := ledger.missing(column, self.rows):
+        recorded = ledger.Recorded.of(column)
+        missing = recorded.missing(self.rows)
+        if missing and self._are_outgrown(column, missing):
+            missing = []
+        if missing:
             raise IncompleteCacheError(
                 f"{self.path}/{name}: {len(missing)} of {column.shards} shards are missing. "
                 "Run `repa-cache build` to finish it."
             )
-        return ColumnReader(column, verify=verify)
+        return ColumnReader(column, recorded if verify else None)
+
+    def _are_outgrown(self, column: Column, shards: Sequence[int]) -> bool:
+        """Whether shards have more rows than they would need, as images were added meanwhile."""
+        rows = read_rows(self.path)
+        if rows.looks_like(self.rows):
+            return False
+        if not rows.begins_with(self.rows):
+            raise CacheReplacedError(
+                f"{self.path}: images or labels changed while it was read. Start again."
+            )
+        grown = replace(column, rows=len(rows))
+        return all(
+            ledger.finished_rows(grown, rows, shard) >= len(column.shard_rows(shard))
+            for shard in shards
+        )
 
 
 class ColumnReader:
-    """Reads any rows of any array of one column."""
+    """Reads any rows of any array of one column.
 
-    def __init__(self, column: Column, *, verify: bool = False) -> None:
+    verified: the ledger of the column, to compare every row that is read with its checksum.
+    """
+
+    def __init__(self, column: Column, verified: ledger.Recorded | None = None) -> None:
         self.column = column
         self._arrays = {array.name: _open_array(column, array) for array in column.arrays}
-        if verify:
+        if verified is not None:
             checksums = np.empty((column.rows, len(column.arrays)), np.uint32)
             _open_array(column, column.crc32c).read(np.arange(column.rows), checksums)
             for position, (name, rows) in enumerate(self._arrays.items()):
-                own = checksums[:, position].copy()
-                self._arrays[name] = CheckedRows(rows, own, f"{column.folder}/{name}")
+                own, where = checksums[:, position].copy(), f"{column.folder}/{name}"
+                self._arrays[name] = CheckedRows(rows, own, where, verified.is_outdated)
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -165,11 +195,18 @@ def _open_array(column: Column, spec: ArraySpec, *, is_whole: bool = True) -> Ro
         raise DamagedCacheError(
             f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
         ) from error
-    expected = (column.rows, *spec.row_shape)
-    length = expected[0] if is_whole else min(rows.shape[0], expected[0])
-    if rows.shape != (length, *spec.row_shape) or rows.dtype != spec.dtype:
+    is_as_written = rows.shape[1:] == spec.row_shape and rows.dtype == spec.dtype
+    if not is_as_written or not _has_length(column, rows.shape[0], is_whole=is_whole):
         raise DamagedCacheError(
-            f"{path}: its zarr.json was edited: expected {spec.dtype} {expected}, got "
-            f"{rows.dtype} {rows.shape}. Run `repa-cache build --repair`."
+            f"{path}: its zarr.json was edited: expected {spec.dtype} "
+            f"{(column.rows, *spec.row_shape)}, got {rows.dtype} {rows.shape}. "
+            "Run `repa-cache build --repair`."
         )
     return rows
+
+
+def _has_length(column: Column, rows: int, *, is_whole: bool) -> bool:
+    """Whether an array can have so many rows: those of its column, or more that were added."""
+    if rows <= column.rows:
+        return rows == column.rows or not is_whole
+    return rows <= count_rows(column.cache)

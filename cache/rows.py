@@ -6,8 +6,11 @@ well-mixed batches. Images that are added later follow, in a permutation of thei
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,20 @@ import xxhash
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from cache.errors import DamagedCacheError, RowsChangedError
-from cache.files import atomic_folder
+from cache.errors import DamagedCacheError
+from cache.files import atomic_folder, standing
+from cache.keys import Keys, pieces
+from cache.layout import ROWS
 from cache.metadata import create_root, read_group
 from cache.order import block_permutation
+from cache.versions import Version, of_one_version, versions
 
 # The table is read whole; a few large chunks keep the number of files small.
 CHUNK_ROWS = 65536
-NAMED_KEYS = 5
-FIELDS = ("key", "label", "source_index", "content_hash", "stamp")
-
-
+NUMBERS = ("label", "source_index", "content_hash", "stamp")
+FIELDS = ("key", *NUMBERS)
+# Those that training sees.
+SEEN = ("key", "label", "content_hash")
 # The content hash of a file that could not be read.
 UNREADABLE = (0, 0)
 
@@ -47,7 +53,7 @@ class RowTable:
     the one that was hashed, 0 where nothing does; classes: a name per label.
     """
 
-    key: npt.NDArray[Any]
+    key: Keys
     label: npt.NDArray[np.int32]
     source_index: npt.NDArray[np.int64]
     content_hash: npt.NDArray[np.uint64]
@@ -70,13 +76,28 @@ class RowTable:
 
     def equals(self, other: "RowTable") -> bool:
         """Whether both hold the same, stamps included."""
-        is_same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in FIELDS)
-        return self.classes == other.classes and all(is_same)
+        is_same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in NUMBERS)
+        return self.looks_like(other) and all(is_same)
 
-    @property
+    def looks_like(self, other: "RowTable") -> bool:
+        """Whether training sees the same of both: order, keys, labels, images."""
+        return self.classes == other.classes and len(self) == len(other) and self.begins_with(other)
+
+    def begins_with(self, other: "RowTable") -> bool:
+        """Whether training sees the other rows at the beginning of these."""
+        head = slice(len(other))
+        is_same = (np.array_equal(getattr(self, name)[head], getattr(other, name)) for name in SEEN)
+        return self.classes[: len(other.classes)] == other.classes and all(is_same)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything training sees of the rows: order, keys, labels, images."""
-        digest = hashlib.sha256("\0".join([*self.classes, *self.key.tolist()]).encode())
+        digest, separator = hashlib.sha256(), b""
+        keys = (self.key[piece].tolist() for piece in pieces(len(self)))
+        for names in chain([self.classes], keys):
+            if names:
+                digest.update(separator + "\0".join(names).encode())
+                separator = b"\0"
         digest.update(self.label.astype("<i4", copy=False).tobytes())
         digest.update(self.digest(range(len(self))))
         return digest.hexdigest()
@@ -97,12 +118,12 @@ def create_cache(path: Path, rows: RowTable, rows_per_shard: int, seed: int) -> 
     """Write a new cache without columns at `path`, whole or not at all."""
     with atomic_folder(path) as folder:
         create_root(folder, rows_per_shard, seed)
-        _write_table(folder / "rows", rows)
+        _write_table(folder / ROWS, rows)
 
 
 def write_rows(path: Path, rows: RowTable) -> None:
     """Replace the row table of the cache at `path`."""
-    with atomic_folder(path / "rows") as folder:
+    with atomic_folder(path / ROWS) as folder:
         _write_table(folder, rows)
 
 
@@ -124,88 +145,75 @@ def _write_table(folder: Path, rows: RowTable) -> None:
         array[:] = values
 
 
-def read_rows(path: Path) -> RowTable:
-    """The row table of the cache at `path`. Raises DamagedCacheError if it was altered."""
-    rows = read_unchecked_rows(path)
-    if rows.fingerprint != read_group(path / "rows").get("fingerprint"):
+@dataclass(frozen=True)
+class StoredRows:
+    """A row table as it lay on disk, edited or not.
+
+    fingerprint: as it was stored; version: of its folder.
+    """
+
+    rows: RowTable
+    fingerprint: object
+    version: tuple[Version, ...]
+
+
+def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
+    """The row table of the cache at `path`. Raises DamagedCacheError if it was altered.
+
+    known: what was read before, which is not read again if it is still there.
+    """
+    stored = known
+    if stored is None or stored.version != versions(path / ROWS):
+        stored = read_stored_rows(path)
+    if stored.rows.fingerprint != stored.fingerprint:
         raise DamagedCacheError(
-            f"{path / 'rows'}: keys, labels or content hashes were edited. "
+            f"{path / ROWS}: keys, labels or content hashes were edited. "
             "Run `repa-cache build --repair` to take them from the data set again."
         )
-    return rows
+    return stored.rows
 
 
 def read_unchecked_rows(path: Path) -> RowTable:
     """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
-    attributes = read_group(path / "rows")
+    return read_stored_rows(path).rows
+
+
+def read_stored_rows(path: Path) -> StoredRows:
+    """The row table, and what is known of it. Raises DamagedCacheError if it cannot be read."""
+    folder = path / ROWS
+
+    def read() -> StoredRows:
+        version, attributes = versions(folder), read_group(standing(folder))
+        with _opened_table(folder) as arrays:
+            columns = {name: arrays[name][:] for name in NUMBERS}
+            keys = np.empty(arrays["key"].shape, np.dtypes.StringDType())
+            # Python's strings, which Zarr makes on the way, take much memory.
+            for piece in pieces(len(keys)):
+                keys[piece] = arrays["key"][piece]
+            rows = RowTable(keys, **columns, classes=tuple(attributes["classes"]))
+        return StoredRows(rows, attributes.get("fingerprint"), version)
+
+    return of_one_version(read, folder)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows the cache at `path` has. Raises DamagedCacheError if that cannot be read."""
+    folder = path / ROWS
+
+    def count() -> int:
+        with _opened_table(folder) as arrays:
+            return int(arrays["label"].shape[0])
+
+    return of_one_version(count, folder)
+
+
+@contextmanager
+def _opened_table(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The arrays of the row table in a folder. Raises DamagedCacheError for whatever fails."""
     try:
-        group = zarr.open_group(path / "rows", mode="r")
-        columns: dict[str, Any] = {name: group[name][:] for name in FIELDS}  # type: ignore[index]
-        return RowTable(**columns, classes=tuple(attributes["classes"]))
+        group = zarr.open_group(standing(folder), mode="r")
+        yield {name: group[name] for name in FIELDS}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedCacheError(
-            f"{path / 'rows'} cannot be read: {error}. Run `repa-cache build --repair`."
+            f"{folder} cannot be read: {error}. Run `repa-cache build --repair`."
         ) from error
-
-
-@dataclass(frozen=True)
-class RowChanges:
-    """How a data set differs from a row table: keys of images, in the table's or its order."""
-
-    changed: tuple[str, ...]
-    vanished: tuple[str, ...]
-    added: tuple[str, ...]
-    relabelled: tuple[str, ...]
-
-    def check(self, path: Path, *, may_update: bool) -> None:
-        """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
-
-        may_update: whether changed and relabelled images may be taken over.
-        """
-        lost = {"vanished": self.vanished}
-        altered = {"changed": self.changed, "labelled otherwise": self.relabelled}
-        kinds = lost if may_update else {**altered, **lost}
-        if listing := "; ".join(f"{len(k)} {what}: {_named(k)}" for what, k in kinds.items() if k):
-            update = "" if self.vanished else "take them over (`repa-cache build --update`), "
-            raise RowsChangedError(
-                f"The data set is not the one {path} was built from ({listing}). "
-                f"Restore the images, {update}or build another cache (cache.path)."
-            )
-
-
-def compare(cached: RowTable, current: RowTable) -> RowChanges:
-    """How the data set that `current` lists differs from the rows of a cache."""
-    old = {key: i for i, key in enumerate(cached.key.tolist())}
-    new = {key: i for i, key in enumerate(current.key.tolist())}
-    common = [key for key in old if key in new]
-    here, there = [old[key] for key in common], [new[key] for key in common]
-    changed = (cached.content_hash[here] != current.content_hash[there]).any(axis=1)
-    names = np.array([*cached.classes, *current.classes], dtype=np.dtypes.StringDType())
-    label = current.label[there] + len(cached.classes)
-    relabelled = (cached.label[here] != current.label[there]) | (
-        names[cached.label[here]] != names[label]
-    )
-    return RowChanges(
-        changed=tuple(np.array(common, object)[changed]),
-        vanished=tuple(key for key in old if key not in new),
-        added=tuple(key for key in new if key not in old),
-        relabelled=tuple(np.array(common, object)[relabelled]),
-    )
-
-
-def merged(cached: RowTable, current: RowTable, seed: int, block: int = 1) -> RowTable:
-    """The rows of a cache as the data set has them, in the cache's order, and the added ones.
-
-    Every key of `cached` has to be in `current`. block: as in `RowTable.permuted`.
-    """
-    new = {key: i for i, key in enumerate(current.key.tolist())}
-    kept = [new.pop(key) for key in cached.key.tolist()]
-    added = np.array(list(new.values()), np.int64)
-    # Numbered by where it begins, so that no two additions are permuted alike.
-    shuffled = added[block_permutation(len(added), seed, len(cached), block)]
-    return current.take(np.concatenate([np.array(kept, np.int64), shuffled]))
-
-
-def _named(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    return ", ".join(keys[:NAMED_KEYS]) + more

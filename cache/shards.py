@@ -6,110 +6,30 @@ caller's buffer.
 """
 
 import errno
-import math
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-from zarr.core.chunk_grids import RegularChunkGrid
-from zarr.storage import LocalStore
 
 from cache.bounce import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
+from cache.file_layout import ALIGNMENT, Layout
+from cache.files import HeldFolder
 
 Buffer = npt.NDArray[Any]
 RowNumbers = npt.NDArray[np.int64]
 
-# What devices and file systems ask of offsets, sizes and addresses of unbuffered reads.
-ALIGNMENT = 4096
-INDEX_ENTRY_BYTES = 16
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the rows of an array lie in files: each holds chunks, each of which holds rows.
-
-    index: where a file's index is, if it has one; is_compressed: whether each row is a chunk as
-    `cache.compression` makes it.
-    """
-
-    rows_per_file: int
-    rows_per_chunk: int
-    row_bytes: int
-    index: Literal["start", "end"] | None
-    has_checksum: bool
-    is_compressed: bool = False
-
-    @property
-    def is_aligned(self) -> bool:
-        """Whether unbuffered reads of whole rows are possible."""
-        is_in_place = not self.is_compressed and self.index != "start"
-        return is_in_place and self.row_bytes % ALIGNMENT == 0
-
-    @property
-    def index_bytes(self) -> int:
-        """Size of a file's index, with its checksum."""
-        chunks = self.rows_per_file // self.rows_per_chunk
-        return chunks * INDEX_ENTRY_BYTES + 4 * self.has_checksum if self.index else 0
-
-
-def find_layout(array: zarr.Array[Any]) -> Layout | None:
-    """The layout of an array whose rows can be read one by one from its files, or None."""
-    metadata = array.metadata
-    if not isinstance(array.store, LocalStore) or metadata.zarr_format != 3 or not array.ndim:
-        return None
-    grid, codecs = metadata.chunk_grid, metadata.codecs
-    if not isinstance(grid, RegularChunkGrid) or array.dtype.kind not in "fiu":
-        return None
-    file_shape = chunk_shape = grid.chunk_shape
-    index: Literal["start", "end"] | None = None
-    index_codecs: tuple[Any, ...] = ()
-    if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
-        sharding = codecs[0]
-        chunk_shape, codecs = sharding.chunk_shape, sharding.codecs
-        index_codecs, index = sharding.index_codecs, sharding.index_location.value
-    is_whole = file_shape[1:] == chunk_shape[1:] == array.shape[1:]
-    is_plain = _is_little_endian(codecs, array.dtype.itemsize)
-    is_single = chunk_shape[0] == 1 and bool(index)
-    is_compressed = is_single and array.dtype == np.uint8 and _is_delta_zstd(codecs)
-    if not is_whole or not (is_plain or is_compressed):
-        return None
-    if index and not _is_plain_index(index_codecs):
-        return None
-    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
-    has_checksum = len(index_codecs) == 2
-    return Layout(file_shape[0], chunk_shape[0], row_bytes, index, has_checksum, is_compressed)
-
-
-def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
-    if len(codecs) != 1 or not isinstance(codecs[0], BytesCodec):
-        return False
-    endian = codecs[0].endian
-    return item_bytes == 1 or (endian is not None and endian.value == "little")
-
-
-def _is_delta_zstd(codecs: tuple[Any, ...]) -> bool:
-    described = [codec.to_dict() for codec in codecs]
-    names = [codec["name"] for codec in described]
-    is_of_bytes = described[0].get("configuration") == {"dtype": "|u1"}
-    return names == ["numcodecs.delta", "bytes", "zstd", "crc32c"] and is_of_bytes
-
-
-def _is_plain_index(codecs: tuple[Any, ...]) -> bool:
-    is_checked = len(codecs) == 2 and isinstance(codecs[1], Crc32cCodec)
-    return _is_little_endian(codecs[:1], 8) and (len(codecs) == 1 or is_checked)
 
 
 class ShardFile:
@@ -118,15 +38,16 @@ class ShardFile:
     Closes when nobody uses it any more, so that one thread may drop it while another reads.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._path = path
+    def __init__(self, folder: HeldFolder, name: str, layout: Layout) -> None:
+        self._folder, self._name = folder, name
+        self._path = folder.path / name
         self._layout = layout
         self._descriptors: list[int] = []
         try:
             self._buffered = self._open(0)
         except FileNotFoundError as error:
             raise IncompleteCacheError(
-                f"{path} is missing. Run `repa-cache build --repair`."
+                f"{self._path} is missing. Run `repa-cache build --repair`."
             ) from error
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
@@ -138,7 +59,7 @@ class ShardFile:
             os.close(descriptor)
 
     def _open(self, flags: int) -> int:
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        descriptor = self._folder.open(self._name, os.O_RDONLY | os.O_CLOEXEC | flags)
         self._descriptors.append(descriptor)
         return descriptor
 
@@ -146,9 +67,11 @@ class ShardFile:
     def _unbuffered(self) -> int | None:
         """A descriptor that bypasses the page cache, where the file system has that."""
         try:
-            return self._open(os.O_DIRECT)
+            descriptor = self._open(os.O_DIRECT)
         except (OSError, AttributeError):
             return None
+        # It may be another file by now, with another index.
+        return descriptor if os.path.sameopenfile(descriptor, self._buffered) else None
 
     def _read_index(self) -> list[tuple[int, int]]:
         """Where each chunk begins, -1 if it is absent, and its size."""
@@ -180,6 +103,19 @@ class ShardFile:
         if offset < 0:
             raise IncompleteCacheError(f"{self._path}: row {position} of the shard is absent.")
         return offset + place * layout.row_bytes
+
+    def runs(self, position: int, count: int) -> Iterator[tuple[int, int]]:
+        """Where some rows begin that follow one another, and how many lie there together."""
+        if self._index is None:
+            yield self.offset(position), count
+            return
+        size, start = self._layout.row_bytes, position
+        offsets = [self.offset(row) for row in range(position, position + count)]
+        for row, (before, offset) in enumerate(pairwise(offsets), position + 1):
+            if offset != before + size:
+                yield offsets[start - position], row - start
+                start = row
+        yield offsets[start - position], position + count - start
 
     def chunk(self, position: int) -> bytes:
         """The whole chunk that holds a row of an array of one row a chunk."""
@@ -228,7 +164,7 @@ class DirectRows:
         folder = Path(store.root) / array.path
         self.shape, self.dtype = array.shape, array.dtype
         self._layout = layout
-        self._folder = folder
+        self._folder = HeldFolder(folder)
         self._encode_key = array.metadata.encode_chunk_key
         self._unbuffered = unbuffered and layout.is_aligned
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
@@ -248,7 +184,7 @@ class DirectRows:
 
     def _open_file(self, number: int) -> ShardFile:
         key = self._encode_key((number, *(0 for _ in self.shape[1:])))
-        return ShardFile(self._folder / key, self._layout)
+        return ShardFile(self._folder, key, self._layout)
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
@@ -261,20 +197,28 @@ class DirectRows:
             file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
 
     def _runs(self, rows: RowNumbers) -> Iterator[tuple[ShardFile, int, int, int]]:
-        """File, offset, and places in the buffer of rows that follow one another in a file."""
-        size = self._layout.row_bytes
-        run: tuple[ShardFile, int, int] | None = None
-        for place, row in enumerate(rows.tolist()):
+        """File, offset, and places in the buffer of rows that lie together."""
+        # The first one follows no row.
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        bounds = [*starts.tolist(), len(rows)]
+        for row, (place, stop) in zip(rows[starts].tolist(), pairwise(bounds), strict=True):
+            if stop - place == 1:
+                file, position = self.file(row)
+                yield file, file.offset(position), place, stop
+            else:
+                yield from self._runs_of(row, place, stop)
+
+    def _runs_of(
+        self, row: int, place: int, stop: int
+    ) -> Iterator[tuple[ShardFile, int, int, int]]:
+        """The same of rows that follow one another."""
+        while place < stop:
             file, position = self.file(row)
-            offset = file.offset(position)
-            if run is not None:
-                before, begin, start = run
-                if before is file and offset == begin + (place - start) * size:
-                    continue
-                yield before, begin, start, place
-            run = file, offset, place
-        if run is not None:
-            yield *run, len(rows)
+            left = min(stop - place, self._layout.rows_per_file - position)
+            row += left
+            for offset, count in file.runs(position, left):
+                yield file, offset, place, place + count
+                place += count
 
 
 @lru_cache(maxsize=1)

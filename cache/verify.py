@@ -8,7 +8,7 @@ column's recipe; the checksums cover every byte of every row; whatever else is i
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,10 +22,11 @@ from cache import ledger
 from cache.checksums import finite_rows, row_checksums
 from cache.compression import decompress, unwarned
 from cache.errors import DamagedCacheError
-from cache.layout import LEDGER, ArraySpec, Column, Rows
-from cache.metadata import column_names, read_column, root_attributes
+from cache.file_layout import find_layout
+from cache.layout import LEDGER, ROWS, ArraySpec, Column, Rows
+from cache.metadata import look_through, read_column, root_attributes
 from cache.rows import read_rows
-from cache.shards import find_layout
+from cache.versions import Version, versions
 from cache.writer import shard_tail
 
 # Rows are read for checking in pieces of about this size.
@@ -53,37 +54,62 @@ class Fault:
     shard: int | None = None
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A shard that counts as finished. entry: of the ledger; table: version of the row table."""
+
+    column: Column
+    shard: int
+    entry: bytes
+    table: tuple[Version, ...]
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it, or the row table, was made anew since."""
+        column = self.column
+        is_same = versions(column.cache / ROWS) == self.table
+        return not is_same or ledger.entry(column, self.shard) != self.entry
+
+
 @dataclass
 class Survey:
     """What can be said of a cache without reading its shards.
 
-    shards: those that count as finished, with their ledger entries, which remain to be checked.
+    shards: those that remain to be checked.
     """
 
-    shards: list[tuple[Column, int, bytes]] = field(default_factory=list)
+    shards: list[Finished] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
 
 def survey(path: Path) -> Survey:
-    """Check the row table, the metadata of every column, and completeness."""
+    """Check the row table, the metadata of every column, and completeness.
+
+    As of one moment: what a build replaces or adds meanwhile is no fault.
+    """
     root_attributes(path)
-    found = Survey()
+    return look_through(path, lambda names: _survey(path, names))
+
+
+def _survey(path: Path, names: Sequence[str]) -> Survey:
+    found, table = Survey(), versions(path / ROWS)
     try:
         rows = read_rows(path)
     except DamagedCacheError as error:
-        found.faults.append(Fault("rows", _cause(error), Remedy.REPAIR))
+        found.faults.append(Fault(ROWS, _cause(error), Remedy.REPAIR))
         return found
-    for name in column_names(path):
+    for name in names:
         try:
             column = read_column(path, name, len(rows))
         except DamagedCacheError as error:
             found.faults.append(Fault(name, _cause(error), Remedy.REPAIR, name))
             continue
         found.faults += _metadata_faults(column)
-        missing, entries = ledger.missing(column, rows), ledger.recorded(column)
+        recorded = ledger.Recorded.of(column)
+        missing, entries = recorded.missing(rows), recorded.entries
         found.faults += _completeness_faults(column, missing, entries)
         finished = sorted(set(range(column.shards)) - set(missing))
-        found.shards += [(column, shard, entries[shard]) for shard in finished]
+        found.shards += [Finished(column, shard, entries[shard], table) for shard in finished]
     return found
 
 
@@ -139,19 +165,35 @@ def _shard_fault(
     return Fault(f"{name} shard {shard}", what, remedy, column.name, shard)
 
 
-def check_shard(column: Column, shard: int, entry: bytes) -> list[Fault]:
-    """Compare all that lies on disk of a finished shard with its ledger entry."""
+def check_shard(finished: Finished) -> list[Fault]:
+    """Compare all that lies on disk of a finished shard with its ledger entry.
+
+    What a build makes anew meanwhile is looked at again.
+    """
+    faults = _shard_faults(finished.column, finished.shard, finished.entry)
+    return _look_again(finished) if faults and finished.is_outdated else faults
+
+
+def _look_again(finished: Finished) -> list[Fault]:
+    column, shard = finished.column, finished.shard
+    for found in survey(column.cache).shards:
+        if (found.column.name, found.shard) == (column.name, shard):
+            return check_shard(found)
+    return [_shard_fault(column, shard, "it is being made anew", Remedy.BUILD)]
+
+
+def _shard_faults(column: Column, shard: int, entry: bytes) -> list[Fault]:
     images, sealed = entry[: ledger.DIGEST_BYTES], entry[ledger.DIGEST_BYTES :]
     try:
         is_sealed = ledger.seal(column, shard, images) == sealed
+        content = column.shard_path(column.crc32c, shard).read_bytes()
     except FileNotFoundError:
         what = "the file of its checksums is missing"
         return [_shard_fault(column, shard, what, Remedy.REPAIR)]
     if not is_sealed:
         what = "the ledger entry does not fit its checksums and recipe"
         return [_shard_fault(column, shard, what, Remedy.REPAIR)]
-    checksums = np.frombuffer(column.shard_path(column.crc32c, shard).read_bytes(), "<u4")
-    checksums = checksums.reshape(column.rows_per_shard, -1)
+    checksums = np.frombuffer(content, "<u4").reshape(column.rows_per_shard, -1)
     return [
         _shard_fault(column, shard, what, Remedy.REPAIR, array)
         for position, array in enumerate(column.arrays)
@@ -164,14 +206,16 @@ def _file_faults(
 ) -> Iterator[str]:
     """What is wrong with the file of one shard of one array."""
     path, count = column.shard_path(array, shard), len(column.shard_rows(shard))
-    if not path.exists():
-        yield "its file is missing"
-        return
-    found, expected = path.stat().st_size, column.shard_bytes(array, shard)
-    if found != expected and not array.is_compressed:
-        yield f"its file has {found:,} bytes instead of {expected:,}"
-        return
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            yield "its file is missing"
+            return
+        found, expected = os.fstat(file.fileno()).st_size, column.shard_bytes(array, shard)
+        if found != expected and not array.is_compressed:
+            yield f"its file has {found:,} bytes instead of {expected:,}"
+            return
         sizes = _row_sizes(file, column, array, count)
         step = max(1, PIECE_BYTES // array.row_bytes)
         for start in range(0, count, step):

@@ -1,7 +1,7 @@
 """pipeline.toml as one frozen, validated Config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline.contradictions import contradictions
 from pipeline.documents import copy_value, dates, override, read_document
 from pipeline.exits import ConfigError
+from pipeline.needs import EVERYTHING, Need
 from stages.encode.settings import (
     BuildSettings,
     CacheSettings,
@@ -59,27 +60,39 @@ class Config(Settings):
 
 
 def load_config(
-    path: Path, overrides: Sequence[str] = (), world: int = 1, *, has_files: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    world: int = 1,
+    needs: Collection[Need] = EVERYTHING,
 ) -> Config:
     """Read and check a configuration file.
 
     overrides: `section.key=value`, as on the command line; world: number of processes that
-    will train; has_files: whether images, weights and references have to be there, which a plan
-    does without. Raises ConfigError with every error at once.
+    will train; needs: what has to be there. Raises ConfigError with every error at once.
     """
-    config = validated(read_document(path), overrides, path, path.parent)
-    if problems := list(contradictions(config, world, has_files=has_files)):
+    return checked(validated(read_document(path), overrides, path, path.parent), path, world, needs)
+
+
+def checked(
+    config: Config, path: Path, world: int = 1, needs: Collection[Need] = EVERYTHING
+) -> Config:
+    """A configuration that does not contradict itself. path: where it is from.
+
+    Raises ConfigError for one that does.
+    """
+    if problems := list(contradictions(config, world, needs)):
         raise config_error(path, problems)
     return config
 
 
 def validated(
-    document: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path
+    document: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path | None
 ) -> Config:
     """The configuration in a document, each setting valid by itself.
 
     overrides: to be put into the document, with paths relative to where the command is typed;
-    path: where the document is from; folder: that paths in it are relative to. Raises ConfigError.
+    path: where the document is from; folder: that paths in it are relative to, or None to take
+    them as they are. Raises ConfigError.
     """
     keys = [override(document, text) for text in overrides]
     config = _parsed(document, path, folder)
@@ -91,13 +104,14 @@ def validated(
     return Config.model_validate(settings)
 
 
-def _parsed(document: dict[str, Any], path: Path, folder: Path) -> Config:
-    """A document's settings, with paths relative to a folder."""
+def _parsed(document: dict[str, Any], path: Path, folder: Path | None) -> Config:
+    """A document's settings, with paths relative to a folder, or as they are."""
     if problems := list(dates(document)):
         raise config_error(path, problems)
     try:
         # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
-        return Config.model_validate_json(json.dumps(document), context={"folder": folder})
+        context = None if folder is None else {"folder": folder}
+        return Config.model_validate_json(json.dumps(document), context=context)
     except ValidationError as error:
         raise config_error(path, [_line(problem) for problem in error.errors()]) from None
 

@@ -1,11 +1,11 @@
 """What is valid by itself in a configuration, but does not fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from cache.layout import FEATURES
+from pipeline.needs import EVERYTHING, Need, missing_files
 from stages.encode.encoders import find_encoder
-from stages.encode.sources import EMBEDDED_SOURCES, FOLDER_SOURCES
+from stages.encode.sources import EMBEDDED_SOURCES, TABLE_SOURCES
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.settings import nearest
 from stages.train.alignment import ALIGNMENTS
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def contradictions(config: "Config", world: int, *, has_files: bool = True) -> Iterator[str]:
+def contradictions(
+    config: "Config", world: int, needs: Collection[Need] = EVERYTHING
+) -> Iterator[str]:
     """A line for each.
 
-    world: number of processes that will train; has_files: whether those named have to be there.
+    world: number of processes that will train; needs: what has to be there.
     """
     train = config.train
     for name in train.encoders:
@@ -29,8 +31,7 @@ def contradictions(config: "Config", world: int, *, has_files: bool = True) -> I
     yield from _shares(train, world)
     yield from _sampling(config)
     yield from _sources(config)
-    if has_files:
-        yield from _missing_files(config)
+    yield from missing_files(config, needs)
     yield from _grids(config)
 
 
@@ -44,6 +45,8 @@ def _training(train: TrainSettings) -> Iterator[str]:
         yield f"train.keep_every: {train.keep_every} is no multiple of train.checkpoint_every"
     if train.legacy_label_dropping and not train.label_dropping:
         yield "train.legacy_label_dropping: train.label_dropping is 0"
+    if train.init_layout is not None and train.init_from is None:
+        yield "train.init_layout: of which file? Name it with train.init_from"
     if train.family == "DiT":
         yield from _diffusion(train)
 
@@ -81,37 +84,18 @@ def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         yield f"dataset.path: required by the source {dataset.source!r}"
+    if dataset.source not in TABLE_SOURCES:
+        for key in ("split", "image_column", "label_column"):
+            if getattr(dataset, key) is not None:
+                yield (
+                    f"dataset.{key}: only the sources {', '.join(sorted(TABLE_SOURCES))} have "
+                    f"{'splits' if key == 'split' else 'columns'} to choose from, not "
+                    f"{dataset.source!r}"
+                )
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
-    # Its configuration decides the shape of latents, whoever asks.
-    if problem := config.latents.problem:
-        yield f"latents.vae: {problem}"
-
-
-def _missing_files(config: "Config") -> Iterator[str]:
-    dataset = config.dataset
-    # Once they are cached, only a build needs images and weights, and says so if they are gone.
-    is_needed = dataset.source in FOLDER_SOURCES and not config.cache.path.is_dir()
-    if is_needed and dataset.path is not None and not dataset.path.is_dir():
-        yield f"dataset.path: there is no folder {dataset.path}"
-    if problem := config.decoder.problem:
-        yield f"sample.vae: {problem}"
-    for key in ("reference", "inception_weights"):
-        path = getattr(config.evaluate, key)
-        if path is not None and not path.exists():
-            yield f"evaluate.{key}: there is no file {path}"
-    yield from _missing_weights(config)
-
-
-def _missing_weights(config: "Config") -> Iterator[str]:
-    for name, encoder in config.encoders.items():
-        is_cached = (config.cache.path / FEATURES / name).is_dir()
-        if encoder.weights is not None and not (is_cached or encoder.weights.is_file()):
-            yield f"encoders.{name}.weights: there is no file {encoder.weights}"
-        if encoder.weights is None and (reason := find_encoder(name).unpublished):
-            yield f"encoders.{name}.weights: required; {reason}"
 
 
 def _grids(config: "Config") -> Iterator[str]:

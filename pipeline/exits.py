@@ -1,20 +1,25 @@
 """How a command ends: exit codes, and every error as one message."""
 
+import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 from cache.errors import RepaCacheError
-from stages.interrupt import InterruptedWorkError
-from stages.processes import LaunchError, local_rank
+from stages.interrupt import FollowingError, InterruptedWorkError
+from stages.processes import LaunchError, local_rank, rank
 
 FAILED = 1
 # What a shell reports for a command that Ctrl-C ended.
 INTERRUPTED = 130
+# How long a process of several waits for the first to say what all have found.
+PATIENCE_SECONDS = 2.0
 
 # The program's own code, among whatever is installed beside it.
 ROOT = Path(__file__).parents[1]
@@ -38,18 +43,57 @@ def reported_errors(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.BadParameter, BrokenPipeError):
         # The last is a reader that has seen enough, as `head`: typer ends quietly.
         raise
-    except KeyboardInterrupt:
-        typer.echo("repa-cache: stopped. Run the same command to go on.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        _say_once("stopped. Run the same command to go on.", error)
+        _leave(INTERRUPTED)
     except Exception as error:
-        if debug:
+        if debug and not _is_shared():
             raise
-        if not isinstance(error, ConfigError) or _is_first_here():
-            # Plain text: rich would wrap paths and colour numbers.
-            typer.echo(f"repa-cache: {described(error)}", err=True)
-        raise typer.Exit(
-            INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED
-        ) from None
+        _say_once(traceback.format_exc() if debug else described(error), error)
+        _leave(INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED)
+
+
+def _say_once(text: str, error: BaseException) -> None:
+    """Say what went wrong, unless another process of the run says it."""
+    is_first = _is_first(rank)
+    if isinstance(error, ConfigError):
+        # All processes of a machine read the same settings.
+        is_said = _is_first(local_rank)
+    else:
+        is_said = is_first or not isinstance(error, (InterruptedWorkError, KeyboardInterrupt))
+    if not is_said or isinstance(error, FollowingError):
+        return
+    if not (is_first or _is_shared()):
+        # The first process may find the same, and its launcher then ends this one.
+        time.sleep(PATIENCE_SECONDS)
+    # Plain text: rich would wrap paths and colour numbers.
+    typer.echo(f"repa-cache: {text}", err=True)
+
+
+def _is_first(number: Callable[[], int | None]) -> bool:
+    """Whether a process has the number 0, or none that can be known."""
+    try:
+        return not number()
+    except LaunchError:
+        return True
+
+
+def _is_shared() -> bool:
+    """Whether this process has joined others."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
+
+
+def _leave(code: int) -> NoReturn:
+    """End the command; at once, if others may be waiting for this process in an exchange.
+
+    Python would clear up first, which waits for exchanges that are open.
+    """
+    if not _is_shared():
+        raise typer.Exit(code) from None
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _require_utf8_names() -> None:
@@ -59,14 +103,6 @@ def _require_utf8_names() -> None:
             f"Names of files are {encoding} in this locale, expected UTF-8. Set PYTHONUTF8=1, or "
             "LC_ALL=C.UTF-8, and run this again."
         )
-
-
-def _is_first_here() -> bool:
-    """Whether this process speaks for all of its machine, which have the same settings."""
-    try:
-        return not local_rank()
-    except LaunchError:
-        return True
 
 
 def described(error: Exception) -> str:

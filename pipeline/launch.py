@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
+from stages.failing import failing_together
 from stages.placement import Placement, find_device
 from stages.processes import ADDRESS, PORT, RANK, WORLD, LaunchError, world_size
 from stages.progress import say
@@ -23,15 +26,18 @@ def placement(device_name: str) -> Iterator[Placement]:
         torch.cuda.set_device(device)
     # Processes also agree on things that are in no GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    _join(backend, world)
-    try:
-        yield Placement(device, torch.distributed.get_rank(), world)
-    finally:
-        torch.distributed.destroy_process_group()
+    store, rank = _join(backend, world)
+    with failing_together(PrefixStore("failing", store)):
+        yield Placement(device, rank, world)
+    # Not after an error, when an exchange may be open that others will not end.
+    torch.distributed.destroy_process_group()
 
 
-def _join(backend: str, world: int) -> None:
-    """Meet the other processes. Raises LaunchError if that fails."""
+def _join(backend: str, world: int) -> tuple[Store, int]:
+    """Meet the other processes: what all of them share, and the number of this one.
+
+    Raises LaunchError if that fails.
+    """
     place = f"{os.environ[ADDRESS]}:{os.environ[PORT]}"
     if not torch.distributed.is_torchelastic_launched():
         say(
@@ -42,9 +48,11 @@ def _join(backend: str, world: int) -> None:
     # torch waits without letting Python answer Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        torch.distributed.init_process_group(backend)
+        store, rank, world = next(rendezvous("env://"))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise LaunchError(f"The {world} processes cannot join at {place}: {reason}") from error
     finally:
         signal.signal(signal.SIGINT, before)
+    return store, rank

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import typer
 
 from cache.files import write_atomically
-from cache.metadata import check_fields, has_column, read_column
-from cache.reader import Cache
+from cache.metadata import check_fields, has_column, read_column, root_attributes
+from cache.rows import count_rows
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
 from pipeline.inspection.contents import gather_contents
 from pipeline.inspection.gallery import select, show_contents, show_images, write_gallery
 from pipeline.inspection.options import InspectOptions
+from pipeline.judging import do_evaluate
 from pipeline.launch import placement
 from pipeline.plan.export import exported
 from pipeline.plan.outline import make_plan
@@ -21,15 +23,15 @@ from pipeline.plan.show import show_plan
 from pipeline.report.page import write_own_report
 from pipeline.report.records import is_run
 from pipeline.summary import show_summary, summarise, used_columns
-from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid, show_results
+from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid
+from pipeline.targets import targets_of
 from stages.encode.build import build, find_columns
 from stages.encode.columns import declared_recipes
 from stages.encode.faults import find_faults
 from stages.encode.fidelity import measure_fidelity
 from stages.encode.options import BuildOptions
 from stages.placement import find_device
-from stages.sample.evaluate import evaluate, open_samples
-from stages.sample.generate import newest_samples, sample
+from stages.sample.generate import sample
 from stages.sample.grids import GridDrawer
 from stages.sample.options import EvaluateOptions, SampleOptions
 from stages.train.export import export
@@ -61,7 +63,7 @@ def do_build(
         show_faults(made.damaged)
 
 
-def do_verify(config: Config, fidelity_rows: int) -> bool:
+def do_verify(config: Config, fidelity_rows: int = 0) -> bool:
     """Check the cache, and say what was found; returns whether all is well."""
     path = config.cache.path
     faults = find_faults(path, config.build.threads)
@@ -87,9 +89,12 @@ def do_plan(
     return plan.space.fits
 
 
-def do_inspect(config: Config, options: InspectOptions) -> None:
-    """Say what the cache holds, or what it has of some images; draw it, if that is asked for."""
-    contents = gather_contents(config)
+def do_inspect(config: Config, options: InspectOptions, *, is_configured: bool) -> None:
+    """Say what the cache holds, or what it has of some images; draw it, if that is asked for.
+
+    is_configured: whether it is to be what the configuration would build.
+    """
+    contents = gather_contents(config, is_configured=is_configured)
     if not options.keys:
         show_contents(contents)
     if not (options.keys or options.has_pictures):
@@ -102,9 +107,13 @@ def do_inspect(config: Config, options: InspectOptions) -> None:
         typer.echo(f"{page}: {len(chosen.rows):,} images")
 
 
-def do_bench(config: Config) -> None:
-    """Measure reading, and say what it feeds."""
-    _check_cache(config)
+def do_bench(config: Config, *, is_configured: bool) -> None:
+    """Measure reading, and say what it feeds.
+
+    is_configured: whether the cache has to be what the configuration would build.
+    """
+    if is_configured:
+        _check_cache(config)
     show_bench(measure_reading(config.train, config.tensors))
 
 
@@ -134,9 +143,9 @@ def _record(config: Config) -> None:
     write_atomically(config_path(config.train.run), content.encode())
 
 
-def do_export(config: Config, options: ExportOptions) -> None:
-    """Write weights for published code, and say what loads them."""
-    made = export(config.train.run, options)
+def do_export(run: Path, options: ExportOptions) -> None:
+    """Write a run's weights for published code, and say what loads them."""
+    made = export(run, options)
     typer.echo(
         f"{made.path}: {options.weights} of step {made.step:,} of {made.model}, layout "
         f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M parameters; "
@@ -158,25 +167,6 @@ def do_sample(config: Config, options: SampleOptions | None = None) -> None:
     typer.echo(f"{samples.folder}: {samples.images:,} images; {what}")
 
 
-def do_evaluate(config: Config, options: EvaluateOptions | None = None) -> None:
-    """Compare samples with a reference."""
-    options = options or EvaluateOptions()
-    path, expected = options.samples, None
-    if path is None:
-        newest = newest_samples(config.train.run, config.sample.images)
-        path, expected = newest.folder, newest.images
-    with placement(config.train.device) as place:
-        judged = open_samples(path, expected, config.build.threads)
-        results = evaluate(config.evaluate, options, judged, config.encode, place)
-    if not place.is_main:
-        return
-    _write_report(config)
-    if results:
-        show_results(results)
-    else:
-        typer.echo("nothing to measure: evaluate.metrics and evaluate.frechet_encoders are empty")
-
-
 def _write_report(config: Config) -> None:
     """Write the page of the run; of weights from elsewhere, there need not be one here."""
     if is_run(config.train.run):
@@ -188,7 +178,7 @@ def do_run(config: Config) -> None:
     do_build(config)
     do_train(config)
     do_sample(config)
-    do_evaluate(config)
+    do_evaluate(config, EvaluateOptions(), targets_of([], config))
     show_summary(summarise(config))
 
 
@@ -198,7 +188,8 @@ def _check_cache(config: Config) -> None:
     Weights are compared by `build`, which loads the networks.
     """
     path = config.cache.path
-    rows = len(Cache(path).rows)
+    root_attributes(path)
+    rows = count_rows(path)
     declared = declared_recipes(config.encode)
     for name in used_columns(config):
         if has_column(path, name):
@@ -209,5 +200,4 @@ def _check_cache(config: Config) -> None:
 COMMANDS: Mapping[str, Callable[[Config], None]] = {
     "train": do_train,
     "run": do_run,
-    "bench": do_bench,
 }

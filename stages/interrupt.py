@@ -1,4 +1,8 @@
-"""Stopping at a safe point: Ctrl-C and SIGTERM ask, the work answers when it can."""
+"""Stopping at a safe point: signals ask, the work answers when it can.
+
+Ctrl-C, SIGTERM, SIGHUP of a terminal that is closed, and SIGUSR1, which SLURM can send some time
+before it ends a job.
+"""
 
 import math
 import signal
@@ -9,13 +13,17 @@ from types import FrameType
 
 from cache.errors import RepaCacheError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # Signals within this time of the first are taken for it.
 SAME_SECONDS = 1.0
 
 
 class InterruptedWorkError(RepaCacheError):
     """The work stopped because it was asked to; the message says how to go on."""
+
+
+class FollowingError(RepaCacheError):
+    """A process ends because another of its run has failed, which says why."""
 
 
 class StopRequest:
@@ -37,6 +45,9 @@ def stop_request() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        # nohup: the work is to outlive its terminal.
+        del before[signal.SIGHUP]
     first = math.inf
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -51,7 +62,7 @@ def stop_request() -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield request

@@ -31,6 +31,14 @@ def world_size() -> int:
     return world
 
 
+def rank() -> int:
+    """The number of this process among all, 0 if it is alone.
+
+    Raises LaunchError like `world_size`.
+    """
+    return _number(RANK) if world_size() > 1 else 0
+
+
 def local_rank() -> int | None:
     """The number of this process on its machine, if there are several and it is known.
 

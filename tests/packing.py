@@ -202,13 +202,50 @@ def write_parquet(
     names: Sequence[str] | None = None,
     rows: int = 4,
 ) -> Path:
-    table = pa.table({"image": pa.array(images), "label": pa.array(labels, pa.int64())})
-    if names is not None:
-        feature = {"names": list(names), "_type": "ClassLabel"}
-        info = {"info": {"features": {"label": feature}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    table = image_table(images, pa.array(labels, pa.int64()), names)
     pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
     return path
+
+
+def image_table(
+    images: Sequence[object],
+    labels: Sequence[object] | pa.Array,
+    names: Sequence[str] | None = None,
+) -> pa.Table:
+    """Columns and metadata as the library `datasets` has them."""
+    table = pa.table({"image": pa.array(images), "label": pa.array(labels)})
+    if names is None:
+        return table
+    label = {"names": list(names), "_type": "ClassLabel"}
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(info)})
+
+
+def write_arrow(path: Path, table: pa.Table, rows: int = 4) -> Path:
+    """A stream, as `datasets` writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file, pa.RecordBatchStreamWriter(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+def save_to_disk(
+    folder: Path,
+    images: Sequence[object],
+    labels: Sequence[object],
+    names: Sequence[str] | None = None,
+    shards: int = 2,
+) -> Path:
+    """What `Dataset.save_to_disk` writes."""
+    table = image_table(images, labels, names)
+    bounds = [len(table) * shard // shards for shard in range(shards + 1)]
+    files = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    for file, start, stop in zip(files, bounds, bounds[1:], strict=False):
+        write_arrow(folder / file, table.slice(start, stop - start))
+    state = {"_data_files": [{"filename": file} for file in files], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
 
 
 def parquet_of_datasets(images: Path, folder: Path) -> Packed:
@@ -238,6 +275,22 @@ def parquet_of_bytes(images: Path, folder: Path) -> Packed:
         path,
         dict(zip(keys, files.values(), strict=True)),
         dict(zip(keys, map(str, labels), strict=True)),
+    )
+
+
+def arrow_of_datasets(images: Path, folder: Path) -> Packed:
+    files = shuffled(tree(images))
+    rows = [{"bytes": content, "path": key.rpartition("/")[2]} for key, content in files.items()]
+    names = sorted(set(by_folder(files).values()))
+    save_to_disk(folder, rows, numbers(files), names)
+    first = len(files) // 2
+    keys = [f"data-00000-of-00002.arrow/{row}" for row in range(first)]
+    keys += [f"data-00001-of-00002.arrow/{row}" for row in range(len(files) - first)]
+    return Packed(
+        "arrow",
+        folder,
+        dict(zip(keys, files.values(), strict=True)),
+        dict(zip(keys, map(folder_of, files), strict=True)),
     )
 
 
@@ -286,8 +339,63 @@ PACKERS: Mapping[str, Callable[[Path, Path], Packed]] = {
         tar_shards,
         parquet_of_datasets,
         parquet_of_bytes,
+        arrow_of_datasets,
         repa,
         unpacked_edm2,
         sample_photos,
     )
+}
+
+
+# What people and systems leave in data sets, and the name by which all of it is left out.
+JUNK = {
+    "class0/._1.jpg": "class0/._1.jpg",
+    ".ipynb_checkpoints/1-checkpoint.jpg": ".ipynb_checkpoints/",
+    "class1/.ipynb_checkpoints/1-checkpoint.jpg": "class1/.ipynb_checkpoints/",
+    "__MACOSX/class0/1.jpg": "__MACOSX/",
+    "class1/@eaDir/1.jpg/thumbnail.jpg": "class1/@eaDir/",
+    "cache.zarr/zarr.json": "cache.zarr/",
+    "cache.zarr/rows/zarr.json": "cache.zarr/",
+    "cache.zarr/rows/1.jpg": "cache.zarr/",
+    "runs/demo/log.jsonl": "runs/demo/",
+    "runs/demo/grids/step-1.png": "runs/demo/",
+    "class2/notes.txt": "class2/notes.txt",
+    "class2/animated.gif": "class2/animated.gif",
+}
+
+
+def _into_folder(packed: Packed, files: Mapping[str, str]) -> None:
+    folder = packed.path / "images"
+    write_files(folder if folder.is_dir() else packed.path, dict.fromkeys(files, b"junk"))
+
+
+def _into_zip(packed: Packed, files: Mapping[str, str]) -> None:
+    archive, _, inside = str(packed.path).partition(".zip")
+    with zipfile.ZipFile(f"{archive}.zip", "a") as file:
+        for name in files:
+            file.writestr(f"{inside}/{name}".lstrip("/"), b"junk")
+
+
+def _into_tar(packed: Packed, files: Mapping[str, str]) -> None:
+    path = packed.path / "train-000000.tar" if packed.path.is_dir() else packed.path
+    archive, _, inside = str(path).partition(".tar")
+    with tarfile.open(f"{archive}.tar", "a") as file:
+        for name in files:
+            member = tarfile.TarInfo(f"{inside}/{name}".lstrip("/"))
+            member.size = 4
+            file.addfile(member, io.BytesIO(b"junk"))
+
+
+# How files come into those that are made of files.
+TREES: Mapping[str, Callable[[Packed, Mapping[str, str]], None]] = {
+    "imagefolder": _into_folder,
+    "zip_stored": _into_zip,
+    "zip_deflated": _into_zip,
+    "zip_edm2": _into_zip,
+    "tar_of_folders": _into_tar,
+    "tar_of_tars": _into_tar,
+    "tar_shard": _into_tar,
+    "tar_shards": _into_tar,
+    "repa": _into_folder,
+    "unpacked_edm2": _into_folder,
 }

@@ -46,24 +46,31 @@ def golden_dit(dit: Any) -> Transformer:
     )
 
 
+def golden_sit(sit_official: Any) -> TransformerConfig:
+    """What both models in the file of SiT's own code are."""
+    return _config(sit_official, features=(), align_depth=1, projector_width=1)
+
+
 def _loaded(golden: Any, **own: Any) -> Transformer:
-    """The model that both files describe alike, but for what is its own."""
-    config = json.loads(golden.metadata["config"])
-    model = Transformer(
-        TransformerConfig(
-            side=config["input_size"],
-            patch=config["patch_size"],
-            channels=config["in_channels"],
-            depth=config["depth"],
-            width=config["hidden_size"],
-            heads=config["num_heads"],
-            classes=config["num_classes"],
-            has_null_class=True,
-            **own,
-        )
-    )
+    model = Transformer(_config(golden, **own))
     model.load_state_dict(golden.below("model."))
     return model
+
+
+def _config(golden: Any, **own: Any) -> TransformerConfig:
+    """The model that all files describe alike, but for what is its own."""
+    config = json.loads(golden.metadata["config"])
+    return TransformerConfig(
+        side=config["input_size"],
+        patch=config["patch_size"],
+        channels=config["in_channels"],
+        depth=config["depth"],
+        width=config["hidden_size"],
+        heads=config["num_heads"],
+        classes=config["num_classes"],
+        has_null_class=True,
+        **own,
+    )
 
 
 def predict(

@@ -71,7 +71,8 @@ def test_the_commands_one_by_one_do_the_same() -> None:
     assert "6 shards made" in invoke("build")
     assert "4 steps made" in invoke("train")
     assert "6 drawn" in invoke("sample")
-    assert re.search(r"fd_efficientnet-lite0 +[\d.]+ +6 +tiny\.zarr +21 +fewer", invoke("evaluate"))
+    row = r"fd_efficientnet-lite0 +[\d.]+ +[\d.]+ +6 +tiny\.zarr +21 +fewer"
+    assert re.search(row, invoke("evaluate"))
     assert "0 steps made" in invoke("train")
     assert "2 steps made" in invoke("train", "--set", "train.steps=6")
 

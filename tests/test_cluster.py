@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.cluster import ClusterError
 from stages.encode.options import BuildOptions, Cluster
+from stages.encode.sources import SOURCES, Source, image_folder
 
 CPU = torch.device("cpu")
 SHARDS = "cache.rows_per_shard=2"
@@ -74,6 +76,24 @@ def test_a_running_scheduler_is_used_and_left_running(tiny: Callable[..., Config
         )
         assert build(config.encode, CPU, options).counts.shards == 2
         assert len(local.workers) == 1
+
+
+def test_the_data_set_is_listed_once_for_all_workers(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, listed = tiny(), []
+
+    def images(*arguments: Any) -> Source:
+        listed.append(arguments)
+        return image_folder(*arguments)
+
+    monkeypatch.setitem(SOURCES, "imagefolder", images)
+    with LocalCluster(n_workers=2, processes=False, dashboard_address=None) as local:
+        options = BuildOptions(cluster=Cluster(scheduler=local.scheduler_address))
+        assert build(config.encode, CPU, options).counts.shards == 6
+        plugins = [name for worker in local.workers.values() for name in worker.plugins]
+    assert len(listed) == 1
+    assert not any(len(name) == 32 for name in plugins), "left behind"
 
 
 @pytest.mark.slow

@@ -301,6 +301,10 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
         (["train.compute.micro_batches=3"], "4 images cannot be shared by 1 processes with 3"),
         (["train.keep_every=3"], "train.keep_every: 3 is no multiple of train.checkpoint_every"),
         (
+            ["train.init_layout=sit"],
+            "train.init_layout: of which file? Name it with train.init_from",
+        ),
+        (
             ["train.legacy_label_dropping=true", "train.label_dropping=0.0"],
             "legacy_label_dropping: train.label_dropping is 0",
         ),

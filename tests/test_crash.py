@@ -15,9 +15,10 @@ import pytest
 from tiny_cache import ROWS_PER_SHARD, SEED, content, fill, make_column, make_rows
 
 from cache import files, ledger
+from cache.changes import merged
 from cache.locks import BuildLocks
 from cache.metadata import has_column, read_column, resize_column
-from cache.rows import create_cache, merged, read_rows, write_rows
+from cache.rows import create_cache, read_rows, write_rows
 from cache.writer import ShardWriter
 from pipeline.config import Config
 from stages.encode.prepare import tidy

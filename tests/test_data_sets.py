@@ -16,6 +16,8 @@ from stages.encode import columns
 from stages.encode.autoencoder import Autoencoder
 from stages.encode.build import build
 from stages.encode.options import BuildOptions
+from stages.encode.origin import found
+from stages.encode.sources.tars import tar_archive
 
 CPU = torch.device("cpu")
 LATENTS = "latents/tiny-vae"
@@ -49,6 +51,48 @@ def test_packed_images_are_encoded_like_those_in_folders(
     assert found.keys() == expected.keys()
     for digest, moments in found.items():
         np.testing.assert_allclose(moments, expected[digest], rtol=2e-3, atol=2e-3)
+
+
+def test_a_build_says_what_it_found_and_what_it_left_out(
+    images: Path, tiny: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(f"cache.path={images / 'own.zarr'}", "train.encoders=[]")
+    without_encoders = config.encode.model_copy(update={"encoders": {}})
+    build(without_encoders, CPU)
+    assert f"{images}: 21 images of 3 classes (class0 ... class2)\n" in capsys.readouterr().err
+    for name in (".ipynb_checkpoints/1.jpg", "class1/._1.jpg", "class1/notes.txt"):
+        packing.write_files(images, {name: b"none"})
+    assert build(without_encoders, CPU).counts.shards == 0
+    said = capsys.readouterr().err
+    assert f"{images}: 21 images of 3 classes (class0 ... class2)\nleft out: 2 hidden (" in said
+    assert "1 of a cache or run (own.zarr/)" in said
+    assert "1 without an image's suffix (class1/notes.txt)" in said
+
+
+@pytest.mark.parametrize("name", packing.PACKERS)
+def test_images_classes_and_their_names_are_told_of_every_source(
+    name: str, images: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    packed = pack(name, images, tmp_path)
+    source = packed.open()
+    given = {} if packed.path is None else {"path": packed.path}
+    dataset = tiny().dataset.model_copy(update={"source": packed.source, "path": None, **given})
+    first, last = source.classes[0], source.classes[-1]
+    count = f"{len(packed.images):,} images of {len(source.classes)} classes"
+    assert (
+        found(source, dataset)
+        == f"{packed.path or name.replace('_', '-')}: {count} ({first} ... {last})"
+    )
+
+
+def test_numbers_of_classes_that_no_image_has_are_told(
+    tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    files = {"1.jpg": b"", "1.cls": b"1", "2.jpg": b"", "2.cls": b"4"}
+    source = tar_archive(packing.write_tar(tmp_path / "x.tar", files), 32)
+    assert found(source, tiny().dataset).endswith(
+        "2 images of 5 classes (0 ... 4), 3 of them without images, as 0"
+    )
 
 
 def test_rows_of_parquet_files_lie_by_row_groups(

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from reference import golden_model
+from reference import golden_model, golden_sit
 from runs import CPU, drawn_into, newest_of
 from safetensors.torch import save_file
 from test_solvers import guided, solved
-from weights import State, a_model, assert_equal, export, fresh
+from weights import State, assert_equal, export, fresh
 
 from pipeline.config import Config
-from stages.train.export import FORMS
 from stages.train.fitting import start_from
+from stages.train.layouts import TIMES
 from stages.train.loop import train
 from stages.train.options import Layout
 from stages.train.published import WeightsError
@@ -28,8 +28,7 @@ MODELS = {"sigma": Layout.SIT, "no_sigma": Layout.SIT_NO_SIGMA}
 
 @pytest.fixture
 def config(sit_official: Any) -> TransformerConfig:
-    found = json.loads(sit_official.metadata["config"])
-    return a_model(width=found["hidden_size"], depth=found["depth"], features=())
+    return golden_sit(sit_official)
 
 
 @pytest.fixture(params=MODELS)
@@ -69,19 +68,6 @@ def test_their_samples_are_those_of_sit_s_own_sampler(
     torch.testing.assert_close(solved("euler", field, start[:2], 8), expected, rtol=0, atol=1e-4)
 
 
-def test_a_model_of_ours_becomes_the_published_file_again(
-    name: str, imported: Transformer, sit_official: Any
-) -> None:
-    theirs = sit_official.below(f"{name}.model.")
-    found = FORMS[MODELS[name]].convert(imported.state_dict(), 2)
-    assert found.keys() == theirs.keys()
-    kept = torch.arange(32).reshape(4, 2, 4)[:, 0].flatten() if name == "sigma" else slice(None)
-    for key, tensor in theirs.items():
-        # What SiT drops of its output is not kept.
-        rows = kept if key.startswith("final_layer.linear") else slice(None)
-        torch.testing.assert_close(found[key][rows], tensor[rows], rtol=1e-6, atol=1e-6)
-
-
 def files(sit_official: Any, sit_repa: Any) -> dict[str, State]:
     """Files that are and are not SiT's own, which all have the same names."""
     repa = sit_repa.below("model.")
@@ -102,10 +88,12 @@ def files(sit_official: Any, sit_repa: Any) -> dict[str, State]:
             r"does not tell whose code .* 'repa' \(time 0 is data\) or 'sit-no-sigma'",
         ),
         ("stripped", None, "train.init_layout, or --layout"),
-        ("single", Layout.SIT, "no file of the layout sit for a SiT.* repa or sit-no-sigma"),
-        ("doubled", Layout.SIT_NO_SIGMA, "no file of the layout sit-no-sigma .* sit or repa"),
-        ("projectors", Layout.SIT, "no file of the layout sit .* expected repa"),
-        ("single", Layout.DIT, "no file of the layout dit for a SiT"),
+        ("single", Layout.SIT, "'sit': .* twice the channels. Expected 'repa' or 'sit-no-sigma'"),
+        ("single", Layout.DIT, "not of the layout 'dit': .* Expected 'repa' or 'sit-no-sigma'"),
+        ("doubled", Layout.SIT_NO_SIGMA, "its output has twice the channels, .* Expected 'sit' "),
+        ("doubled", Layout.REPA, "not of the layout 'repa': .* Expected 'sit' "),
+        ("doubled", Layout.DIT, "not of the layout 'dit': .* and DiT's for a DiT. Expected 'sit'"),
+        ("projectors", Layout.SIT, "it has projectors, as only REPA's files do. Expected 'repa' "),
     ],
 )
 def test_whose_file_it_is_has_to_be_known(
@@ -132,6 +120,37 @@ def test_files_of_repa_keep_their_direction_with_projectors_or_when_that_is_said
         model = fresh(config)
         start_from(tmp_path / "w.safetensors", "ema", model, CPU, layout)
         assert_equal(model.state_dict(), trunk)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (None, r"t_embedder\.mlp\.0\.weight is missing"),
+        (torch.ones(48, 128), r"t_embedder\.mlp\.0\.weight is \[48, 128\], expected \[48, 256\]"),
+        (torch.ones(48), r"t_embedder\.mlp\.0\.weight is \[48\], expected \[48, 256\]"),
+    ],
+)
+def test_an_embedding_of_times_of_another_width_is_refused_before_it_is_turned(
+    tensor: torch.Tensor | None,
+    message: str,
+    sit_official: Any,
+    config: TransformerConfig,
+    tmp_path: Path,
+) -> None:
+    state = sit_official.below("sigma.model.")
+    del state[TIMES]
+    save_file(state if tensor is None else {**state, TIMES: tensor}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        start_from(tmp_path / "w.safetensors", "ema", fresh(config), CPU)
+
+
+def test_a_run_of_ours_has_no_other_direction(runs: Path) -> None:
+    config = newest_of(runs / "plain").model
+    model = fresh(config)
+    start_from(runs / "plain", "ema", model, CPU, Layout.REPA)
+    assert_equal(model.state_dict(), newest_of(runs / "plain").weights("ema"))
+    with pytest.raises(WeightsError, match="it is a checkpoint of this project"):
+        start_from(runs / "plain", "ema", fresh(config), CPU, Layout.SIT_NO_SIGMA)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -173,7 +192,7 @@ def test_a_run_that_began_before_there_was_a_setting_goes_on(
     train(first.train, first.tensors, CPU)
     path = newest_of(first.train.run).folder / "state.json"
     state = json.loads(path.read_text())
-    del state["settings"]["init_layout"]
+    del state["settings"]["init_layout"], state["settings"]["encoder_weights"]
     path.write_text(json.dumps(state))
     again = trainable("train.steps=2")
     assert train(again.train, again.tensors, CPU).start == 1

@@ -17,9 +17,10 @@ from cache.errors import StaleCacheError
 from pipeline.config import Config, load_config
 from stages.encode.images import centre_crop, decode
 from stages.placement import Placement
-from stages.sample.evaluate import EvaluateError, evaluate, open_samples
+from stages.sample.evaluate import evaluate
 from stages.sample.image_sets import FolderImages, ImageSetError
 from stages.sample.inception import Inception
+from stages.sample.judged import EvaluateError, open_samples
 from stages.sample.metrics import (
     fit_gaussian,
     frechet_distance,
@@ -30,7 +31,7 @@ from stages.sample.metrics import (
 from stages.sample.npz import NpzError, write_images
 from stages.sample.options import EvaluateOptions
 from stages.sample.reference import ReferenceSetError
-from stages.sample.results import Result, read_results, results_path
+from stages.sample.results import Result, ResultsError, read_results, results_path
 from stages.sample.settings import INCEPTION_METRICS
 
 CPU = Placement(torch.device("cpu"))
@@ -56,13 +57,9 @@ def configured(built: Path, runs: Path, *overrides: str, run: str = "sit") -> Co
 
 
 def judged_by(config: Config, samples: Path, **options: Any) -> list[Result]:
-    return evaluate(
-        config.evaluate,
-        EvaluateOptions(**options),
-        open_samples(samples, None, 2),
-        config.encode,
-        CPU,
-    )
+    options_, opened = EvaluateOptions(**options), [open_samples(samples, 2)]
+    (results,) = evaluate(config.evaluate, options_, opened, config.encode, CPU)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +94,7 @@ def test_evaluation_says_what_was_compared_and_that_the_encoder_is_no_stranger(
         "fewer samples than the 112 features, which makes it too large",
         "fewer reference images than the 112 features, which makes it too large",
         "the model was aligned to this encoder",
+        f"hardly better than noise, which is at {result.noise:.4g}",
     )
     assert read_results(tmp_path / "samples") == [result]
 
@@ -132,6 +130,54 @@ def test_images_of_the_data_set_are_closer_than_samples(
     (drawn,) = judged()
     (real,) = judged(samples=photographs)
     assert real.value < 1e-3 < drawn.value
+
+
+def test_images_of_the_data_set_are_about_at_their_floor_and_noise_is_far_above(
+    judged: Callable[..., list[Result]], photographs: Path, tmp_path: Path
+) -> None:
+    for number in range(10, 21):
+        (photographs / f"{number}.png").unlink()
+    (real,) = judged(samples=photographs)
+    assert real.floor_images == 10
+    assert 0.2 * real.floor < real.value < real.floor < 0.5 * real.noise
+    assert not any("noise" in remark for remark in real.remarks)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    write_images(tmp_path / "noise.npz", iter(pixels), np.zeros(10, np.int64))
+    (noise,) = judged(samples=tmp_path / "noise.npz")
+    assert noise.value == pytest.approx(noise.noise, rel=0.1)
+    assert noise.remarks[-1] == f"hardly better than noise, which is at {noise.noise:.4g}"
+
+
+def test_a_floor_of_fewer_images_than_samples_says_so(
+    judged: Callable[..., list[Result]], photographs: Path
+) -> None:
+    (result,) = judged(samples=photographs)
+    assert (result.images, result.floor_images) == (21, 10)
+    assert any("that of 10 real images, as the reference has no more" in r for r in result.remarks)
+
+
+def test_another_encoder_joins_what_was_measured_before(
+    judged: Callable[..., list[Result]], tmp_path: Path
+) -> None:
+    (first,) = judged()
+    folder = tmp_path / "samples"
+    larger = "encoders.efficientnet-lite0.input_size=128"
+    reference = f"evaluate.reference={folder}"
+    other = judged(larger, reference, "train.encoders=[]", samples=folder)
+    assert read_results(folder) == [first, *other]
+    again = judged(larger, reference, "train.encoders=[]", samples=folder)
+    assert read_results(folder) == [first, *again]
+
+
+def test_results_that_cannot_be_added_to_are_refused_before_anything_is_measured(
+    judged: Callable[..., list[Result]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged()
+    results_path(tmp_path / "samples").write_text("{")
+    capsys.readouterr()
+    with pytest.raises(ResultsError, match="Move it away"):
+        judged(samples=tmp_path / "samples")
+    assert capsys.readouterr().err == ""
 
 
 def test_missing_samples_and_another_encoder_are_refused(
@@ -237,6 +283,7 @@ def test_what_statistics_alone_do_not_allow_is_left_out_or_refused(
     results = judged_by(config.model_copy(update={"evaluate": by_default}), samples)
     assert [result.metric for result in results] == ["fid", "is"]
     assert results[0].reference_images is None
+    assert "no floor: the reference has statistics alone" in results[0].remarks
     with pytest.raises(EvaluateError, match=r"statistics.npz does not allow precision, sfid"):
         judged(*settings, "evaluate.metrics=['sfid', 'precision']", "evaluate.frechet_encoders=[]")
     with pytest.raises(EvaluateError, match=r"statistics.npz does not allow fd_efficientnet"):

@@ -65,7 +65,7 @@ def test_imported_latents_are_foreseen_and_cost_nothing(
     pack(images, tmp_path / "data")
     config = tiny(
         "dataset.source=repa",
-        "dataset.path=data",
+        f"dataset.path={tmp_path / 'data'}",
         "latents.imported=true",
         "latents.vae=stabilityai/sd-vae-ft-mse",
         "train.model=SiT-XS/1",

@@ -102,7 +102,8 @@ PUBLISHED = {"fid": 3.94, "sfid": 6.14, "is": 215.8, "precision": 0.827, "recall
     "VIRTUAL_imagenet256_labeled.npz and weights-inception-2015-12-05-6726825d.pth",
 )
 def test_published_samples_have_their_published_figures(tiny: Any) -> None:
-    from stages.sample.evaluate import evaluate, open_samples
+    from stages.sample.evaluate import evaluate
+    from stages.sample.judged import open_samples
     from stages.sample.options import EvaluateOptions
     from stages.sample.settings import EvaluateSettings
 
@@ -112,9 +113,9 @@ def test_published_samples_have_their_published_figures(tiny: Any) -> None:
         inception_weights=folder / "weights-inception-2015-12-05-6726825d.pth",
         metrics=tuple(PUBLISHED),
     )
-    samples = open_samples(folder / "admnet_guided_upsampled_imagenet256.npz", None, 4)
+    samples = open_samples(folder / "admnet_guided_upsampled_imagenet256.npz", 4)
     place = Placement(find_device("auto"))
-    results = evaluate(settings, EvaluateOptions(), samples, tiny().encode, place)
+    (results,) = evaluate(settings, EvaluateOptions(), [samples], tiny().encode, place)
     found = {result.metric: result.value for result in results}
     for metric, value in PUBLISHED.items():
         tolerance = 0.002 if metric in {"precision", "recall"} else 0.005 * value

@@ -102,7 +102,8 @@ def test_an_incomplete_cache_says_what_is_missing_and_shows_the_rest(copied: Pat
     assert "2 of 3" in cells(output, FEATURES)[0]
     assert "1 of 3 shards are not finished" in output
     key = str(Cache(copied / "tiny.zarr").rows.key[8])
-    assert cells(inspect(copied, key), key)[2][1:] == [FEATURES, "not finished, or invalid"]
+    output = inspect(copied, "--rows", key)
+    assert cells(output, key)[2][1:] == [FEATURES, "not finished, or invalid"]
 
 
 def test_files_that_are_gone_are_named(copied: Path) -> None:
@@ -212,8 +213,8 @@ def test_neighbours_are_the_images_with_the_nearest_mean_tokens(built: Path) -> 
     found = cells(output, "efficientnet-lite0")
     assert [line[1] for line in found] == [str(cache.rows.key[near]) for near in expected]
     assert found[0][3] == f"{cosines[expected[0]]:.4f}"
-    assert len(cells(inspect(built, "1/3.", "--among", "4"), "efficientnet-lite0")) <= 4
-    assert "nearest" not in inspect(built, "1/3.", "--neighbours", "0")
+    assert len(cells(inspect(built, "--rows", "1/3.", "--among", "4"), "efficientnet-lite0")) <= 4
+    assert "nearest" not in inspect(built, "--rows", "1/3.", "--neighbours", "0")
     assert "of which images?" in inspect(built, "--neighbours", "3", status=1)
 
 

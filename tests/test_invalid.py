@@ -119,6 +119,20 @@ def test_files_that_cannot_even_be_read_are_invalid_rows_too(
         build(tiny(SKIP).encode, CPU)
 
 
+def test_links_that_lead_nowhere_are_invalid_rows_too(
+    images: Path, tiny: Callable[..., Config]
+) -> None:
+    for key, target in (("class0/link.jpg", "gone.jpg"), ("class1/loop.jpg", "loop.jpg")):
+        (images / key).symlink_to(target)
+    with pytest.raises(ImageError, match=r"class0/link\.jpg cannot be decoded: .*No such file"):
+        build(tiny().encode, CPU)
+    made = build(tiny(SKIP).encode, CPU)
+    assert made.rows == 23
+    assert sorted(made.invalid) == ["class0/link.jpg", "class1/loop.jpg"]
+    assert "No such file" in made.invalid["class0/link.jpg"]
+    assert build(tiny(SKIP).encode, CPU).counts.shards == 0
+
+
 def test_a_cache_of_nothing_but_invalid_rows_is_refused(
     images: Path, tiny: Callable[..., Config]
 ) -> None:

@@ -11,7 +11,6 @@ from pipeline.config import Config
 from stages.placement import DeviceError, find_device
 
 STEP = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}
-
 # What torchrun tells each of its processes, beside its number on its machine.
 TORCHRUN = {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 

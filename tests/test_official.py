@@ -17,6 +17,8 @@ from weights import doubled, export
 
 from pipeline.cli import app
 from pipeline.config import Config, load_config
+from stages.sample.generate import Drawn
+from stages.sample.samples import SampleError
 from stages.train.options import Layout
 from stages.train.published import WeightsError
 
@@ -54,7 +56,27 @@ def test_a_published_file_gives_the_images_of_its_run(
     assert (manifest["checkpoint"], manifest["classes"]) == ("weights.pt", 3)
     # A file with projectors was aligned, but it does not say to what.
     assert manifest["aligned_with"] == (None if layout == "repa" else [])
-    assert manifest.get("layout") == (layout if Layout(layout).has_time_reversed else None)
+    assert manifest["layout"] == layout
+
+
+@pytest.mark.parametrize(("run", "layout"), [("sit", "repa"), ("sit", "sit"), ("dit", "dit")])
+def test_folders_whose_manifest_tells_no_layout_go_on_unless_time_was_not_turned(
+    run: str, layout: str, drawable: Callable[..., Config], built: Path, runs: Path, tmp_path: Path
+) -> None:
+    export(built, runs / run, tmp_path / "weights.pt", "--layout", layout)
+
+    def drawn() -> Drawn:
+        return drawn_into(tmp_path / "drawn", drawable(run), official=tmp_path / "weights.pt")
+
+    manifest = drawn().samples.folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["layout"]
+    manifest.write_text(json.dumps(content))
+    if Layout(layout).has_time_reversed:
+        with pytest.raises(SampleError, match='layout: folder nothing, configuration "sit"'):
+            drawn()
+    else:
+        assert drawn().images == 0
 
 
 def test_a_file_of_another_model_is_refused_with_the_right_name(
@@ -118,16 +140,26 @@ def test_official_weights_are_drawn_and_judged_from_the_command_line(
     report = json.loads((tmp_path / "drawn.json").read_text())
     expected = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
     assert report["weights_sha256"]["inception"] == expected
-    inception_score, recall, _ = report["results"]
-    assert (inception_score["metric"], inception_score["reference"]) == ("is", None)
-    assert (recall["reference"], recall["reference_images"]) == (kept[1], 21)
+    found = {(one["metric"], one["reference"]): one for one in report["results"]}
+    cached, kept_file = str(built / "tiny.zarr"), kept[1]
+    metrics = ("recall", "fd_efficientnet-lite0")
+    expected_results = {(metric, place) for metric in metrics for place in (cached, kept_file)}
+    assert found.keys() == {("is", None), *expected_results}
+    assert found["recall", kept_file]["reference_images"] == 21
+    assert found["recall", kept_file]["value"] == found["recall", cached]["value"]
+    assert report["drawn"]["layout"] == "repa"
 
 
-def test_mistakes_of_the_command_line_are_named(invoke: Callable[..., str]) -> None:
+def test_mistakes_of_the_command_line_are_named(
+    invoke: Callable[..., str], built: Path, runs: Path, tmp_path: Path
+) -> None:
     output = invoke("sample", "--official", "w.pt", "--checkpoint", "3", status=1)
     assert "--checkpoint is of a run, --official of none" in output
     output = invoke("sample", "--layout", "sit", status=1)
     assert "--layout: of which file? Name it with --official." in output
+    export(built, runs / "sit", tmp_path / "w.pt", "--layout", "sit-no-sigma")
+    output = invoke("sample", "--official", str(tmp_path / "w.pt"), status=1)
+    assert "w.pt does not tell whose code its weights are of" in output
     output = invoke("evaluate", "--reference", "nowhere.npz", status=1)
     assert "evaluate.reference: there is no file" in output
     output = invoke("evaluate", "--inception-weights", "nowhere.pth", status=1)

@@ -52,7 +52,7 @@ def folder(tiny: Callable[..., Config], images: Path, monkeypatch: pytest.Monkey
 
 
 def preset(name: str, *overrides: str) -> Config:
-    return load_config(Path(str(PRESETS[name])), overrides, has_files=False)
+    return load_config(Path(str(PRESETS[name])), overrides, needs=())
 
 
 def sizes_of(cache: Path) -> list[int]:

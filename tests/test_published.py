@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference import golden_dit, golden_model, predict
+from reference import golden_dit, golden_model, golden_sit, predict
 from safetensors.torch import save_file
-from weights import State, doubled, started
+from weights import State, started
 
 from stages.train.published import WeightsError, read_weights
 
@@ -58,7 +58,6 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     "blocks-compiled": block_compiled,
     "older-1": lambda state: older(state, 1),
     "older-2": lambda state: training(prefixed(older(state, 2), "module.")),
-    "sit": lambda state: training(doubled(state)),
 }
 
 
@@ -87,15 +86,16 @@ def test_every_layout_of_dit_predicts_the_published_noise_and_variance(
     torch.testing.assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
 
 
-def test_sit_s_output_is_the_first_half_that_its_own_code_keeps(
-    sit_repa: Any, tmp_path: Path
+@pytest.mark.parametrize("name", ["plain", "training", "ddp"])
+def test_every_layout_of_sit_predicts_the_published_velocity(
+    name: str, sit_official: Any, tmp_path: Path
 ) -> None:
-    state = doubled(sit_repa.below("model."))
-    save_file(state, tmp_path / "w.safetensors")
-    model = started(tmp_path / "w.safetensors", golden_model(sit_repa).config)
-    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
-    expected = predict(state, *inputs, heads=4, drops_half=True)
-    torch.testing.assert_close(model(*inputs)[0], expected, rtol=1e-5, atol=1e-5)
+    torch.save(LAYOUTS[name](sit_official.below("sigma.model.")), tmp_path / "w.pt")
+    model = started(tmp_path / "w.pt", golden_sit(sit_official))
+    inputs = sit_official["in.x"], 1 - sit_official["in.t"], sit_official["in.y"]
+    expected = sit_official["sigma.velocity"]
+    tolerance = 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(-model(*inputs)[0], expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".legacy"])

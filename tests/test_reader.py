@@ -192,11 +192,11 @@ def test_a_file_system_without_unbuffered_reads_is_read_all_the_same(
     path, content = whole_pages(tmp_path)
     real: Callable[..., int] = getattr(os, refused)
 
-    def refuse(first: Any, *rest: Any) -> int:
+    def refuse(first: Any, *rest: Any, **named: Any) -> int:
         flags = rest[0] if refused == "open" else fcntl.fcntl(first, fcntl.F_GETFL)
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
-        return real(first, *rest)
+        return real(first, *rest, **named)
 
     source = open_rows(path, unbuffered=True)
     monkeypatch.setattr(os, refused, refuse)

@@ -83,6 +83,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
         invoke("run")
         other = ("--set", "train.run=other-run", "--set", "train.steps=2")
         invoke("train", *other)
+        invoke("sample", "other-run")
         invoke("export", "published.pt", "--layout", "sit")
         invoke("sample", "--set", "sample.npz=true", "--out", "samples")
         invoke("evaluate", "samples", "--reference", "images", "--save-statistics", "train.npz")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,53 @@ def test_numbers_of_other_settings_have_another_letter(three: Path) -> None:
     (panel,) = metric_panels(judged)
     assert panel.picture.count('class="run-') == 1
     assert panel.caption == ""
+
+
+def test_all_that_was_measured_of_samples_is_shown_and_told_apart(
+    three: Path, tmp_path: Path
+) -> None:
+    run, folder = three / "sit", samples_path(three / "sit", step_name(2))
+    judge(run, 2, 40.0)
+    drawn = {**DRAWN, "checkpoint": step_name(2)}
+    fid = read_run(run).samples[-1].results[0]
+    for other in (
+        replace(fid, metric="fd_dinov2-vit-b", value=5.0, network="1" * 64),
+        replace(fid, value=41.0, reference="other"),
+        replace(fid, value=42.0, images=9),
+        replace(fid, value=43.0, reference_images=10),
+        # The same weights, with images of another size.
+        replace(fid, metric="fd_dinov2-vit-b", value=6.0, network="2" * 64, floor=1.5),
+    ):
+        write_results(folder, [other], drawn, {})
+    write_results(folder, [replace(fid, value=44.0)], {**drawn, "guidance": 4.0}, {})
+    judged, groups = judged_samples([read_run(run)])
+    rows = [{name: one.value for name, one in row.results.items()} for row in judged]
+    assert rows == [
+        {"fid": 44.0},
+        {"fid": 40.0, "fd_dinov2-vit-b": 5.0},
+        {"fid": 41.0},
+        {"fid": 42.0},
+        {"fid": 43.0, "fd_dinov2-vit-b": 6.0},
+    ]
+    assert len(groups) == len({row.group for row in judged}) == 5
+    words = ("guidance 4.0", "by network 11111111", "of other", "9 images", "against 10 images of")
+    for row, said in zip(judged, words, strict=True):
+        assert said in groups[row.group]
+    page = page_of(run, out=tmp_path / "page.html")
+    for value in ("44", "40", "5", "41", "42", "43"):
+        assert f'<td class="number">{value}</td>' in page
+    assert '<td class="number">6 <span class="faint">(1.5)</span></td>' in page
+    assert "in brackets the floor" in page
+
+
+def test_results_of_images_that_were_replaced_are_not_taken_for_those_of_today(three: Path) -> None:
+    run, folder = three / "sit", samples_path(three / "sit", step_name(2))
+    judge(run, 2, 40.0)
+    manifest = {**DRAWN, "checkpoint": step_name(2), "guidance": 4.0, "images": 6}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    today, before = read_run(run).samples
+    assert (today.drawn["guidance"], today.results) == (4.0, [])
+    assert (before.drawn["guidance"], before.results[0].value) == (1.5, 40.0)
 
 
 def test_samples_are_part_of_the_strip_and_others_stand_below(three: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_cache import ROWS_PER_SHARD, SEED, make_rows
 
+from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.files import atomic_folder, recover
-from cache.rows import RowTable, compare, create_cache, merged, read_rows, write_rows
+from cache.rows import RowTable, create_cache, read_rows, write_rows
 
 
 def changed(rows: RowTable, image: str, **values: object) -> RowTable:
@@ -45,6 +46,15 @@ def test_a_class_of_another_name_relabels_its_images() -> None:
     changes = compare(rows, replace(rows, classes=("a", "x", "c")))
     assert len(changes.relabelled) == 7
     assert all(key.startswith("n1/") for key in changes.relabelled)
+
+
+def test_classes_that_move_labels_are_named(tmp_path: Path) -> None:
+    rows = make_rows()
+    shifted = replace(rows, label=rows.label + 1, classes=("extra", *rows.classes))
+    with pytest.raises(RowsChangedError, match=r"21 labelled .*others \(new: extra\), which moves"):
+        compare(rows, shifted).check(tmp_path, may_update=False)
+    with pytest.raises(RowsChangedError, match=r"21 labelled .*others \(gone: extra\)"):
+        compare(shifted, rows).check(tmp_path, may_update=False)
 
 
 def test_what_changed_is_refused_with_counts_unless_it_may_be_taken_over(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_a_name_with_nul_is_refused(tmp_path: Path) -> None:
         opened(path)
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {**IMAGES, "a/é.jpg": b""})
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(SourceError, match=r"x\.zip: the name b'a/\\xff\\xff\.jpg' is refused"):
+        opened(path)
+
+
 def test_encrypted_members_are_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", IMAGES)
     patch(path, 1, FLAGS, "<H", 1)

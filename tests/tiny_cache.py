@@ -38,8 +38,10 @@ def values(spec: ArraySpec, rows: int = ROWS) -> np.ndarray:
     return (16 * abs(numbers) if spec.dtype == "uint8" else numbers).astype(spec.dtype)
 
 
-def make_column(path: Path, name: str = "features/x", rows: int = ROWS) -> Column:
-    recipe = {"model": name, "size": 3, "storage": "float16"}
+def make_column(
+    path: Path, name: str = "features/x", rows: int = ROWS, model: str | None = None
+) -> Column:
+    recipe = {"model": model or name, "size": 3, "storage": "float16"}
     create_column(
         Column(name, path / name, ARRAYS, recipe, rows, ROWS_PER_SHARD),
         {"created": "today"},
@@ -47,12 +49,13 @@ def make_column(path: Path, name: str = "features/x", rows: int = ROWS) -> Colum
     return read_column(path, name, rows)
 
 
-def fill(column: Column, shard: int, rows: RowTable, batch: int = 3) -> None:
+def fill(column: Column, shard: int, rows: RowTable, batch: int = 3, factor: int = 1) -> None:
     span = column.shard_rows(shard)
     with ShardWriter(column, shard, rows.digest(span)) as writer:
         for start in range(span.start, span.stop, batch):
             stop = min(start + batch, span.stop)
-            writer.write({a.name: values(a, column.rows)[start:stop] for a in column.arrays})
+            batch_values = {a.name: values(a, column.rows)[start:stop] for a in column.arrays}
+            writer.write({name: array * factor for name, array in batch_values.items()})
 
 
 def make_cache(path: Path) -> Column:

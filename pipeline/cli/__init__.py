@@ -15,10 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli.analyzing import analyze
-from pipeline.cli.caching import build, verify
+from pipeline.cli.caching import bench, build, verify
 from pipeline.cli.drawing import evaluate, export, sample
-from pipeline.cli.inspecting import inspect
-from pipeline.cli.plain import bench, run, train
+from pipeline.cli.inspecting import KeysAfterRows, inspect
+from pipeline.cli.plain import run, train
 from pipeline.cli.planning import plan
 from pipeline.cli.presets import init
 from pipeline.cli.reporting import report
@@ -73,5 +73,5 @@ for command in (
     *(init, plan, build, inspect, verify, bench),
     *(train, sample, evaluate, run, report, export),
 ):
-    app.command()(command)
+    app.command(cls=KeysAfterRows if command is inspect else None)(command)
 app.add_typer(analyze)

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import ConfigPath, Debug, Overrides, load
+from pipeline.cli.options import (
+    ChosenCache,
+    ChosenConfig,
+    ConfigPath,
+    Debug,
+    Overrides,
+    load,
+    load_for_cache,
+)
 from pipeline.exits import FAILED, ConfigError, reported_errors
 from stages.packages import is_installed, needs
 
@@ -77,20 +85,47 @@ def _parse_shards(text: str) -> slice:
 
 
 def verify(
+    cache: ChosenCache = None,
     fidelity: Annotated[
         int, typer.Option(metavar="ROWS", help="Also encode this many images again and compare.")
     ] = 0,
-    config: ConfigPath = Path("pipeline.toml"),
+    config: ChosenConfig = None,
     overrides: Overrides = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Read the whole cache and list what is wrong with it, and what mends it.
 
-    Example: repa-cache verify --fidelity 256
+    A CACHE needs no configuration; --fidelity does, for images and networks.
+
+    Example: repa-cache verify demo.zarr
     """
     with reported_errors(debug):
-        settings = load("verify", config, overrides)
+        if fidelity and cache is not None and config is None:
+            raise ConfigError(
+                f"--fidelity encodes images again, and {cache} does not tell where these and the "
+                "weights of the networks are. Name the configuration with --config."
+            )
+        settings = load_for_cache("verify", cache, config, overrides)
         from pipeline.work import do_verify
 
         if not do_verify(settings, fidelity):
             raise typer.Exit(FAILED)
+
+
+def bench(
+    cache: ChosenCache = None,
+    config: ChosenConfig = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+    debug: Debug = False,
+) -> None:
+    """Measure how fast batches can be read here, and how many GPUs that feeds.
+
+    Of a CACHE all encoders are read, for a run with default settings.
+
+    Example: repa-cache bench demo.zarr --set train.model=SiT-B/2
+    """
+    with reported_errors(debug):
+        settings = load_for_cache("bench", cache, config, overrides)
+        from pipeline.work import do_bench
+
+        do_bench(settings, is_configured=cache is None or config is not None)

@@ -1,26 +1,47 @@
 """The command that shows what a cache holds."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from pipeline.cli.options import ConfigPath, Debug, Overrides, load
+from pipeline.cli.options import ChosenCache, ChosenConfig, Debug, Overrides, load_for_cache
 from pipeline.exits import ConfigError, reported_errors
 
 MOST_IMAGES = 64
 
 
+class KeysAfterRows(TyperCommand):
+    """A command whose --rows takes all words up to the next option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_each_with_its_option(args)))
+
+
+def _each_with_its_option(words: Sequence[str]) -> Iterator[str]:
+    """Words, with --rows before each of its keys, as the parser wants it."""
+    is_key = False
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        is_option = word.startswith("-")
+        if word == "--rows" and not following.startswith("-"):
+            is_key = True
+        elif is_key and not is_option:
+            yield from ("--rows", word)
+        else:
+            is_key = False
+            yield word
+
+
 def inspect(
-    more: Annotated[
-        list[str], typer.Argument(metavar="[KEY]...", help="More images, as after --rows.")
-    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    cache: ChosenCache = None,
     keys: Annotated[
         list[str],
         typer.Option(
             "--rows", metavar="KEY...", help="Only these images: keys, parts of keys, classes."
         ),
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
     neighbours: Annotated[
         int | None,
         typer.Option(min=0, metavar="K", help="Find the K nearest images; default with --rows: 8."),
@@ -53,24 +74,29 @@ def inspect(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: NAME-inspect beside NAME.zarr."),
     ] = None,
-    config: ConfigPath = Path("pipeline.toml"),
+    config: ChosenConfig = None,
     overrides: Overrides = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Show what a cache holds: its columns, single images, their neighbours, pictures of all.
 
-    Example: repa-cache inspect --pictures
+    A CACHE needs no configuration, which tells in addition what is not as configured, and for
+    pictures where images and networks are.
+
+    Example: repa-cache inspect demo.zarr --rows astronaut/28-7 rocket/0-0
     """
     with reported_errors(debug):
-        named = (*keys, *more)
-        if neighbours and not (named or pictures):
+        if neighbours and not (keys or pictures):
             raise ConfigError("--neighbours: of which images? Name them with --rows.")
-        settings = load("inspect", config, overrides)
+        if cache is not None and not cache.exists():
+            raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
+        settings = load_for_cache("inspect", cache, config, overrides)
         from pipeline.inspection.options import InspectOptions
         from pipeline.work import do_inspect
 
-        wanted = (8 if named else 0) if neighbours is None else neighbours
+        wanted = (8 if keys else 0) if neighbours is None else neighbours
         do_inspect(
             settings,
-            InspectOptions(named, wanted, among, pictures, images, seed, out),
+            InspectOptions(tuple(keys), wanted, among, pictures, images, seed, out),
+            is_configured=cache is None or config is not None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,21 @@ from stages.train.options import Weights
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+    from pipeline.needs import Need
+    from pipeline.targets import Target
+
+DEFAULT_CONFIG = Path("pipeline.toml")
 
 ConfigPath = Annotated[
     Path, typer.Option("--config", help="The configuration; paths in it are relative to it.")
+]
+# Of commands that also do without.
+ChosenConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The configuration; default: what is named tells it, or else pipeline.toml.",
+    ),
 ]
 Overrides = Annotated[
     list[str],
@@ -29,6 +42,14 @@ CheckpointStep = Annotated[
 WhichWeights = Annotated[
     Weights, typer.Option(help="The moving average, or the weights as trained.")
 ]
+ChosenRun = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="A run's folder, as runs/demo; default: train.run."),
+]
+ChosenCache = Annotated[
+    Path | None,
+    typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -38,9 +59,95 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     What does the work is imported later: torch takes seconds, which a mistake in a setting should
     not cost.
     """
-    from pipeline.config import config_error, load_config
+    from pipeline.config import load_config
+
+    world = _checked_world(command)
+    # Only training has a batch to share.
+    config = load_config(path, overrides, world if command == "train" else 1, needs_of(command))
+    return _with_packages(command, config, path)
+
+
+def load_for_run(command: str, run: Path | None, path: Path | None, overrides: list[str]) -> Config:
+    """The configuration of a command on a run: its own, unless `path` names another.
+
+    Without a run it is that of pipeline.toml, which names one.
+    """
+    if run is None or path is not None:
+        named = [] if run is None else [set_path("train.run", run)]
+        return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
+    _checked_world(command)
+    from pipeline.stored import run_config
+
+    return _with_packages(command, run_config(run, overrides, needs_of(command)), run)
+
+
+def load_for_cache(
+    command: str, cache: Path | None, path: Path | None, overrides: list[str]
+) -> Config:
+    """The configuration of a command on a cache: as the cache tells it, unless `path` names one.
+
+    Without a cache it is that of pipeline.toml, which names one.
+    """
+    if cache is None or path is not None:
+        named = [] if cache is None else [set_path("cache.path", cache)]
+        return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
+    _checked_world(command)
+    from pipeline.stored import cache_config
+
+    return cache_config(cache, overrides)
+
+
+def load_for_samples(
+    paths: list[Path], path: Path | None, overrides: list[str]
+) -> tuple[Config, list[Target]]:
+    """What is to be judged, and the configuration for all of it: that of the first run.
+
+    That at `path` comes before, if it is named; of no run, it is pipeline.toml, or the default.
+    """
+    _checked_world("evaluate")
+    from pipeline.targets import configuration_of_none, own_targets, targets_of
+
+    if paths and path is None:
+        needs = needs_of("evaluate")
+        targets = own_targets(paths, overrides, needs)
+        config = next((one.config for one in targets if one.config is not None), None)
+        if config is None and not DEFAULT_CONFIG.exists():
+            config = configuration_of_none(overrides, needs)
+        if config is not None:
+            return _with_packages("evaluate", config, paths[0]), targets
+    config = load("evaluate", path or DEFAULT_CONFIG, overrides)
+    return config, targets_of(paths, config)
+
+
+def needs_of(command: str) -> frozenset[Need]:
+    """What has to be there for a command."""
+    from pipeline.needs import NEEDS
+
+    return NEEDS.get(command, frozenset())
+
+
+def set_path(key: str, path: Path) -> str:
+    """A setting as it is given with --set, for a path as it is typed."""
+    from stages.settings import literal
+
+    return f"{key}={json.dumps(literal(path))}"
+
+
+def _with_packages(command: str, config: Config, path: Path) -> Config:
+    """A configuration, if the optional packages that a command needs with it are installed.
+
+    path: what it is of. Raises ConfigError.
+    """
+    from pipeline.config import config_error
     from pipeline.extras import missing_packages
 
+    if problems := list(missing_packages(command, config)):
+        raise config_error(path, problems)
+    return config
+
+
+def _checked_world(command: str) -> int:
+    """The number of processes. Raises ConfigError if the command cannot run in so many."""
     if command in DISTRIBUTED | {"run"}:
         check_launch(command)
     world = world_size()
@@ -49,9 +156,4 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
             f"`repa-cache {command}` runs in one process, not under torchrun, and WORLD_SIZE is "
             f"{world}. If another launcher left that behind: unset WORLD_SIZE"
         )
-    # Only training has a batch to share, and only a plan is made before anything is there.
-    world = world if command == "train" else 1
-    config = load_config(path, overrides, world, has_files=command != "plan")
-    if problems := list(missing_packages(command, config)):
-        raise config_error(path, problems)
-    return config
+    return world

@@ -26,9 +26,6 @@ def plain_command(name: str, summary: str) -> Callable[..., None]:
     return run
 
 
-bench = plain_command(
-    "bench", "Measure how fast batches can be read here, and how many GPUs that feeds."
-)
 train = plain_command("train", "Train from the cache, or go on from the last checkpoint.")
 run = plain_command(
     "run", "Build, train, sample and evaluate; every part goes on where it stopped."

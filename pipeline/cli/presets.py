@@ -37,5 +37,5 @@ def init(
             raise ConfigError(f"{config} exists already. Name another file with --config.")
         write_atomically(config, PRESETS[preset].read_bytes())
         typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
-        for problem in missing_packages("run", load_config(config, has_files=False)):
+        for problem in missing_packages("run", load_config(config, needs=())):
             typer.echo(f"  {problem}")

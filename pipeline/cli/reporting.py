@@ -12,7 +12,7 @@ from pipeline.exits import reported_errors
 def report(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Folders of runs; default: train.run."),
+        typer.Argument(metavar="RUN", help="Folders of runs; default: train.run."),
     ] = None,
     out: Annotated[
         Path | None,

@@ -3,7 +3,9 @@
 N rows, T tokens, D features, C latent channels, h and w the latent's sides.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from cache import ledger
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
-from cache.metadata import column_names, read_column, read_group, root_attributes
+from cache.metadata import look_through, read_column, read_group, root_attributes
 from cache.recipe import Recipe, differences
 from cache.rows import RowTable, read_unchecked_rows
 from cache.verify import Fault, Remedy, survey
@@ -86,27 +88,43 @@ class Contents:
         return self.rows
 
 
-def gather_contents(config: Config) -> Contents:
+def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
     """Look at a cache, also if it is damaged or incomplete.
 
-    Raises NotACacheError if there is none.
+    is_configured: whether it is to be what the configuration would build. Raises NotACacheError
+    if there is none.
     """
-    path, declared = config.cache.path, declared_recipes(config.encode)
-    root, faults = root_attributes(path), list(survey(path).faults)
-    rows, names = _rows(path), column_names(path)
-    columns = [column for name in names if (column := _column(path, name, rows)) is not None]
-    found = [_facts(column, rows, declared.get(column.name), faults) for column in columns]
-    fingerprints = {column.name: column.fingerprint for column in columns}
+    path = config.cache.path
+    declared = declared_recipes(config.encode) if is_configured else None
+    root = root_attributes(path)
+    rows, names, columns, faults = look_through(path, lambda names: _look(path, names, declared))
+    fingerprints = {facts.name: facts.column.fingerprint for facts in columns}
     return Contents(
         path=path,
         root=root,
         rows=rows,
-        columns=tuple(found),
+        columns=tuple(columns),
         unreadable=tuple(name for name in names if name not in fingerprints),
-        missing=tuple(name for name in declared if name not in names),
+        missing=tuple(name for name in declared or () if name not in names),
         runs=tuple(find_uses(config.train.run.parent, fingerprints, rows)),
         faults=tuple(faults),
     )
+
+
+def _look(
+    path: Path, names: Sequence[str], declared: Mapping[str, Recipe] | None
+) -> tuple[RowTable | None, Sequence[str], list[ColumnFacts], list[Fault]]:
+    """The rows, if they can be read; names of columns; those that can be read; what is wrong.
+
+    declared: what the columns are to be, or None if nothing is configured.
+    """
+    faults, rows = list(survey(path).faults), _rows(path)
+    columns = [column for name in names if (column := _column(path, name, rows)) is not None]
+    facts = [
+        _facts(column, rows, {} if declared is None else declared.get(column.name), faults)
+        for column in columns
+    ]
+    return rows, names, facts, faults
 
 
 def _rows(path: Path) -> RowTable | None:
@@ -144,10 +162,20 @@ def _facts(
         there=there,
         finished=len(finished),
         invalid=invalid,
-        disk_bytes=sum(file.stat().st_size for file in column.folder.rglob("*") if file.is_file()),
+        disk_bytes=_disk_bytes(column.folder),
         provenance=read_group(column.folder).get("provenance", {}),
         changes=None if wanted is None else differences(column.recipe, wanted),
     )
+
+
+def _disk_bytes(folder: Path) -> int:
+    """What the files in a folder take; some may vanish meanwhile, as a build is at work."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):
+                total += (Path(parent) / file).stat().st_size
+    return total
 
 
 def _broken_files(column: Column, shard: int) -> Iterator[Fault]:

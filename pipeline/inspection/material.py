@@ -24,6 +24,7 @@ from stages.encode.autoencoder import Autoencoder
 from stages.encode.columns import load_features_maker
 from stages.encode.crops import Crops
 from stages.encode.fidelity import encoded_again
+from stages.encode.identity import is_in_place
 from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
 from stages.encode.sources import Source
@@ -121,6 +122,8 @@ def _placed(table: RowTable, rows: RowNumbers, source: Source) -> RowTable:
     source_index = table.source_index.copy()
     for row in rows.tolist():
         key = str(table.key[row])
+        if is_in_place(table, row, source):
+            continue
         if key not in places:
             raise RowsChangedError(f"{key} is not in the data set any more.")
         source_index[row] = places[key]

@@ -1,6 +1,7 @@
 """Metrics of samples over the steps of runs, and which of them can be compared."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,46 +11,85 @@ from pipeline.report.records import RunRecord, SampleRecord
 from stages.sample.results import OF_MANIFEST, Result
 
 # What decides the images that are judged, beside the weights.
-DRAWN_BY = tuple(name for name in OF_MANIFEST if not name.startswith(("model", "checkpoint")))
+WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
+DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
 HIGHER_IS_BETTER = frozenset({"is", "precision", "recall"})
+# Of a sha256, of 64.
+SHOWN_DIGITS = 8
 LOOKS = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Samples with metrics. group: a letter for how they were drawn and judged."""
+    """Samples with metrics that were measured alike.
+
+    results: by metric; group: a letter for how they were drawn and judged.
+    """
 
     run: int
     record: RunRecord
     samples: SampleRecord
+    results: dict[str, Result]
     group: str
-
-    @property
-    def results(self) -> dict[str, Result]:
-        """The metrics by name."""
-        return {result.metric: result for result in self.samples.results}
 
 
 def judged_samples(records: Sequence[RunRecord]) -> tuple[list[Judged], dict[str, str]]:
     """All samples with metrics, and for each letter of a group what its samples share."""
+    several = _of_several_networks(records)
     groups: dict[str, str] = {}
     judged = []
     for number, record in enumerate(records):
         for samples in sorted(record.samples, key=lambda one: (one.step or 0, one.title)):
-            if samples.results:
-                words = in_words(samples)
+            for results in _measured_alike(samples.results):
+                words = in_words(samples, results, several)
                 groups.setdefault(words, chr(ord("A") + len(groups)))
-                judged.append(Judged(number, record, samples, groups[words]))
+                judged.append(Judged(number, record, samples, results, groups[words]))
     return judged, {letter: words for words, letter in groups.items()}
 
 
-def in_words(samples: SampleRecord) -> str:
-    """How samples were drawn, and what they were compared with."""
+def _measured_alike(results: Sequence[Result]) -> list[dict[str, Result]]:
+    """Results by metric, apart where samples or reference were others, or it is one metric."""
+    rows: list[dict[str, Result]] = []
+    for result in results:
+        row = next((row for row in rows if _fits(result, row)), None)
+        if row is None:
+            rows.append(row := {})
+        row[result.metric] = result
+    return rows
+
+
+def _fits(result: Result, row: dict[str, Result]) -> bool:
+    """Whether a result was measured of as many samples, and against the same, as those in a row."""
+    references = {one.reference for one in (result, *row.values()) if one.reference is not None}
+    images = {one.images for one in (result, *row.values())}
+    return result.metric not in row and len(references) <= 1 and len(images) == 1
+
+
+def _of_several_networks(records: Sequence[RunRecord]) -> set[str]:
+    """The metrics that were measured with several networks."""
+    results = [one for record in records for samples in record.samples for one in samples.results]
+    networks = {(one.metric, one.network) for one in results if one.network}
+    weights = {(one.metric, one.weights_sha256) for one in results if one.weights_sha256}
+    counts = (Counter(metric for metric, _ in known) for known in (networks, weights))
+    return {metric for count in counts for metric, number in count.items() if number > 1}
+
+
+def in_words(samples: SampleRecord, results: dict[str, Result], several: Collection[str]) -> str:
+    """How samples were drawn, and what they were compared with.
+
+    several: metrics that have to be told apart by their networks.
+    """
     drawn = samples.drawn
     settings = [f"{name} {spelt(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
-    compared = [f"against {one.reference}" for one in samples.results if one.reference]
-    images = [f"{one.images:,} images" for one in samples.results]
-    return ", ".join(dict.fromkeys([*images, *compared, f"weights {samples.weights}", *settings]))
+    images = [f"{one.images:,} images" for one in results.values()]
+    compared = [one.against for one in results.values() if one.reference]
+    networks = [
+        f"{metric} by network {str(one.network or one.weights_sha256)[:SHOWN_DIGITS]}"
+        for metric, one in results.items()
+        if metric in several
+    ]
+    parts = [*images, *compared, f"weights {samples.weights}", *settings, *networks]
+    return ", ".join(dict.fromkeys(parts))
 
 
 def spelt(value: Any) -> str:

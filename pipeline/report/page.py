@@ -99,6 +99,7 @@ def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
         are_exact=all(frame.picture.is_exact for frame in frames),
         judged=judged,
         groups=groups,
+        has_floors=any(r.floor is not None for one in judged for r in one.results.values()),
         metrics={metric: direction(metric) for metric in metric_names(judged)},
         metric_panels=metric_panels(judged),
         remarks=remarks(judged),

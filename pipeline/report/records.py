@@ -13,11 +13,12 @@ from typing import Any
 from safetensors import safe_open
 
 from cache.errors import RepaCacheError
-from stages.sample.results import Result, read_drawn, read_results
+from stages.sample.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
 from stages.train.folder import (
     checkpoint_paths,
     config_path,
+    fault_of,
     grid_paths,
     read_state,
     samples_path,
@@ -178,7 +179,7 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path, name: str | None = None) -> RunRecord:
     """Read what there is of a run. Raises ReportError if the folder is none."""
-    _check_run(folder)
+    check_run(folder)
     try:
         return _read(folder, name or folder.resolve().name)
     except (ValueError, KeyError, TypeError) as error:
@@ -186,7 +187,8 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 
 def _read(folder: Path, name: str) -> RunRecord:
-    path, checkpoints = config_path(folder), checkpoint_paths(folder)
+    path = config_path(folder)
+    checkpoints = [path for path in checkpoint_paths(folder) if fault_of(path) is None]
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     state = read_state(checkpoints[-1]) if checkpoints else {}
     return RunRecord(
@@ -202,7 +204,8 @@ def _read(folder: Path, name: str) -> RunRecord:
     )
 
 
-def _check_run(folder: Path) -> None:
+def check_run(folder: Path) -> None:
+    """Raise ReportError if a folder is no run, with what may have been meant."""
     if not folder.is_dir():
         raise ReportError(f"There is no folder {folder}. Name the folder of a run (train.run).")
     if is_run(folder):
@@ -225,9 +228,14 @@ def _samples(run: Path) -> Iterator[SampleRecord]:
     entries = [entry for entry in folder.glob("[!.]*") if entry.is_dir() or entry.suffix == ".json"]
     for title in sorted({e.name if e.is_dir() else e.name[: -len(".json")] for e in entries}):
         samples = Samples(samples_path(run, title), 0)
-        drawn = read_manifest(samples.folder) or read_drawn(samples.folder)
+        records = read_records(samples.folder)
+        drawn = read_manifest(samples.folder) or next((one.drawn for one in records), {})
+        of_these = [one for one in records if are_same_images(one.drawn, drawn)]
         grid = samples.grid if samples.grid.is_file() else None
-        yield SampleRecord(title, drawn, read_results(samples.folder), grid)
+        yield SampleRecord(title, drawn, [r for one in of_these for r in one.results], grid)
+        for one in records:
+            if one not in of_these:
+                yield SampleRecord(title, one.drawn, one.results, None)
 
 
 def _parameters(checkpoint: Path) -> int:

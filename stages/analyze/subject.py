@@ -18,6 +18,7 @@ from stages.analyze.errors import AnalysisError
 from stages.analyze.options import StateOptions
 from stages.settings import nearest
 from stages.train.checkpoint import Checkpoint, find
+from stages.train.folder import config_path, found_beside
 from stages.train.options import Weights
 from stages.train.settings import TrainSettings
 
@@ -115,21 +116,15 @@ def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64
 
 
 def _cache_of(run: Path) -> Path:
-    """Where a run's configuration says that its cache lies.
-
-    A relative path is one from the folder in which the training was started, which usually holds
-    the run as well.
-    """
-    file = run / "config.json"
+    """Where a run's configuration says that its cache lies."""
+    file = config_path(run)
     try:
         path = Path(json.loads(file.read_bytes())["cache"]["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f"{file} does not say where the cache lies ({error}). Name it with --cache."
         ) from error
-    places = [*(folder / path for folder in run.absolute().parents), path]
-    there = next((place for place in places if place.exists()), None)
-    if there is None:
+    if (there := found_beside(run, path)) is None:
         raise AnalysisError(
             f"The cache of {run}, {path}, is not there. If it has moved, name it with --cache."
         )

@@ -25,10 +25,11 @@ from cache.verify import Fault
 from stages.encode.columns import declared_recipes, load_makers
 from stages.encode.crew import make_all
 from stages.encode.device import Device
+from stages.encode.identity import listed_as
 from stages.encode.index import index
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import BuildOptions
-from stages.encode.origin import open_crops, open_source
+from stages.encode.origin import found, open_crops, open_source
 from stages.encode.prepare import known_rows, prepare, tidy, wanted_rows
 from stages.encode.settings import EncodeSettings
 from stages.encode.shards import ShardEncoder
@@ -76,16 +77,28 @@ def build(
     # Before images are read, which may take hours.
     makers = load_makers(settings, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
+        known = known_rows(path)
         if source is None:
-            current, block = read_rows(path), 1
+            current, block = read_rows(path, known), 1
         else:
-            skip = settings.dataset.on_error == "skip"
-            current, block = index(source, known_rows(path), pool, skip=skip), source.block_rows
+            say(found(source, settings.dataset))
+            skip, block = settings.dataset.on_error == "skip", source.block_rows
+            cached = known.rows if known else None
+            if cached is not None and source.are_keys_places:
+                cached = listed_as(cached, source)
+            current = index(source, cached, pool, skip=skip)
+            del cached
         with locks.preparing(say):
             tidy(path)
-            rows = wanted_rows(settings.cache, options, current, locks, block)
+            may_recognise = source is not None and source.are_keys_places
+            wanted = wanted_rows(
+                settings.cache, options, current, known, locks, block, may_recognise=may_recognise
+            )
+            rows = wanted.rows
+            # They take as much memory again as the rows.
+            del current, known
             crops = open_crops(settings, source, rows, pool, device)
-            prepared = prepare(settings.cache, options, makers, crops, threads)
+            prepared = prepare(settings.cache, options, makers, wanted, crops, threads)
             stack.enter_context(locks.at_work())
         columns = prepared.columns
         shards = _missing_shards(columns, rows, options.shards)
@@ -101,7 +114,7 @@ def build(
             # Workers on this machine need the memory of its devices.
             makers.clear()
             torch.cuda.empty_cache()
-            make_on_cluster(shards, settings, options.cluster, meter, crops.failures)
+            make_on_cluster(shards, settings, source, options.cluster, meter, crops.failures)
         seconds = meter.seconds
     missing = [ledger.missing(column, rows) for column in columns]
     invalid = set().union(*map(invalid_rows, columns, missing))

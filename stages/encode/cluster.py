@@ -4,14 +4,15 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import cpu_count
+from typing import cast
 from uuid import uuid4
 
 import torch
-from dask.distributed import Client, LocalCluster, as_completed
+from dask.distributed import Client, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
 from cache.errors import RepaCacheError
@@ -24,9 +25,10 @@ from stages.encode.device import Device
 from stages.encode.gpus import NoGpuError, own_gpu
 from stages.encode.meter import Counts, Meter
 from stages.encode.options import Cluster
-from stages.encode.origin import open_crops, open_source
+from stages.encode.origin import open_crops
 from stages.encode.settings import EncodeSettings
 from stages.encode.shards import ShardEncoder
+from stages.encode.sources import Source
 from stages.placement import find_device
 from stages.progress import say
 
@@ -83,18 +85,19 @@ def _connected(cluster: Cluster) -> Iterator[Client]:
 def make_on_cluster(
     shards: Sequence[int],
     settings: EncodeSettings,
+    source: Source | None,
     cluster: Cluster,
     meter: Meter,
     failures: dict[str, str],
 ) -> None:
     """Have the workers of a cluster, which share the cache's file system, make shards.
 
-    meter, failures: told what they did. Raises ClusterError if there is no cluster, or if its
-    workers keep dying.
+    source: the data set, which the workers need not list again; meter, failures: told what they
+    did. Raises ClusterError if there is no cluster, or if its workers keep dying.
     """
-    with _connected(cluster) as client:
+    with _connected(cluster) as client, _shared(client, source) as build:
         scheduler = str(client.scheduler_info()["id"])
-        order = Order(uuid4().hex, settings.model_dump_json(), cluster.workers, scheduler)
+        order = Order(build, settings.model_dump_json(), cluster.workers, scheduler)
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
@@ -107,6 +110,26 @@ def make_on_cluster(
             return claimed
 
         make_all(shards, crew)
+
+
+class Listing(WorkerPlugin):
+    """Brings the data set to every worker, also to one that joins late or is started anew."""
+
+    def __init__(self, source: Source | None) -> None:
+        self.source = source
+
+
+@contextmanager
+def _shared(client: Client, source: Source | None) -> Iterator[str]:
+    """The name by which workers find the data set while the block lasts."""
+    name = uuid4().hex
+    client.register_plugin(Listing(source), name=name)
+    try:
+        yield name
+    finally:
+        # A cluster that broke down has nothing left to take it from.
+        with suppress(OSError):
+            client.unregister_worker_plugin(name)
 
 
 def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[ShardReport]:
@@ -139,7 +162,8 @@ def _too_many_workers(client: Client, refused: NoGpuError) -> ClusterError:
 class Order:
     """What a worker needs to know.
 
-    build: a name of its own, because rows and columns may differ from build to build; workers: on
+    build: a name of its own, because rows and columns may differ from build to build, which is
+    also that of its `Listing`; workers: on
     the worker's machine, if they were started for this build, else 0; cluster: the scheduler's
     identity.
     """
@@ -170,14 +194,14 @@ def _open(order: Order) -> ShardEncoder:
         torch.set_num_threads(max(1, (cpu_count() or 1) // order.workers))
         threads = max(1, threads // order.workers)
     device = find_device(own_gpu(settings.build.device, order.cluster))
-    rows = read_rows(path)
+    rows, source = read_rows(path), cast("Listing", get_worker().plugins[order.build]).source
     makers = load_makers(settings, device)
     columns = [read_column(path, maker.column, len(rows)) for maker in makers]
     for column, maker in zip(columns, makers, strict=True):
         check_recipe(column, maker.recipe)
     return ShardEncoder(
         list(zip(columns, makers, strict=True)),
-        open_crops(settings, open_source(settings), rows, ThreadPoolExecutor(threads), device),
+        open_crops(settings, source, rows, ThreadPoolExecutor(threads), device),
         Device(device),
         Meter(),
         BuildLocks(path),

@@ -11,10 +11,10 @@ def find_faults(path: Path, threads: int) -> list[Fault]:
     """All faults of the cache at `path`. Reads every byte of it once."""
     found = survey(path)
     faults = list(found.faults)
-    total = sum(len(column.shard_rows(shard)) for column, shard, _ in found.shards)
+    total = sum(len(one.column.shard_rows(one.shard)) for one in found.shards)
     with ThreadPoolExecutor(threads) as pool, progress("verify", total, "rows") as advance:
-        checks = pool.map(lambda shard: check_shard(*shard), found.shards)
-        for (column, shard, _), some in zip(found.shards, checks, strict=True):
+        checks = pool.map(check_shard, found.shards)
+        for finished, some in zip(found.shards, checks, strict=True):
             faults += some
-            advance(len(column.shard_rows(shard)), "")
+            advance(len(finished.column.shard_rows(finished.shard)), "")
     return faults

@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cache import ledger
@@ -14,21 +15,42 @@ from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
 from stages.encode.columns import pixels_recipe
 from stages.encode.crops import CropReader
-from stages.encode.settings import EncodeSettings
-from stages.encode.sources import SOURCES, Source, SourceError
+from stages.encode.settings import DatasetSettings, EncodeSettings
+from stages.encode.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Source, SourceError
+from stages.encode.sources.left_out import printable
 from stages.progress import say
 
 
 def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
     dataset = settings.dataset
+    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+        raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
-        return SOURCES[dataset.source](dataset.path, dataset.resolution)
+        choice = [dataset.choice] if dataset.source in TABLE_SOURCES else []
+        return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
     except SourceError as error:
         if not _has_all_crops(settings):
             raise
         say(f"{error} Encoding from the crops in {settings.cache.path}.")
         return None
+
+
+def found(source: Source, dataset: DatasetSettings) -> str:
+    """Which images of which classes a data set has, and what else lies in it, a line each."""
+    names = source.classes
+    ends = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    line = (
+        f"{dataset.path or dataset.source}: {_counted(len(source.keys), 'image', 's')} of "
+        f"{_counted(len(names), 'class', 'es')} ({printable(ends)})"
+    )
+    if (lacking := np.flatnonzero(np.bincount(source.labels, minlength=len(names)) == 0)).size:
+        line += f", {len(lacking):,} of them without images, as {printable(names[lacking[0]])}"
+    return f"{line}\nleft out: {source.left_out}" if source.left_out.total else line
+
+
+def _counted(number: int, noun: str, plural: str) -> str:
+    return f"{number:,} {noun}{plural if number != 1 else ''}"
 
 
 def open_crops(

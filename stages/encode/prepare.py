@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import recover, remove_folder, remove_leftovers
 from cache.layout import FAMILIES, Column
@@ -15,17 +16,17 @@ from cache.metadata import check_recipe, has_column, read_column, root_attribute
 from cache.recipe import differences
 from cache.rows import (
     RowTable,
-    compare,
+    StoredRows,
     create_cache,
-    merged,
     read_rows,
-    read_unchecked_rows,
+    read_stored_rows,
     write_rows,
 )
 from cache.verify import Fault
 from stages.encode.columns import Maker
 from stages.encode.crops import CropReader
 from stages.encode.describe import open_column
+from stages.encode.identity import recognised
 from stages.encode.options import BuildOptions
 from stages.encode.repair import mend_columns, mend_rows, strike_damaged_shards
 from stages.encode.settings import CacheSettings
@@ -43,10 +44,22 @@ class Prepared:
     damaged: tuple[Fault, ...]
 
 
-def known_rows(path: Path) -> RowTable | None:
+@dataclass(frozen=True)
+class Wanted:
+    """The rows that a cache shall have.
+
+    added: how many of them it does not have yet; is_stored: whether it has them all, as they are.
+    """
+
+    rows: RowTable
+    added: int
+    is_stored: bool
+
+
+def known_rows(path: Path) -> StoredRows | None:
     """The rows that an earlier build indexed, if they can be read."""
     try:
-        return read_unchecked_rows(path) if path.exists() else None
+        return read_stored_rows(path) if path.exists() else None
     except DamagedCacheError:
         return None
 
@@ -55,12 +68,13 @@ def prepare(
     settings: CacheSettings,
     options: BuildOptions,
     makers: Sequence[Maker],
+    wanted: Wanted,
     crops: CropReader,
     threads: int,
 ) -> Prepared:
     """Write what lacks of rows and columns. Nobody else may be preparing.
 
-    crops: of the rows that the cache shall have, as `wanted_rows` gives them.
+    crops: of the wanted rows.
     """
     path = settings.path
     if options.repair:
@@ -68,13 +82,13 @@ def prepare(
     for maker in makers:
         if has_column(path, maker.column) and maker.column not in options.rebuild:
             check_recipe(read_column(path, maker.column, len(crops.rows)), maker.recipe)
-    added = _store_rows(settings, crops.rows)
+    _store_rows(settings, wanted)
     for name in options.rebuild:
         if has_column(path, name):
             remove_folder(path / name)
     columns = tuple(open_column(path, maker, crops) for maker in makers)
     damaged = strike_damaged_shards(path, columns, threads) if options.repair else []
-    return Prepared(columns, added, tuple(damaged))
+    return Prepared(columns, wanted.added, tuple(damaged))
 
 
 def tidy(path: Path) -> None:
@@ -90,28 +104,35 @@ def wanted_rows(
     settings: CacheSettings,
     options: BuildOptions,
     current: RowTable,
+    known: StoredRows | None,
     locks: BuildLocks,
     block: int = 1,
-) -> RowTable:
+    *,
+    may_recognise: bool = False,
+) -> Wanted:
     """The rows that the cache shall have, for the data set as it is.
 
-    block: images that the data set gives together, and that stay together. Raises
-    StaleCacheError and RowsChangedError if the cache cannot have them.
+    known: those that it had before; block: images that the data set gives together, and that stay
+    together; may_recognise: whether images are known by their content where their keys are not.
+    Raises StaleCacheError and RowsChangedError if the cache cannot have them.
     """
     path, seed = settings.path, settings.seed
     if not path.exists():
-        return current.permuted(seed, block)
+        return Wanted(current.permuted(seed, block), len(current), is_stored=False)
     check_layout(settings)
     if options.repair or options.rebuild:
         locks.require_alone("mending or rebuilding")
     if options.repair:
         mend_rows(path, current, seed, block)
-    cached = read_rows(path)
-    compare(cached, current).check(path, may_update=options.update)
-    rows = merged(cached, current, seed, block)
-    if rows.fingerprint != cached.fingerprint:
+    cached = read_rows(path, known)
+    if may_recognise:
+        current = recognised(current, cached)
+    changes = compare(cached, current)
+    changes.check(path, may_update=options.update)
+    rows = merged(cached, current, seed, block, changes.place)
+    if not rows.looks_like(cached):
         locks.require_alone("taking over a data set that changed")
-    return rows
+    return Wanted(rows, len(rows) - len(cached), rows.equals(cached))
 
 
 def check_layout(settings: CacheSettings) -> None:
@@ -126,12 +147,8 @@ def check_layout(settings: CacheSettings) -> None:
         )
 
 
-def _store_rows(settings: CacheSettings, rows: RowTable) -> int:
-    """Write the rows, and say how many of them are new."""
+def _store_rows(settings: CacheSettings, wanted: Wanted) -> None:
     if not settings.path.exists():
-        create_cache(settings.path, rows, settings.rows_per_shard, settings.seed)
-        return len(rows)
-    cached = read_rows(settings.path)
-    if not cached.equals(rows):
-        write_rows(settings.path, rows)
-    return len(rows) - len(cached)
+        create_cache(settings.path, wanted.rows, settings.rows_per_shard, settings.seed)
+    elif not wanted.is_stored:
+        write_rows(settings.path, wanted.rows)

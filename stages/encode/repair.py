@@ -14,11 +14,12 @@ import numpy as np
 import zarr
 
 from cache import ledger
+from cache.changes import merged
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import write_atomically
 from cache.layout import Column, Constants
 from cache.metadata import check_recipe, has_column, read_column, read_group, write_metadata
-from cache.rows import RowTable, merged, read_rows, read_unchecked_rows, write_rows
+from cache.rows import RowTable, read_rows, read_unchecked_rows, write_rows
 from cache.verify import Fault, Remedy, survey
 from stages.encode.columns import Maker
 from stages.encode.crops import CropReader

@@ -4,9 +4,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from stages.encode.encoders import EncoderError, find_encoder
+from stages.encode.sources.tables import Choice
 from stages.encode.vae_folder import (
     HUB_CONFIGS,
     AutoencoderError,
@@ -28,13 +29,16 @@ def _known_encoder(name: str) -> str:
     return name
 
 
+Name = Annotated[str, Field(min_length=1)]
 EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class DatasetSettings(Settings):
     """`[dataset]`: the images.
 
-    path: where a source that reads files finds them; resolution: side of the centre crop in px;
+    path: where a source that reads files finds them; split: the one to use of several that are
+    there (`parquet` and `arrow`); image_column, label_column: names in such files, where the usual
+    ones do not tell; resolution: side of the centre crop in px;
     flip: whether the mirrored images are encoded too, for training to choose from; pixels:
     whether the crops are kept, so that encoders can be added without the images; on_error:
     whether an image that cannot be decoded stops the build or becomes an invalid row, which
@@ -43,10 +47,18 @@ class DatasetSettings(Settings):
 
     source: Annotated[str, one_of("stages.encode.sources:SOURCES")]
     path: AnchoredPath | None = None
+    split: Name | None = None
+    image_column: Name | None = None
+    label_column: Name | None = None
     resolution: Count = 256
     flip: bool = False
     pixels: bool = False
     on_error: Literal["stop", "skip"] = "stop"
+
+    @property
+    def choice(self) -> Choice:
+        """What it chooses of tables."""
+        return Choice(self.split, self.image_column, self.label_column)
 
 
 class CacheSettings(Settings):

@@ -1,117 +1,128 @@
 """Evaluation: how far samples are from a reference, in features of Inception and of encoders."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache.errors import RepaCacheError
 from stages.encode.columns import load_features_maker
 from stages.encode.encoders import find_encoder
 from stages.encode.settings import EncoderSettings, EncodeSettings
 from stages.placement import Placement
-from stages.sample.image_sets import FolderImages, ImageSet, NpzImages
-from stages.sample.measure import EncoderVectors, Measured, Network, Wanted, measure
-from stages.sample.metrics import (
-    LOGITS,
-    NEIGHBOURS,
-    POOL,
-    SPATIAL,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_and_recall,
-)
-from stages.sample.npz import NpzFile
+from stages.sample.comparison import BY_IMAGE, FRECHET, Comparison
+from stages.sample.image_sets import NoiseImages
+from stages.sample.judged import EvaluateError, Judged
+from stages.sample.measure import EncoderVectors, Network, Wanted, measure
+from stages.sample.metrics import LOGITS, POOL, frechet_distance
 from stages.sample.options import EvaluateOptions
 from stages.sample.reference import Reference, check_networks, open_reference, save_reference
-from stages.sample.results import Result, write_results
-from stages.sample.samples import Samples, read_manifest
+from stages.sample.results import Result, installed_versions, read_records, write_results
 from stages.sample.settings import INCEPTION_METRICS, EvaluateSettings
 
-# Metrics between Gaussians, and the features that they are of.
-FRECHET = {"fid": POOL, "sfid": SPATIAL}
-# Metrics that need features of single images of the reference.
-BY_IMAGE = frozenset({"precision", "recall", "kid"})
-
-
-class EvaluateError(RepaCacheError):
-    """There is nothing to evaluate, or not by these metrics."""
+# Features of noise hardly vary: with more of it, its distance would change by 2 %.
+NOISE_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Samples to be judged.
+class Networks:
+    """What sees samples and reference. encoders: by their names in the registry."""
 
-    path: a folder, or a file in ADM's format; manifest: what they were drawn from and how, as far
-    as it is known.
-    """
+    inception: Network | None
+    encoders: Mapping[str, EncoderVectors]
 
-    path: Path
-    images: ImageSet
-    manifest: Mapping[str, Any]
+    @property
+    def all(self) -> list[Network]:
+        """Every network."""
+        return [*([self.inception] if self.inception else []), *self.encoders.values()]
 
-
-def open_samples(path: Path, expected: int | None, threads: int) -> Judged:
-    """Open samples. expected: how many there have to be, if they are numbered.
-
-    Raises EvaluateError if there are fewer.
-    """
-    if not path.exists():
-        raise EvaluateError(f"There is no {path}. Run `repa-cache sample` first.")
-    if not path.is_dir():
-        return Judged(path, NpzImages(NpzFile(path)), read_manifest(path.with_suffix("")) or {})
-    manifest = read_manifest(path) or {}
-    wanted = expected or manifest.get("images")
-    if wanted and (lacking := Samples(path, wanted).missing()):
-        raise EvaluateError(
-            f"{path} lacks {len(lacking)} of {wanted} images. Run `repa-cache sample` first."
+    def signed(self, result: Result) -> Result:
+        """A result with what it was measured by."""
+        by_name = {network.name: network for network in self.all}
+        network = by_name.get(result.metric, self.inception)
+        assert network is not None
+        reference = result.reference
+        return replace(
+            result,
+            reference=None if reference is None else str(Path(reference).absolute()),
+            network=network.identity,
+            weights_sha256=network.weights_sha256,
+            versions=installed_versions(),
         )
-    return Judged(path, FolderImages(path, threads, count=expected), manifest)
 
 
 def evaluate(
     settings: EvaluateSettings,
     options: EvaluateOptions,
-    samples: Judged,
+    samples: Sequence[Judged],
     encode: EncodeSettings,
     place: Placement,
-) -> list[Result]:
-    """Compute the configured metrics, and keep them beside the samples as JSON.
+) -> list[list[Result]]:
+    """Compute the configured metrics of samples, and keep them beside each of these as JSON.
 
-    Only rank 0 gets results. Raises EvaluateError if the reference does not allow a metric,
-    StaleCacheError if an encoder is not the one that filled the cache.
+    The reference is measured once. Only rank 0 gets results, a list for each of the samples.
+    Raises EvaluateError if samples are of several sizes, or if the reference does not allow a
+    metric, StaleCacheError if an encoder is not the one that filled the cache.
     """
-    encoders = [_vectors(name, encode, place) for name in settings.frechet_encoders]
-    networks: list[Network] = [*_inception(settings, place), *encoders]
-    if not networks:
+    side, counts = _common_side(samples), {len(one.images) for one in samples}
+    for one in samples:
+        # What cannot be added to is said before anything is measured.
+        read_records(one.path)
+    networks = _load_networks(settings, encode, place)
+    if not networks.all:
         return []
-    reference = open_reference(settings.reference, samples.images.side, encode, encoders, place)
+    encoders = list(networks.encoders.values())
+    reference = open_reference(settings.reference, side, counts, encode, encoders, place)
     metrics = _possible(settings, reference, encoders)
-    check_networks(reference, networks)
-    frechet = {FRECHET[m] for m in metrics if m in FRECHET} | {e.name for e in encoders}
-    by_image = [POOL] if BY_IMAGE.intersection(metrics) else []
-    logits = [LOGITS] if "is" in metrics else []
-    batch = settings.batch_size
-    kept = dict.fromkeys(by_image, settings.reference_features)
-    reference = reference.completed(Wanted(frozenset(frechet), kept), networks, batch, place)
+    check_networks(reference, networks.all)
+    measured = partial(measure, networks=networks.all, batch=settings.batch_size, place=place)
+    of_reference, of_samples = _wanted(settings, metrics, encoders)
+    reference = reference.completed(of_reference, counts, networks.all, settings.batch_size, place)
     if place.is_main and options.save_statistics is not None:
         save_reference(options.save_statistics, reference)
-    wanted = Wanted(frozenset(frechet), dict.fromkeys([*by_image, *logits]))
-    found = measure("samples", samples.images, networks, wanted, batch, place)
-    if not place.is_main:
-        return []
-    comparison = Comparison(found, reference, len(samples.images), place)
-    results = [
-        *comparison.of_inception(metrics),
-        *(
-            comparison.frechet(e.name, e.name, _alignment(name, samples.manifest))
-            for name, e in zip(settings.frechet_encoders, encoders, strict=True)
-        ),
-    ]
-    weights = {network.name: network.weights_sha256 for network in networks}
-    write_results(samples.path, results, samples.manifest, weights)
+    of_noise = Wanted(of_reference.gaussians)
+    random = measured("noise", NoiseImages(side, NOISE_IMAGES), wanted=of_noise).gaussians
+    noise = {name: frechet_distance(random[name], reference.gaussians[name]) for name in random}
+    results = []
+    for one in samples:
+        title = "samples" if len(samples) == 1 else str(one.path)
+        found = measured(title, one.images, wanted=of_samples)
+        if place.is_main:
+            comparison = Comparison(found, reference, len(one.images), noise, place.device)
+            own = [networks.signed(r) for r in _results(comparison, metrics, networks, one)]
+            weights = {network.name: network.weights_sha256 for network in networks.all}
+            write_results(one.path, own, one.manifest, weights)
+            results.append(own)
     return results
+
+
+def _common_side(samples: Sequence[Judged]) -> int:
+    """The side of all samples in px. Raises EvaluateError if they have several."""
+    sides = {one.images.side: one.path for one in samples}
+    if len(sides) > 1:
+        listed = ", ".join(f"{path} has {side} px" for side, path in sides.items())
+        raise EvaluateError(f"Samples of one size are compared at a time, but {listed}.")
+    return next(iter(sides))
+
+
+def _load_networks(
+    settings: EvaluateSettings, encode: EncodeSettings, place: Placement
+) -> Networks:
+    """Inception, if there may be a metric in its features, and the encoders."""
+    inception = None
+    if settings.metrics != ():
+        from stages.sample.inception import Inception  # seconds: only where it is used
+
+        inception = Inception(settings.inception_weights, place)
+    encoders = {name: _vectors(name, encode, place) for name in settings.frechet_encoders}
+    return Networks(inception, encoders)
+
+
+def _vectors(encoder: str, encode: EncodeSettings, place: Placement) -> EncoderVectors:
+    """An encoder's vectors, by its section in the configuration if it has one."""
+    sections = {encoder: EncoderSettings(), **encode.encoders}
+    settings = encode.model_copy(update={"encoders": sections})
+    return EncoderVectors(encoder, load_features_maker(settings, encoder, place.device))
 
 
 def _possible(
@@ -133,20 +144,23 @@ def _possible(
     return metrics
 
 
-def _inception(settings: EvaluateSettings, place: Placement) -> list[Network]:
-    """Inception, if there may be a metric in its features."""
-    if settings.metrics == ():
-        return []
-    from stages.sample.inception import Inception  # seconds: only where it is used
+def _wanted(
+    settings: EvaluateSettings, metrics: Sequence[str], encoders: Sequence[EncoderVectors]
+) -> tuple[Wanted, Wanted]:
+    """What is needed of the reference's features, and of those of samples."""
+    frechet = frozenset({FRECHET[m] for m in metrics if m in FRECHET} | {e.name for e in encoders})
+    by_image = [POOL] if BY_IMAGE.intersection(metrics) else []
+    logits = [LOGITS] if "is" in metrics else []
+    kept = dict.fromkeys(by_image, settings.reference_features)
+    return Wanted(frechet, kept), Wanted(frechet, dict.fromkeys([*by_image, *logits]))
 
-    return [Inception(settings.inception_weights, place)]
 
-
-def _vectors(encoder: str, encode: EncodeSettings, place: Placement) -> EncoderVectors:
-    """An encoder's vectors, by its section in the configuration if it has one."""
-    sections = {encoder: EncoderSettings(), **encode.encoders}
-    settings = encode.model_copy(update={"encoders": sections})
-    return EncoderVectors(encoder, load_features_maker(settings, encoder, place.device))
+def _results(
+    comparison: Comparison, metrics: Sequence[str], networks: Networks, samples: Judged
+) -> Iterator[Result]:
+    yield from comparison.of_inception(metrics)
+    for name, vectors in networks.encoders.items():
+        yield comparison.frechet(vectors.name, vectors.name, _alignment(name, samples.manifest))
 
 
 def _alignment(encoder: str, manifest: Mapping[str, Any]) -> list[str]:
@@ -157,58 +171,3 @@ def _alignment(encoder: str, manifest: Mapping[str, Any]) -> list[str]:
     if any(find_encoder(name).timm_model == network for name in aligned):
         return ["the model was aligned to this encoder"]
     return []
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was measured of samples, and what they are compared with.
-
-    images: number of samples.
-    """
-
-    found: Measured
-    reference: Reference
-    images: int
-    place: Placement
-
-    def of_inception(self, metrics: Sequence[str]) -> Iterator[Result]:
-        """The metrics in the features of Inception."""
-        for metric in (m for m in metrics if m in FRECHET):
-            yield self.frechet(metric, FRECHET[metric], [])
-        if "is" in metrics:
-            score, deviation = inception_score(self.found.rows[LOGITS])
-            yield Result("is", score, deviation, self.images, None, None)
-        if BY_IMAGE.intersection(metrics):
-            yield from self._by_image(metrics)
-
-    def frechet(self, metric: str, features: str, remarks: Sequence[str]) -> Result:
-        """The Frechet distance in some features."""
-        own, other = self.found.gaussians[features], self.reference.gaussians[features]
-        size = len(own.mean)
-        few = [
-            f"fewer {whose} than the {size:,} features, which makes it too large"
-            for whose, images in (("samples", own.images), ("reference images", other.images))
-            if images is not None and images < size
-        ]
-        value, name = frechet_distance(own, other), self.reference.name
-        return Result(
-            metric, value, None, self.images, name, other.images, remarks=(*few, *remarks)
-        )
-
-    def _by_image(self, metrics: Sequence[str]) -> Iterator[Result]:
-        own, other = self.found.rows[POOL], self.reference.features
-        assert other is not None, "features were asked for"
-        if min(len(own), len(other)) <= NEIGHBOURS:
-            raise EvaluateError(
-                f"precision, recall and kid need more than {NEIGHBOURS} samples and reference "
-                f"images, got {len(own)} and {len(other)}."
-            )
-        named = self.reference.name, len(other)
-        if {"precision", "recall"}.intersection(metrics):
-            device = self.place.device
-            both = precision_and_recall(own.to(device), other.to(device))
-            for metric, value in zip(("precision", "recall"), both, strict=True):
-                if metric in metrics:
-                    yield Result(metric, value, None, self.images, *named)
-        if "kid" in metrics:
-            yield Result("kid", *kernel_distance(own, other), self.images, *named)

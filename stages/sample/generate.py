@@ -65,7 +65,8 @@ def sample(
             for note in (*origin.notes, *_note_on_guidance(settings, origin)):
                 say(f"{origin.path}: {note}")
             kept = _kept(settings, origin, place)
-            samples.claim({**origin.facts(), "vae": decoder.vae, **kept})
+            facts = {**origin.facts(), "vae": decoder.vae, **kept}
+            samples.claim(facts, origin.unsaid)
         lacking = _agreed_missing(samples, place)
         if lacking:
             indices = lacking[place.rank :: place.world]

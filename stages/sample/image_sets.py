@@ -21,7 +21,8 @@ from stages.encode.crops import IMAGE_ERRORS
 from stages.encode.images import Pixels, centre_crop, decode
 from stages.encode.origin import open_crops, open_source
 from stages.encode.settings import EncodeSettings
-from stages.encode.sources.folders import images_below
+from stages.encode.sources import SourceError
+from stages.encode.sources.folders import images_below, on_disk
 from stages.sample.npz import IMAGES, NpzFile
 
 # Batches that are decoded while a network works on another one.
@@ -58,7 +59,7 @@ class FolderImages:
         self, folder: Path, threads: int, side: int | None = None, count: int | None = None
     ) -> None:
         names = sorted(images_below(folder), key=_natural)[:count]
-        self._paths = [folder / name for name in names]
+        self._paths = [on_disk(folder, name) for name in names]
         if not self._paths:
             raise ImageSetError(f"{folder} has no images.")
         self._threads = threads
@@ -110,6 +111,27 @@ class NpzImages:
             yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
 
 
+class NoiseImages:
+    """Images whose pixels are random, the same everywhere. count: how many."""
+
+    def __init__(self, side: int, count: int) -> None:
+        self.side = side
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        for start in range(rows.start, rows.stop, size):
+            part = range(start, min(start + size, rows.stop))
+            yield torch.stack([self._pixels(index) for index in part])
+
+    def _pixels(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        shape = (3, self.side, self.side)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
 class CachedImages:
     """The crops of a cached data set that could be decoded, read where the build read them."""
 
@@ -128,8 +150,14 @@ class CachedImages:
             update={"build": settings.build.model_copy(update={"batch_size": size})}
         )
         with ThreadPoolExecutor(settings.build.threads) as pool:
-            source, cpu = open_source(settings), torch.device("cpu")
-            crops = open_crops(settings, source, self._cache.rows, pool, cpu)
+            try:
+                source = open_source(settings)
+            except SourceError as error:
+                raise ImageSetError(
+                    f"{error} The images of {self._cache.path} are compared with by default: name "
+                    "others, or statistics, with --reference."
+                ) from error
+            crops = open_crops(settings, source, self._cache.rows, pool, torch.device("cpu"))
             for batch in crops.batches(self._rows[rows.start : rows.stop].tolist()):
                 yield batch.images
 

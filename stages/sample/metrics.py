@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,24 @@ class Gaussian:
     covariance: Values
     images: int | None = None
 
+    @cached_property
+    def root(self) -> Values:
+        """The symmetric root of the covariance, [D, D]."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root: Values = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        return root
+
+    def without(self, part: "Gaussian") -> "Gaussian":
+        """That of the images that are not in a part of them. There have to be two, and known."""
+        assert self.images is not None
+        assert part.images is not None
+        rest = self.images - part.images
+        mean = (self.images * self.mean - part.images * part.mean) / rest
+        shift = part.mean - mean
+        scatter = (self.images - 1) * self.covariance - (part.images - 1) * part.covariance
+        scatter -= np.outer(shift, shift) * (part.images * rest / self.images)
+        return Gaussian(mean, scatter / (rest - 1), rest)
+
 
 class RunningGaussian:
     """Sums of which a Gaussian is made, in float64; merged sums are those of all images."""
@@ -42,7 +61,8 @@ class RunningGaussian:
 
     def add(self, features: npt.NDArray[np.floating]) -> None:
         """Add features [N, D]."""
-        self._waiting.append(features)
+        if len(features):
+            self._waiting.append(features)
         # The matrix is large: it is touched as seldom as memory allows.
         if sum(map(len, self._waiting)) >= SUMMED_ROWS:
             self.finish()
@@ -89,11 +109,10 @@ def fit_gaussian(batches: Iterable[npt.NDArray[np.floating]]) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, eq. 6).
 
-    The trace of the root is that of the symmetric (A^(1/2) B A^(1/2))^(1/2), by eigenvalues.
+    The trace of the root is that of the symmetric (B^(1/2) A B^(1/2))^(1/2), by eigenvalues; the
+    root of B is computed once for many A.
     """
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
+    product = np.linalg.eigvalsh(b.root @ a.covariance @ b.root)
     shift = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(shift @ shift + traces - 2 * np.sqrt(product.clip(0)).sum())

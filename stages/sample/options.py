@@ -24,11 +24,6 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to compare.
+    """What to do beside comparing. save_statistics: a file to keep the reference's in."""
 
-    samples: a folder of images or a file in ADM's format, by default those of the run's newest
-    checkpoint; save_statistics: a file to keep the reference's statistics in.
-    """
-
-    samples: Path | None = None
     save_statistics: Path | None = None

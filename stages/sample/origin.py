@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.sample.options import SampleOptions
 from stages.train.checkpoint import Checkpoint, find
-from stages.train.fitting import LABELS, fit, in_own_time, layout_of, shape_in
+from stages.train.fitting import LABELS, fit, layout_of, shape_in
 from stages.train.layouts import PROJECTORS, without_projectors
 from stages.train.options import Layout, Weights
 from stages.train.published import WeightsError, read_weights
@@ -48,7 +48,6 @@ class Origin:
     def facts(self) -> dict[str, Any]:
         """What a manifest tells of it, and by which it is known again."""
         aligned = None if self.aligned_with is None else list(self.aligned_with)
-        turned = self.layout is not None and self.layout.has_time_reversed
         return {
             "model": self.model,
             "checkpoint": self.path.name,
@@ -56,8 +55,18 @@ class Origin:
             "interpolant": self.interpolant,
             "aligned_with": aligned,
             "classes": self.config.classes,
-            **({"layout": self.layout} if turned else {}),
+            **self._layout_facts,
         }
+
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """What a manifest that does not tell the layout means: one whose time is not turned."""
+        is_turned = self.layout is not None and self.layout.has_time_reversed
+        return {} if is_turned else self._layout_facts
+
+    @property
+    def _layout_facts(self) -> dict[str, Any]:
+        return {} if self.layout is None else {"layout": self.layout}
 
 
 def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
@@ -106,8 +115,8 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Orig
         qk_norm=shape.qk_norm,
     )
     layout = layout_of(found, options.layout, config)
-    found = in_own_time(replace(found, state=without_projectors(found.state)), layout)
-    state, notes = fit(found, without_storage(config))
+    found = replace(found, state=without_projectors(found.state))
+    state, notes = fit(found, without_storage(config), layout)
     return Origin(
         path=path,
         title=path.stem,

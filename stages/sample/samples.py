@@ -44,19 +44,21 @@ class Samples:
         """Indices of the images that are not there yet."""
         return [index for index in range(self.images) if not self.path(index).is_file()]
 
-    def claim(self, facts: dict[str, Any]) -> None:
+    def claim(self, facts: dict[str, Any], unsaid: dict[str, Any]) -> None:
         """Write the manifest of a new folder, or compare with that of an old one.
 
-        facts: what decides the pixels. Raises SampleError if those that are there are others.
+        facts: what decides the pixels; unsaid: those that manifests of earlier versions leave out,
+        with what they mean by it. Raises SampleError if those that are there are others.
         """
         if (found := read_manifest(self.folder)) is not None:
-            drawn = {key: value for key, value in found.items() if key != "images"}
+            drawn = unsaid | {key: value for key, value in found.items() if key != "images"}
             changed = differences(drawn, facts, "folder")
             # Before the first image, nothing was drawn with other settings.
             if changed and any(self.folder.glob("*.png")):
                 raise SampleError(
                     f"{self.folder} holds samples drawn with other settings "
-                    f"({'; '.join(changed)}). Restore them, or name another folder with --out."
+                    f"({'; '.join(changed)}). Restore them, or name another folder with --out; "
+                    "`repa-cache evaluate` measures those that are there as they were drawn."
                 )
         elif self.folder.exists() and any(self.folder.glob("[!.]*")):
             raise SampleError(

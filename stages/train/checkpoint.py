@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
@@ -28,6 +32,7 @@ from stages.placement import Placement, barrier
 from stages.train.folder import (
     checkpoint_path,
     checkpoint_paths,
+    fault_of,
     read_state,
     step_of,
     weights_path,
@@ -38,8 +43,12 @@ from stages.train.transformer import TransformerConfig
 State = Mapping[str, Any]
 
 
+# What reading a file that was damaged, or writing to a disk that is full, ends in.
+FILE_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
+
+
 class CheckpointError(RepaCacheError):
-    """A run does not have the checkpoint that is asked for."""
+    """A run does not have the checkpoint that is asked for, or cannot read or write it."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,41 @@ class Checkpoint:
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or `ema`, on the CPU."""
-        return load_file(self.weights_file(name))
+        with reading_of(self):
+            return load_file(self.weights_file(name))
 
     @property
     def measured(self) -> Tensor:
         """What was measured since the last line of the log, [steps, values]."""
         return load_file(self.folder / "meter.safetensors")["rows"]
 
+    @property
+    def fault(self) -> str | None:
+        """What can be seen to be wrong with it without reading its tensors, if anything."""
+        return fault_of(self.folder) or self._optimiser_fault()
+
+    def _optimiser_fault(self) -> str | None:
+        folder = self.folder / "optimizer"
+        try:
+            parts = FileSystemReader(folder).read_metadata().storage_data.values()
+        except (*FILE_ERRORS, UnpicklingError, EOFError) as error:
+            return f"optimizer/.metadata cannot be read ({error})"
+        ends: dict[str, int] = {}
+        for part in parts:
+            ends[part.relative_path] = max(
+                ends.get(part.relative_path, 0), part.offset + part.length
+            )
+        for name, size in ends.items():
+            path = folder / name
+            if not path.is_file():
+                return f"optimizer/{name} is missing"
+            if path.stat().st_size < size:
+                return f"optimizer/{name} has {path.stat().st_size:,} bytes, expected {size:,}"
+        return None
+
     def load_optimiser(self, state: dict[str, Any], *, is_sharded: bool) -> None:
         """Fill a state dict of the optimiser, of which each process may hold a part."""
-        with _alone_unwarned():
+        with reading_of(self), _alone_unwarned():
             load(state, checkpoint_id=self.folder / "optimizer", no_dist=not is_sharded)
 
 
@@ -101,8 +135,29 @@ def checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run, if there is one."""
+    """The newest checkpoint of a run, if there is one, whole or damaged."""
     return next(reversed(checkpoints(run)), None)
+
+
+def check_whole(found: Checkpoint, fault: str | None = None) -> None:
+    """Raise CheckpointError, with what to go on from, if a checkpoint is damaged.
+
+    fault: what is wrong with it; by default it is looked for.
+    """
+    if (fault := fault or found.fault) is None:
+        return
+    others = (other for other in reversed(checkpoints(found.folder.parents[1])) if other != found)
+    whole = next((other for other in others if other.fault is None), None)
+    aside = f"mv {found.folder} {found.folder}.damaged"
+    raise CheckpointError(
+        f"{found.folder} is damaged: {fault}. "
+        + (
+            f"The newest whole one is {whole.folder}. To go on from it, move the damaged one out "
+            f"of the way: {aside}"
+            if whole is not None
+            else f"No other one is whole. To begin anew, move it out of the way: {aside}"
+        )
+    )
 
 
 def find(run: Path, step: int | None) -> Checkpoint:
@@ -113,12 +168,19 @@ def find(run: Path, step: int | None) -> Checkpoint:
     if step is not None and step not in there:
         steps = ", ".join(map(str, there))
         raise CheckpointError(f"{run} has no checkpoint of step {step}, but of {steps}.")
-    return there[max(there) if step is None else step]
+    found = there[max(there) if step is None else step]
+    check_whole(found)
+    return found
 
 
 def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:
-    """The newest checkpoint as rank 0 sees it, which may have just written it."""
+    """The newest checkpoint as rank 0 sees it, which may have just written it.
+
+    Raises CheckpointError if it is damaged.
+    """
     found = [latest(run) if place.is_main else None]
+    if found[0] is not None:
+        check_whole(found[0])
     if place.world > 1:
         torch.distributed.broadcast_object_list(found)
     return found[0]
@@ -128,7 +190,8 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
     """Write a checkpoint in one step; all processes have to if they hold parts of it."""
     if not (place.is_main or is_sharded):
         return
-    with _shared_folder(checkpoint_path(run, step), place, is_sharded) as aside:
+    path = checkpoint_path(run, step)
+    with _written(path), _shared_folder(path, place, is_sharded) as aside:
         folder = aside / "optimizer"
         with _alone_unwarned():
             save_state(dict(content.optimiser), checkpoint_id=folder, no_dist=not is_sharded)
@@ -144,6 +207,39 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
             save_file({"rows": content.measured}, aside / "meter.safetensors")
             state = json.dumps({"step": step, **content.state}, indent=2)
             (aside / "state.json").write_text(state, encoding="utf-8")
+
+
+@contextmanager
+def reading_of(found: Checkpoint) -> Iterator[None]:
+    """Raise CheckpointError, with what to go on from, if a checkpoint turns out to be damaged."""
+    try:
+        yield
+    except (*FILE_ERRORS, CheckpointException) as error:
+        check_whole(found, _cause(error))
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Raise CheckpointError, with what becomes of the run, if a checkpoint cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {_cause(error)}. Checkpoints that were there are kept: "
+            "make room, and run the same command to go on from the newest."
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What a library's error came from, in a line: the system's word, if there is one."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error, _ = next(iter(error.failures.values()))
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.strerror:
+            return chain.strerror
+        chain = chain.__cause__ or chain.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -102,9 +102,9 @@ def _write(path: Path, state: State, step: int) -> None:
 
 def _loaded_by(layout: Layout, model: TransformerConfig, settings: dict[str, Any]) -> str:
     if layout is Layout.SIT:
-        return "SiT's models with learn_sigma=True"
+        return "SiT's models with learn_sigma=True, whose time 0 is noise"
     if layout is Layout.SIT_NO_SIGMA:
-        return "SiT's samplers with --ckpt"
+        return "SiT's samplers with --ckpt, whose time 0 is noise"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
     if not model.features:

@@ -44,7 +44,7 @@ def start_from(
     WeightsError if they cannot be read or are of another model.
     """
     found = read_weights(path, which)
-    state, notes = fit(in_own_time(found, layout_of(found, layout, model.config)), model)
+    state, notes = fit(found, model, layout_of(found, layout, model.config))
     model.load_state_dict(state)
     if place.is_main:
         for line in (f"weights to start from: {found.path}", *notes):
@@ -57,8 +57,8 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     stated: what the user says. Raises WeightsError if that contradicts the weights, and if nothing
     tells: files of SiT and of REPA differ in their direction of time, but not in their names.
     """
-    possible = _possible_layouts(found, config)
-    if stated is None and len(possible) > 1 and Layout.SIT_NO_SIGMA in possible:
+    possible, evidence = _possible_layouts(found, config)
+    if stated is None and Layout.SIT_NO_SIGMA in possible:
         raise WeightsError(
             f"{found.path} does not tell whose code its weights are of: it has neither "
             "projectors, as REPA's files, nor an output of twice the channels, as SiT's. Say "
@@ -66,34 +66,34 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
             "train.init_layout, or --layout of `repa-cache sample --official`."
         )
     if stated is not None and stated not in possible:
+        fitting = " or ".join(f"'{layout}'" for layout in possible)
         raise WeightsError(
-            f"{found.path} is no file of the layout {stated} for a {config.family}, as its "
-            f"tensors show: expected {' or '.join(possible)}."
+            f"{found.path} is not of the layout '{stated}': {evidence}. Expected {fitting} "
+            "(train.init_layout, or --layout of `repa-cache sample --official`)."
         )
     return stated or possible[0]
 
 
-def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[Layout, ...]:
-    """The layouts that weights may have, the likeliest first."""
+def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Layout, ...], str]:
+    """The layouts that weights may have, and what tells so."""
     if config.learns_sigma:
-        return (Layout.DIT,)
-    if found.model is not None or any(name.startswith(PROJECTORS) for name in found.state):
-        return (Layout.REPA,)
+        return (Layout.DIT,), "it is read as a DiT, as train.model says"
+    if found.model is not None:
+        return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
+    if any(name.startswith(PROJECTORS) for name in found.state):
+        return (Layout.REPA,), "it has projectors, as only REPA's files do"
     if shape_in(found).learns_sigma:
-        return (Layout.SIT, Layout.REPA)
-    return (Layout.REPA, Layout.SIT_NO_SIGMA)
+        doubled = "its output has twice the channels, as SiT's files have, and DiT's for a DiT"
+        # Earlier versions of this project wrote such files in their own direction of time.
+        return (Layout.SIT, Layout.REPA), doubled
+    single = "it has neither projectors nor an output of twice the channels"
+    return (Layout.REPA, Layout.SIT_NO_SIGMA), single
 
 
-def in_own_time(found: Found, layout: Layout) -> Found:
-    """Weights whose time runs from data to noise, as here."""
-    if not layout.has_time_reversed:
-        return found
-    return replace(found, state=with_time_reversed(found.state))
-
-
-def fit(found: Found, model: Transformer) -> tuple[State, list[str]]:
+def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
     """A model's state with these weights in it, and what differs from them, a line each.
 
+    layout: of the weights, whose direction of time and precision become those of the model.
     Projectors of other shapes start anew, and so does the label table of other classes; all else
     has to be there. Published SiT and DiT have the same names and shapes: half the output of a
     file is dropped for a SiT, and unless that half is blank only the user knows what it is of.
@@ -103,6 +103,8 @@ def fit(found: Found, model: Transformer) -> tuple[State, list[str]]:
     found, notes = _with_outputs_of(config, found)
     _check_shape(found, config)
     _check_trunk(found, own)
+    if layout.has_time_reversed:
+        found = replace(found, state=with_time_reversed(found.state))
     state = {**own, **without_projectors(found.state)}
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
@@ -111,7 +113,7 @@ def fit(found: Found, model: Transformer) -> tuple[State, list[str]]:
     state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
     if note := _note_on_projectors(found, len(config.features), kept):
         notes.append(note)
-    return state, notes
+    return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,19 @@ RUN/
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 PREFIX = "step-"
+# The name of what belongs to a step, and nothing more: no copy, and nothing that is unfinished.
+NAME = re.compile(rf"{PREFIX}(\d{{8,}})")
+# What the state of a checkpoint has to tell, and the files of tensors beside it.
+STATE = frozenset({"step", "settings", "columns", "rows", "model", "scaler"})
+TENSORS = ("model", "ema", "meter")
 
 
 def step_name(step: int) -> str:
@@ -22,9 +31,9 @@ def step_name(step: int) -> str:
 
 def step_of(name: str) -> int:
     """The step to which a name belongs. Raises ValueError if it is no such name."""
-    if not name.startswith(PREFIX):
+    if not (match := NAME.fullmatch(name)):
         raise ValueError(f"{name!r}: expected {step_name(0)!r} with another number")
-    return int(name.removeprefix(PREFIX))
+    return int(match[1])
 
 
 def config_path(run: Path) -> Path:
@@ -38,8 +47,36 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def checkpoint_paths(run: Path) -> list[Path]:
-    """The checkpoints that there are, oldest first."""
-    return sorted((run / "checkpoints").glob(f"{PREFIX}*"))
+    """The checkpoints that there are, whole or damaged, oldest first."""
+    folders = (run / "checkpoints").glob(f"{PREFIX}*")
+    return sorted(path for path in folders if NAME.fullmatch(path.name) and path.is_dir())
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What can be seen to be wrong with a checkpoint without reading its tensors, if anything."""
+    return next(_faults(checkpoint), None)
+
+
+def _faults(checkpoint: Path) -> Iterator[str]:
+    try:
+        state = read_state(checkpoint)
+        if missing := sorted(STATE.difference(state)):
+            yield f"state.json does not tell {', '.join(missing)}"
+    except FileNotFoundError:
+        yield "state.json is missing"
+    except (OSError, ValueError, TypeError) as error:
+        yield f"state.json cannot be read ({error})"
+    for name in TENSORS:
+        path = weights_path(checkpoint, name)
+        try:
+            with safe_open(path, "np"):
+                pass
+        except FileNotFoundError:
+            yield f"{path.name} is missing"
+        except (OSError, SafetensorError) as error:
+            yield f"{path.name} cannot be read ({error})"
+    if not (checkpoint / "optimizer" / ".metadata").is_file():
+        yield "optimizer/.metadata is missing"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -60,9 +97,20 @@ def grid_path(run: Path, step: int) -> Path:
 
 def grid_paths(run: Path) -> list[Path]:
     """The grids that there are, oldest first."""
-    return sorted((run / "grids").glob(f"{PREFIX}*.png"))
+    pictures = (run / "grids").glob(f"{PREFIX}*.png")
+    return sorted(path for path in pictures if NAME.fullmatch(path.stem))
 
 
 def samples_path(run: Path, title: str) -> Path:
     """The images that are drawn from weights of some title."""
     return run / "samples" / title
+
+
+def found_beside(run: Path, path: Path) -> Path | None:
+    """Where something is that a run's configuration names, or None if it is nowhere.
+
+    A relative path is one from the folder in which the training was started, which usually holds
+    the run as well.
+    """
+    places = [*(folder / path for folder in run.absolute().parents), path]
+    return next((place for place in places if place.exists()), None)

@@ -77,6 +77,7 @@ def train(
             # The next one has a model of its own, beside which this one may not fit.
             del stretch
             gc.collect()
+        stop.close()
     if step < settings.steps:
         raise InterruptedWorkError(
             f"Stopped after step {step} of {settings.steps}, with a checkpoint in "

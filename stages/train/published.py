@@ -70,6 +70,7 @@ def _checkpoint_at(folder: Path) -> Checkpoint:
             f"{folder} is neither a checkpoint nor a run that has one. Set train.init_from to a "
             "run, to one of its checkpoints/step-..., or to a file."
         )
+    checkpoint.check_whole(newest)
     return newest
 
 

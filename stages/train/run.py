@@ -1,6 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from cache.locks import claimed
 from cache.recipe import differences
 from stages.placement import Placement
 from stages.train import checkpoint
-from stages.train.checkpoint import Checkpoint, Content
+from stages.train.checkpoint import Checkpoint, Content, check_whole, reading_of
 from stages.train.data import CachedData
 from stages.train.fitting import start_from
 from stages.train.folder import checkpoint_path
@@ -108,14 +108,18 @@ class Run:
                 recompute=settings.compute.recompute_activations,
             )
         if found is not None:
-            model.load_state_dict(found.weights("model"))
+            with reading_of(found):
+                model.load_state_dict(found.weights("model"))
         elif settings.init_from is not None:
             which, layout = settings.init_weights, settings.init_layout
             start_from(settings.init_from, which, model, self._place, layout)
         return model
 
     def _restore(self, found: Checkpoint) -> None:
-        for name, tensor in found.weights("ema").items():
+        weights = found.weights("ema")
+        if _shapes(weights) != _shapes(self.average.tensors):
+            check_whole(found, "ema.safetensors does not hold the tensors of the model")
+        for name, tensor in weights.items():
             fill(self.average.tensors[name], tensor)
         state = get_optimizer_state_dict(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
@@ -153,7 +157,9 @@ class Run:
         self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
-        there = {**found.state, "settings": {**default_settings(), **found.state["settings"]}}
+        # What another version does not set has the effect of the default.
+        defaults = kept_settings(TrainSettings(run=self._settings.run))
+        there = {**found.state, "settings": defaults | found.state["settings"]}
         for part in ("settings", "columns", "rows"):
             if changed := differences(there[part], self._identity[part], "run"):
                 raise RunError(
@@ -162,21 +168,16 @@ class Run:
                 )
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings of all parts of a run; of what it started from the name, as folders move."""
     kept = settings.model_dump(mode="json", exclude=CHANGEABLE)
     if settings.init_from is not None:
         kept["init_from"] = settings.init_from.name
     return kept
-
-
-def default_settings() -> dict[str, Any]:
-    """What a run was trained with that began before there was a setting."""
-    return {
-        name: field.default
-        for name, field in TrainSettings.model_fields.items()
-        if name not in CHANGEABLE and not field.is_required() and field.default_factory is None
-    }
 
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:

@@ -12,7 +12,7 @@ from cache.files import write_atomically
 from cache.order import Rows
 from stages.interrupt import StopRequest
 from stages.placement import Placement
-from stages.train.checkpoint import latest
+from stages.train.folder import checkpoint_paths
 
 SHOWN_ROWS = 8
 
@@ -45,6 +45,15 @@ class Agreement:
         self._told = requests, torch.distributed.all_reduce(requests, async_op=True)
         return asked
 
+    def close(self) -> None:
+        """Wait for what was told last; to be asked once after the last step, by all processes.
+
+        An exchange that nobody waits for would keep the processes from ending.
+        """
+        if self._told is not None:
+            self._told[1].wait()
+            self._told = None
+
 
 def nonfinite_error(
     run: Path, step: int, rows: Rows, keys: npt.NDArray[Any], place: Placement
@@ -60,8 +69,8 @@ def nonfinite_error(
         write_atomically(path, json.dumps({"step": step, "images": images}, indent=1).encode())
     shown = ", ".join(f"{row} ({key})" for row, key in list(images.items())[:SHOWN_ROWS])
     more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
-    last = latest(run)
-    good = f"The last good checkpoint is {last.folder}" if last else "There is no checkpoint yet"
+    last = next(reversed(checkpoint_paths(run)), None)
+    good = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
     return NonFiniteLossError(
         f"step {step}: the loss or its gradient is infinite or not a number, and no weight was "
         f"changed by it. Rows of the batch: {shown}{more}; all are in {path}. {good}. Try a lower "

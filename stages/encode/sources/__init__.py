@@ -1,17 +1,19 @@
 """Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
 
 To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
-to a `Source`, and name it in `SOURCES`.
+to a `Source`, and name it in `SOURCES`; one of tables takes a `Choice` of split and columns, too.
+What it passes over, it names in `Source.left_out`.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from stages.encode.sources.arrow import arrow_rows
 from stages.encode.sources.folders import image_folder
 from stages.encode.sources.parquet import parquet_rows
 from stages.encode.sources.repa import repa_folder
 from stages.encode.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
 from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.tables import Choice
 from stages.encode.sources.tars import tar_archive
 from stages.encode.sources.zips import zip_archive
 
@@ -21,6 +23,8 @@ __all__ = [
     "SAMPLE_PHOTOGRAPHS",
     "SOURCES",
     "SOURCE_PACKAGES",
+    "TABLE_SOURCES",
+    "Choice",
     "Source",
     "SourceError",
     "image_folder",
@@ -28,11 +32,12 @@ __all__ = [
 ]
 
 # The names that `dataset.source` takes.
-SOURCES: Mapping[str, Callable[[Path | None, int], Source]] = {
+SOURCES: Mapping[str, Callable[..., Source]] = {
     "imagefolder": image_folder,
     "zip": zip_archive,
     "tar": tar_archive,
     "parquet": parquet_rows,
+    "arrow": arrow_rows,
     "repa": repa_folder,
     "sample-photos": sample_photos,
 }
@@ -41,4 +46,6 @@ EMBEDDED_SOURCES = frozenset({"sample-photos"})
 # Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
 FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
 # Those that need a package of their own, by the name that it is imported by.
-SOURCE_PACKAGES = {"sample-photos": "skimage", "parquet": "pyarrow"}
+SOURCE_PACKAGES = {"arrow": "pyarrow", "parquet": "pyarrow", "sample-photos": "skimage"}
+# Those that have splits and columns to choose from.
+TABLE_SOURCES = frozenset({"arrow", "parquet"})

@@ -146,7 +146,7 @@ def files_of(path: Path | None, suffix: str) -> list[Archive]:
         raise SourceError(
             f"dataset.path: no {suffix} files at {path}; compressed ones are not read."
         )
-    splits = {match[0] if (match := SPLIT.search(file.name)) else "other" for file in files}
+    splits = {split_of(file.name) for file in files}
     if len(splits) > 1:
         named = ", ".join(sorted(splits))
         wanted = next(split for split in SPLITS if split in splits)
@@ -155,3 +155,9 @@ def files_of(path: Path | None, suffix: str) -> list[Archive]:
             f'Name one by a pattern: path = "{folder}/*{wanted}*{suffix}".'
         )
     return [Archive.at(file) for file in files]
+
+
+def split_of(name: str) -> str:
+    """The split that a file belongs to by its name."""
+    match = SPLIT.search(name)
+    return match[0] if match else "other"

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stages.encode.sources.names import member_name
+from stages.encode.sources.left_out import OTHER, LeftOut
+from stages.encode.sources.names import candidates, member_name
 from stages.encode.sources.source import Labels, SourceError, is_image
 
 DATASET_JSON = "dataset.json"
@@ -50,13 +51,19 @@ def parse_labels(content: bytes, where: object) -> dict[str, int]:
 
 
 def labelled_images(
-    names: Sequence[str], labels: Mapping[str, int], where: object
+    names: Sequence[str], labels: Mapping[str, int], where: object, left_out: LeftOut
 ) -> tuple[list[int], Labels, tuple[str, ...]]:
     """Positions of the images among `names`, sorted by name, labels and classes.
 
     Raises SourceError unless images and labels are of each other.
     """
-    order = sorted((i for i, name in enumerate(names) if is_image(name)), key=names.__getitem__)
+    order = []
+    for i in candidates(names, left_out):
+        if is_image(names[i]):
+            order.append(i)
+        elif not names[i].endswith("/") and names[i] != DATASET_JSON:
+            left_out.add(OTHER, names[i])
+    order.sort(key=names.__getitem__)
     images = [names[i] for i in order]
     if lacking := set(images).symmetric_difference(labels):
         name = min(lacking)

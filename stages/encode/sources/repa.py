@@ -8,14 +8,15 @@ from tokenize import TokenError
 import numpy as np
 import numpy.typing as npt
 
-from stages.encode.sources.folders import file_stamp, files_below, images_below
+from stages.encode.sources.folders import file_stamp, files_below, on_disk
 from stages.encode.sources.labels import (
     DATASET_JSON,
     MAX_JSON_BYTES,
     labelled_images,
     parse_labels,
 )
-from stages.encode.sources.source import Source, SourceError
+from stages.encode.sources.left_out import LeftOut
+from stages.encode.sources.source import Source, SourceError, is_image
 
 # How `preprocessing/dataset_tools.py` of sihyun-yu/REPA calls its files.
 IMAGES, MOMENTS = "images", "vae-sd"
@@ -37,17 +38,19 @@ def repa_folder(path: Path | None, _resolution: int) -> Source:
     listing = next((f for f in (folder / DATASET_JSON, path / DATASET_JSON) if f.is_file()), None)
     if listing is None:
         raise SourceError(f"{folder}: no {DATASET_JSON}. Plain class folders are imagefolder's.")
-    names = images_below(folder)
-    order, labels, classes = labelled_images(names, _labels(listing), listing)
+    left_out = LeftOut()
+    names = files_below(folder, lambda name: is_image(name) or name == DATASET_JSON, left_out)
+    order, labels, classes = labelled_images(names, _labels(listing), listing, left_out)
     keys = tuple(names[i] for i in order)
     has_moments = (path / MOMENTS).is_dir()
     return Source(
         keys=keys,
         labels=labels,
         classes=classes,
-        read=lambda index: (folder / keys[index]).read_bytes(),
-        stamp=lambda index: file_stamp(folder / keys[index]),
+        read=lambda index: on_disk(folder, keys[index]).read_bytes(),
+        stamp=lambda index: file_stamp(on_disk(folder, keys[index])),
         moments=_Moments(path / MOMENTS, keys, labels.tolist()) if has_moments else None,
+        left_out=left_out,
     )
 
 
@@ -57,7 +60,9 @@ class _Moments:
     def __init__(self, folder: Path, keys: Sequence[str], labels: Sequence[int]) -> None:
         numbers = list(_by_number(keys, IMAGE_NUMBER, folder.parent / IMAGES))
         files = _by_number(
-            files_below(folder, lambda name: name.endswith(".npy")), MOMENTS_NUMBER, folder
+            files_below(folder, lambda name: name.endswith(".npy"), LeftOut()),
+            MOMENTS_NUMBER,
+            folder,
         )
         if lacking := files.keys() ^ set(numbers):
             raise SourceError(

@@ -1,10 +1,13 @@
 """What lies where in a tar file."""
 
+import re
 import tarfile
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from stages.encode.sources.archives import Archive, ReadAt
-from stages.encode.sources.names import check_unique, member_name
+from stages.encode.sources.archives import Archive, ReadAt, files_of, split_of
+from stages.encode.sources.left_out import BESIDE_TARS, LeftOut
+from stages.encode.sources.names import check_unique, member_name, passed_over
 from stages.encode.sources.source import MAX_IMAGE_BYTES, SourceError, is_image
 
 TAR = ".tar"
@@ -12,6 +15,7 @@ TAR = ".tar"
 MAX_HEADER_BYTES = 1 << 20
 # First bytes of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 
 
 class Member(NamedTuple):
@@ -51,7 +55,7 @@ def list_members(read: ReadAt, start: int, stop: int, where: object) -> list[Mem
     members = []
     headers = cast("BinaryIO", _Headers(read, start, stop))
     try:
-        with tarfile.open(mode="r:", fileobj=headers) as tar:
+        with tarfile.open(mode="r:", fileobj=headers, encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
                 # tarfile would keep all of them: gigabytes for millions of files.
                 tar.members.clear()  # type: ignore[attr-defined]
@@ -95,3 +99,30 @@ def check_uncompressed(archive: Archive, read: ReadAt) -> None:
             f"{archive.path} is compressed, and allows no reading at random. Decompress it "
             "first (gunzip, bunzip2, unxz or unzstd)."
         )
+
+
+def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
+    """The tars of one split that are in a folder or of a pattern, sorted by name.
+
+    Raises SourceError for those of that split that are there in compressed form only.
+    """
+    if path is None or not path.is_dir():
+        return files_of(path, TAR)
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
+    tars = [name for name in names if name.endswith(TAR) and not passed_over(name)]
+    splits = {split_of(name) for name in tars}
+    packed = [
+        name
+        for name in names
+        if (match := COMPRESSED_NAME.fullmatch(name)) and f"{match[1]}{TAR}" not in tars
+    ]
+    if lacking := [name for name in packed if not tars or split_of(name) in splits]:
+        raise SourceError(
+            f"dataset.path: no {TAR} files at {path} of {', '.join(lacking[:3])}; compressed ones "
+            "are not read, as nothing is found in them at random. Decompress them first "
+            "(gunzip -k, bunzip2 -k, unxz -k or unzstd), or name the others by a pattern."
+        )
+    for name in names:
+        if name not in tars:
+            left_out.add(*(passed_over(name) or (BESIDE_TARS, name)))
+    return files_of(path, TAR)

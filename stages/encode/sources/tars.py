@@ -1,6 +1,6 @@
 """Images in tar files, read in place: ImageNet's tar of tars, class folders, webdataset shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,42 +12,76 @@ from stages.encode.sources.archives import (
     Archive,
     ReadAt,
     collector_paused,
-    files_of,
     locate,
     means_several,
     opened_ahead,
 )
 from stages.encode.sources.labels import numbered
-from stages.encode.sources.names import check_unique, class_folders
-from stages.encode.sources.source import Labels, Source, SourceError, is_image
-from stages.encode.sources.tar_members import TAR, Member, check_uncompressed, list_members
+from stages.encode.sources.left_out import EMPTY, OTHER, LeftOut
+from stages.encode.sources.names import candidates, check_unique, passed_over
+from stages.encode.sources.source import Source, SourceError, is_image
+from stages.encode.sources.tar_members import (
+    TAR,
+    Member,
+    check_uncompressed,
+    list_members,
+    tar_files,
+)
+from stages.encode.sources.tar_trees import TarImages, images_in, in_folder, one_tree, tar_tree
 
 
 @collector_paused()
 def tar_archive(path: Path | None, _resolution: int) -> Source:
-    """Any of three kinds of tar files.
+    """Tar files: one, or those in a folder or of a pattern (`train-*.tar`).
 
-    A tar of a tar per class, as ImageNet's; or a tar of class folders: both ordered and labelled
-    as torchvision does with the unpacked tree. Or webdataset shards, a file, a folder or a
-    pattern (`train-*.tar`): KEY.jpg, or another image, beside KEY.cls or KEY.json, in the order
-    of shard names and within a shard. A path that goes on inside a file (`train.tar/train`)
-    means that folder.
+    Ordered and labelled as torchvision does with the unpacked tree: a tar per class, in a tar as
+    ImageNet's or in a folder; tars of class folders; Hugging Face's tars of ImageNet. Or webdataset
+    shards: KEY.jpg, or another image, beside KEY.cls or KEY.json, in the order of shard names and
+    within a shard. A path that goes on inside a file (`train.tar/train`) means that folder.
     """
+    left_out = LeftOut()
     if means_several(path):
-        return _shards(files_of(path, TAR))
-    archive, folder = locate(path)
+        archives = tar_files(path, left_out)
+        images = _of_several(archives, path, left_out)
+    else:
+        archive, folder = locate(path)
+        archives = [archive]
+        images = _of_one(archive, folder, path, left_out)
+    places = zip(images.tars, images.members, strict=True)
+    table = [(tar, member.start, member.size) for tar, member in places]
+    reader = _Images(archives, np.array(table, np.int64))
+    return Source(
+        keys=tuple(member.name for member in images.members),
+        labels=images.labels,
+        classes=images.classes,
+        read=reader.read,
+        stamp=reader.stamp,
+        left_out=left_out,
+    )
+
+
+def _of_one(archive: Archive, folder: str, where: object, left_out: LeftOut) -> TarImages:
+    """The images in a folder of a tar."""
     with archive.listed() as read:
         members = _members(archive, read, folder)
-        if tars := [member for member in members if member.name.endswith(TAR)]:
-            if any(is_image(member.name) for member in members):
-                raise SourceError(f"{path} has both tars and images. Name a folder inside it.")
-            members = list(_classes(read, tars, archive.path))
-        elif webdataset.has_labels(members):
-            members, numbers = webdataset.samples(read, members, archive.path)
-            labels, classes = numbered(numbers, archive.path)
-            return _source([archive], [0] * len(members), members, labels, classes)
-    order, labels, classes = class_folders([member.name for member in members], path)
-    return _source([archive], [0] * len(order), [members[i] for i in order], labels, classes)
+        if any(member.name.endswith(TAR) and not passed_over(member.name) for member in members):
+            return one_tree([_classes(read, members, archive.path, left_out)], where, left_out)
+        if webdataset.has_labels(members):
+            found, labels = webdataset.samples(read, members, archive.path, left_out)
+            return _labelled([found], labels, archive.path)
+        return one_tree([members], where, left_out)
+
+
+def _of_several(archives: Sequence[Archive], where: object, left_out: LeftOut) -> TarImages:
+    """The images in several tars, of which the first with images tells what they are."""
+    for archive in archives:
+        members = _listed(archive)
+        if webdataset.has_labels(members):
+            return _shards(archives, left_out)
+        if any(images_in(members)):
+            break
+    listings = list(opened_ahead(archives, _listed, "tars"))
+    return tar_tree([archive.path for archive in archives], listings, where, left_out)
 
 
 def _members(archive: Archive, read: ReadAt, folder: str = "") -> list[Member]:
@@ -60,36 +94,65 @@ def _members(archive: Archive, read: ReadAt, folder: str = "") -> list[Member]:
     ]
 
 
-def _classes(read: ReadAt, tars: Sequence[Member], where: Path) -> Iterator[Member]:
+def _listed(archive: Archive) -> list[Member]:
+    """The members of a tar."""
+    with archive.listed() as read:
+        return _members(archive, read)
+
+
+def _classes(
+    read: ReadAt, members: Sequence[Member], where: Path, left_out: LeftOut
+) -> list[Member]:
     """The members of the tars in a tar, in folders that are called like these."""
+    tars = []
+    for i in candidates([member.name for member in members], left_out):
+        name = members[i].name
+        if is_image(name):
+            raise SourceError(f"{where} has both tars and images. Name a folder inside it.")
+        if name.endswith(TAR):
+            tars.append(members[i])
+        elif not name.endswith("/"):
+            left_out.add(OTHER, name)
     folders = [PurePosixPath(tar.name).stem for tar in tars]
     check_unique(folders, where)
 
-    def members(tar: Member) -> list[Member]:
+    def inside(tar: Member) -> list[Member]:
         return list_members(read, tar.start, tar.start + tar.size, f"{where}/{tar.name}")
 
-    for folder, found in zip(folders, opened_ahead(tars, members, "tars"), strict=True):
-        # Also of an empty tar, so that it does not go unnoticed.
-        yield Member(f"{folder}/", 0, 0)
-        yield from (member._replace(name=f"{folder}/{member.name}") for member in found)
+    listings = zip(folders, opened_ahead(tars, inside, "tars"), strict=True)
+    return [member for folder, found in listings for member in in_folder(folder, found)]
 
 
-def _shards(archives: Sequence[Archive]) -> Source:
+def _shards(archives: Sequence[Archive], left_out: LeftOut) -> TarImages:
     """Several webdataset shards; the shard is part of the key."""
 
-    def samples(archive: Archive) -> tuple[list[Member], list[int]]:
+    def samples(archive: Archive) -> tuple[list[Member], list[int], LeftOut]:
+        own = LeftOut()
         with archive.listed() as read:
-            return webdataset.samples(read, _members(archive, read), archive.path)
+            members = _members(archive, read)
+            return *webdataset.samples(read, members, archive.path, own), own
 
-    shards: list[int] = []
-    members: list[Member] = []
+    listings: list[list[Member]] = []
     numbers: list[int] = []
-    for shard, (found, labels) in enumerate(opened_ahead(archives, samples, "tars")):
+    for shard, (found, labels, own) in enumerate(opened_ahead(archives, samples, "tars")):
         name = archives[shard].path.name
-        members += [member._replace(name=f"{name}/{member.name}") for member in found]
-        shards += [shard] * len(found)
+        left_out.join(own, f"{name}/")
+        if not found:
+            left_out.add(EMPTY, name)
+        listings.append([member._replace(name=f"{name}/{member.name}") for member in found])
         numbers += labels
-    return _source(archives, shards, members, *numbered(numbers, archives[0].path.parent))
+    return _labelled(listings, numbers, archives[0].path.parent)
+
+
+def _labelled(
+    listings: Sequence[Sequence[Member]], numbers: Sequence[int], where: object
+) -> TarImages:
+    """Images in the tars' own order, with their labels."""
+    if not numbers:
+        raise SourceError(f"{where}: no images.")
+    tars = [tar for tar, found in enumerate(listings) for _ in found]
+    members = [member for found in listings for member in found]
+    return TarImages(tars, members, *numbered(numbers, where))
 
 
 @dataclass(frozen=True)
@@ -109,16 +172,3 @@ class _Images:
         """A number that changes when the tar does."""
         archive, start, size = map(int, self.table[index])
         return self.archives[archive].stamp(start, size)
-
-
-def _source(
-    archives: Sequence[Archive],
-    tars: Sequence[int],
-    members: Sequence[Member],
-    labels: Labels,
-    classes: tuple[str, ...],
-) -> Source:
-    places = [(tar, member.start, member.size) for tar, member in zip(tars, members, strict=True)]
-    images = _Images(archives, np.array(places, np.int64))
-    keys = tuple(member.name for member in members)
-    return Source(keys, labels, classes, images.read, images.stamp)

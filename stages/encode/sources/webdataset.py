@@ -2,32 +2,41 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stages.encode.sources.archives import ReadAt
-from stages.encode.sources.source import IMAGE_SUFFIXES, SourceError
+from stages.encode.sources.left_out import BESIDE_IMAGE, OTHER, LeftOut
+from stages.encode.sources.names import candidates
+from stages.encode.sources.source import IMAGE_SUFFIXES, SourceError, is_image
 from stages.encode.sources.tar_members import Member
 
 # Room for captions and more beside the label.
 MAX_LABEL_BYTES = 1 << 20
 LABEL_SUFFIXES = frozenset({".cls", ".json"})
 INTEGER = re.compile(rb"\s*-?\d{1,9}\s*")
+NAMED = 3
 
 
 def has_labels(members: Sequence[Member]) -> bool:
-    """Whether any image has a label beside it."""
+    """Whether any image has a label beside it, or would have one by another rule for keys."""
     parts = [_split(member.name) for member in members]
     labelled = {key for key, suffix in parts if suffix in LABEL_SUFFIXES}
-    return any(suffix in IMAGE_SUFFIXES and key in labelled for key, suffix in parts)
+    called = {key for key, suffix in parts if suffix.endswith(".cls")}
+    return any(
+        (suffix in IMAGE_SUFFIXES and key in labelled) or (is_image(suffix) and key in called)
+        for key, suffix in parts
+    )
 
 
 def samples(
-    read: ReadAt, members: Sequence[Member], where: object
+    read: ReadAt, members: Sequence[Member], where: object, left_out: LeftOut
 ) -> tuple[list[Member], list[int]]:
-    """The images of a shard, in its order, and their labels.
+    """The images of a shard, in its order, and their labels; none, if it has no images.
 
-    Raises SourceError for an image without a label, and for two images with one key.
+    Raises SourceError for an image without a label, for two images with one key, and for one that
+    is no sample's.
     """
+    members = [members[i] for i in candidates([member.name for member in members], left_out)]
     images: dict[str, Member] = {}
     labels: dict[str, Member] = {}
     for member in members:
@@ -38,14 +47,34 @@ def samples(
             images[key] = member
         elif suffix == ".cls" or (suffix == ".json" and key not in labels):
             labels[key] = member
-    if not images:
-        raise SourceError(f"{where}: no images.")
+    used = {*images.values(), *(labels[key] for key in images if key in labels)}
+    unused = [member.name for member in members if member not in used]
+    _leave_out([name for name in unused if not name.endswith("/")], images, where, left_out)
     if lacking := [key for key in images if key not in labels]:
         raise SourceError(
             f"{where}: {len(lacking)} images have no label: {lacking[0]} has neither .cls nor "
             ".json beside it."
         )
     return list(images.values()), [_label(read, labels[key], where) for key in images]
+
+
+def _leave_out(
+    names: Sequence[str], images: Mapping[str, Member], where: object, left_out: LeftOut
+) -> None:
+    """Leave out what is no sample's image or label, but no image that its sample would lack."""
+    stray = [name for name in names if is_image(name) and _split(name)[0] not in images]
+    if stray:
+        key, suffix = _split(stray[0])
+        more = f" and {len(stray) - NAMED} more" if len(stray) > NAMED else ""
+        raise SourceError(
+            f"{where}: {len(stray)} images are those of no sample: "
+            f"{', '.join(stray[:NAMED])}{more}. A sample's name ends at the first dot, as "
+            f"webdataset has it, so that {stray[0]} is the file {suffix!r} of {key!r}, which has "
+            "no image of its own (as .jpg). Rename the files so that only a suffix follows the "
+            "first dot, labels too: a_001.jpg, a_001.cls."
+        )
+    for name in names:
+        left_out.add(BESIDE_IMAGE if is_image(name) else OTHER, name)
 
 
 def _split(name: str) -> tuple[str, str]:

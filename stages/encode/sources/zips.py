@@ -19,11 +19,10 @@ from stages.encode.sources.labels import (
     labelled_images,
     parse_labels,
 )
+from stages.encode.sources.left_out import LeftOut
 from stages.encode.sources.names import check_unique, class_folders, member_name
 from stages.encode.sources.source import MAX_IMAGE_BYTES, Labels, Source, SourceError, is_image
 
-# What the archiver of macOS adds.
-RESOURCE_FORKS = "__MACOSX/"
 # A member's header up to its name (APPNOTE.TXT, 4.3.7): how it begins, lengths of name and extra.
 HEADER = struct.Struct("<4s22xHH")
 SIGNATURE = b"PK\3\4"
@@ -38,14 +37,15 @@ def zip_archive(path: Path | None, _resolution: int) -> Source:
     Class folders are ordered and labelled as torchvision does with the unpacked tree, other
     images by name. A path that goes on inside the file (`train.zip/train`) means that folder.
     """
-    joined, labels, classes, members = _open(path)
+    left_out = LeftOut()
+    joined, labels, classes, members = _open(path, left_out)
     # Names of their own, not those that lie scattered between the entries of the directory: a
     # million of them would keep its memory, ten times theirs, from being given back.
     keys = tuple(joined.split("\0"))
-    return Source(keys, labels, classes, members.read, members.stamp)
+    return Source(keys, labels, classes, members.read, members.stamp, left_out=left_out)
 
 
-def _open(path: Path | None) -> tuple[str, Labels, tuple[str, ...], "_Members"]:
+def _open(path: Path | None, left_out: LeftOut) -> tuple[str, Labels, tuple[str, ...], "_Members"]:
     """Keys with NUL between them, labels, classes and members."""
     archive, folder = locate(path)
     directory = _Directory.of(archive)
@@ -57,9 +57,10 @@ def _open(path: Path | None) -> tuple[str, Labels, tuple[str, ...], "_Members"]:
             content = directory.members([entries[DATASET_JSON]]).read(0)
         except (OSError, ValueError) as error:
             raise SourceError(f"{where} cannot be read: {error}.") from error
-        order, labels, classes = labelled_images(names, parse_labels(content, where), where)
+        listed = parse_labels(content, where)
+        order, labels, classes = labelled_images(names, listed, where, left_out)
     else:
-        order, labels, classes = class_folders(names, path)
+        order, labels, classes = class_folders(names, path, left_out)
     keys = [names[i] for i in order]
     return "\0".join(keys), labels, classes, directory.members([entries[key] for key in keys])
 
@@ -126,6 +127,11 @@ class _Directory:
         try:
             with zipfile.ZipFile(archive.path) as file:
                 entries, end = file.infolist(), file.start_dir
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{archive.path}: the name {error.object!r} is refused: it is not UTF-8, though "
+                "the archive says so. Make the archive again."
+            ) from error
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
             raise SourceError(
                 f"{archive.path} is no zip file, or is cut off or damaged: {error}."
@@ -159,9 +165,7 @@ def _below(directory: _Directory, folder: str) -> dict[str, zipfile.ZipInfo]:
     return {
         name.removeprefix(folder): entry
         for name, entry in zip(names, directory.entries, strict=True)
-        if name.startswith(folder)
-        and name not in {folder, "/"}
-        and not name.startswith(RESOURCE_FORKS)
+        if name.startswith(folder) and name not in {folder, "/"}
     }
 
 
