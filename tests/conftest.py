@@ -175,9 +175,10 @@ frechet_encoders = ["efficientnet-lite0"]
 
 
 @pytest.fixture
-def tiny(images: Path, tiny_vae: Path) -> Callable[..., Config]:
-    """The tiny configuration, with settings changed as by --set."""
+def tiny(images: Path, tiny_vae: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """The tiny configuration, with settings changed as by --set in its folder."""
     path = images.parent / "pipeline.toml"
+    monkeypatch.chdir(path.parent)
     path.write_text(TINY.format(vae=tiny_vae))
     return lambda *overrides: load_config(path, overrides)
 
