@@ -58,7 +58,7 @@ def test_help_and_version_import_nothing_that_works(tmp_path: Path, arguments: l
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.modle=x", "did you mean 'model'?"),
+        ("train.dept=9", "did you mean 'depth'?"),
         ("train.depth=9", "SiT-XS/2 has 4 blocks"),
         ("train.alignment=nt_xent", "did you mean 'nt-xent'?"),
         ("train.interpolant=cosin", "did you mean 'cosine'?"),

@@ -15,9 +15,9 @@ def opened_in_the_locale_s_encoding(source: str) -> Iterator[str]:
         name = ast.unparse(call.func)
         if name in BINARY or name.split(".")[-1] not in {"open", "read_text", "write_text"}:
             continue
-        modes = [value.value for value in call.args if isinstance(value, ast.Constant)]
-        is_text = not any(isinstance(mode, str) and mode in {"rb", "wb"} for mode in modes)
-        if is_text and not any(keyword.arg == "encoding" for keyword in call.keywords):
+        values = [*call.args, *(keyword.value for keyword in call.keywords)]
+        said = {value.value for value in values if isinstance(value, ast.Constant)}
+        if said.isdisjoint({"rb", "wb", "utf-8", "utf-8-sig"}):
             yield f"line {call.lineno}: {ast.unparse(call)}"
 
 
