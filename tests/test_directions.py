@@ -15,7 +15,7 @@ from weights import State, assert_equal, export, fresh
 
 from pipeline.config import Config
 from stages.train.fitting import start_from
-from stages.train.layouts import TIMES
+from stages.train.layouts import TIMES, with_sigma
 from stages.train.loop import train
 from stages.train.options import Layout
 from stages.train.published import WeightsError
@@ -71,11 +71,14 @@ def test_their_samples_are_those_of_sit_s_own_sampler(
 def files(sit_official: Any, sit_repa: Any) -> dict[str, State]:
     """Files that are and are not SiT's own, which all have the same names."""
     repa = sit_repa.below("model.")
+    stripped = {n: t for n, t in repa.items() if not n.startswith("projectors.")}
     return {
         "doubled": sit_official.below("sigma.model."),
         "single": sit_official.below("no_sigma.model."),
         "projectors": repa,
-        "stripped": {n: t for n, t in repa.items() if not n.startswith("projectors.")},
+        "stripped": stripped,
+        # What version 0.1 of this project exported for SiT.
+        "earlier": with_sigma(stripped, 2),
     }
 
 
@@ -91,7 +94,6 @@ def files(sit_official: Any, sit_repa: Any) -> dict[str, State]:
         ("single", Layout.SIT, "'sit': .* twice the channels. Expected 'repa' or 'sit-no-sigma'"),
         ("single", Layout.DIT, "not of the layout 'dit': .* Expected 'repa' or 'sit-no-sigma'"),
         ("doubled", Layout.SIT_NO_SIGMA, "its output has twice the channels, .* Expected 'sit' "),
-        ("doubled", Layout.REPA, "not of the layout 'repa': .* Expected 'sit' "),
         ("doubled", Layout.DIT, "not of the layout 'dit': .* and DiT's for a DiT. Expected 'sit'"),
         ("projectors", Layout.SIT, "it has projectors, as only REPA's files do. Expected 'repa' "),
     ],
@@ -115,7 +117,7 @@ def test_files_of_repa_keep_their_direction_with_projectors_or_when_that_is_said
 ) -> None:
     expected = golden_model(sit_repa).state_dict()
     trunk = {n: t for n, t in expected.items() if not n.startswith("projectors.")}
-    for file, layout in (("projectors", None), ("stripped", Layout.REPA)):
+    for file, layout in (("projectors", None), ("stripped", Layout.REPA), ("earlier", Layout.REPA)):
         save_file(files(sit_official, sit_repa)[file], tmp_path / "w.safetensors")
         model = fresh(config)
         start_from(tmp_path / "w.safetensors", "ema", model, CPU, layout)
