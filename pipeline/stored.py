@@ -14,7 +14,7 @@ from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
 from stages.encode.settings import DEMO_AUTOENCODER
 from stages.encode.vae_folder import HUB_CONFIGS
-from stages.settings import Settings
+from stages.settings import Settings, as_written, literal
 from stages.train.folder import config_path, found_beside
 
 LATENTS = "latents/"
@@ -42,8 +42,8 @@ def run_config(
             "that trained it wrote it; --config names another."
         ) from None
     document = _located(kept, run).model_dump(mode="json")
-    document["train"]["run"] = str(run)
-    return checked(validated(document, overrides, path, None), path, needs=needs)
+    document["train"]["run"] = as_written(run)
+    return checked(validated(document, overrides, path, Path()), path, needs=needs)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _located(value: Value, run: Path) -> Value:
-    """Settings, with relative paths in them replaced by where these are found from a run."""
+    """Settings, with relative paths in them written as where these are found from a run."""
     if isinstance(value, Path):
-        return found_beside(run, value) or value  # type: ignore[return-value]
+        return Path(as_written(found_beside(run, value) or value))  # type: ignore[return-value]
     if isinstance(value, Settings):
         fields = {name: _located(getattr(value, name), run) for name in type(value).model_fields}
         return value.model_copy(update=fields)
@@ -88,13 +88,13 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "pixels": PIXELS in names,
         },
         "cache": {
-            "path": str(path),
+            "path": as_written(path),
             "rows_per_shard": root["rows_per_shard"],
             "seed": root["permutation_seed"],
         },
         "latents": {"vae": _vae_called(latents.removeprefix(LATENTS), path.parent)},
         "train": {
-            "run": str((runs if runs.is_dir() else path.parent) / path.stem),
+            "run": as_written((runs if runs.is_dir() else path.parent) / path.stem),
             "encoders": [
                 name.removeprefix(FEATURES)
                 for name in names
@@ -102,7 +102,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             ],
         },
     }
-    return validated(document, overrides, path, None)
+    return validated(document, overrides, path, Path())
 
 
 def _recipes(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -117,4 +117,4 @@ def _recipes(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _vae_called(name: str, folder: Path) -> str:
     """The VAE whose column has this name: a published one, or else one in a folder."""
     known = next((vae for vae in KNOWN_VAES if Path(vae).name == name), None)
-    return known or str((folder / name).absolute())
+    return known or literal(folder / name)

@@ -62,10 +62,11 @@ def configuration_of_none(overrides: Sequence[str], needs: Collection[Need]) -> 
     nowhere = Path("These settings")
     document = {
         "dataset": {"source": "sample-photos"},
-        "cache": {"path": ""},
-        "train": {"run": ""},
+        # Names of nothing, as the reference is another and no run is looked at.
+        "cache": {"path": "no-cache"},
+        "train": {"run": "no-run"},
     }
-    config = checked(validated(document, overrides, nowhere, None), nowhere, needs=needs)
+    config = checked(validated(document, overrides, nowhere, Path()), nowhere, needs=needs)
     if config.evaluate.reference is None:
         raise ConfigError(
             "Compared with what? These samples belong to no run, and there is no pipeline.toml "

@@ -55,7 +55,12 @@ def _variable(found: re.Match[str]) -> str:
 
 def literal(path: Path) -> str:
     """A path of the command line as it is written in a setting, whatever its characters."""
-    return str(path.absolute()).replace("$", "$$")
+    return as_written(path.absolute())
+
+
+def as_written(path: Path) -> str:
+    """A path as it is written in a setting, so that nothing in it is expanded."""
+    return str(path).replace("$", "$$")
 
 
 def _anchor(path: object, info: ValidationInfo) -> object:

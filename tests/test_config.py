@@ -193,7 +193,7 @@ def test_paths_of_the_command_line_are_relative_to_where_it_is_typed(
             "encoders.mae-vit-l={input_size = 64}",
             "sample.vae=./vae",
         ],
-        has_files=False,
+        needs=(),
     )
     assert config.dataset.path == Path("mine")
     assert config.train.init_from == Path("../w.pt")
@@ -218,7 +218,7 @@ def test_a_home_and_variables_in_paths_are_expanded(
         "train.init_from=~/w.pt",
         "sample.vae=~/vaes/mine",
     )
-    config = load_config(path, settings, has_files=False)
+    config = load_config(path, settings, needs=())
     assert config.dataset.path == images
     assert config.cache.path == images.parent / "tiny-tiny.zarr"
     assert config.train.run == tmp_path / "home/runs/$NAME 5$ ~"

@@ -67,6 +67,18 @@ def test_settings_are_changed_with_paths_from_where_the_command_is_typed(
         run_config(run, ["sample.stepps=50"], needs=())
 
 
+def test_nothing_is_expanded_in_the_paths_of_runs_and_caches(
+    kept: Callable[..., Path], built: Path, tmp_path: Path
+) -> None:
+    run = kept(tmp_path / "$5 off", cache={"path": "/data/$NAME.zarr"})
+    config = run_config(run, ["sample.steps=50"], needs=())
+    assert (config.train.run, config.sample.steps) == (run, 50)
+    assert config.cache.path == Path("/data/$NAME.zarr")
+    cache = Path(shutil.copytree(built / "tiny.zarr", tmp_path / "$NAME.zarr"))
+    found = cache_config(cache, ["train.batch_size=4"])
+    assert (found.cache.path, found.train.batch_size) == (cache, 4)
+
+
 def test_a_run_of_before_some_settings_has_their_defaults(
     kept: Callable[..., Path], tmp_path: Path
 ) -> None:
