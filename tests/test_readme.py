@@ -85,6 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
         invoke("train", *other)
         invoke("sample", "other-run")
         invoke("export", "published.pt", "--layout", "sit")
+        invoke("export", "own.pt", "--layout", "sit-no-sigma")
         invoke("sample", "--set", "sample.npz=true", "--out", "samples")
         invoke("evaluate", "samples", "--reference", "images", "--save-statistics", "train.npz")
     shutil.copy(folder / "samples.npz", folder / "reference.npz")
