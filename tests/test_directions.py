@@ -94,7 +94,7 @@ def files(sit_official: Any, sit_repa: Any) -> dict[str, State]:
         ("single", Layout.SIT, "'sit': .* twice the channels. Expected 'repa' or 'sit-no-sigma'"),
         ("single", Layout.DIT, "not of the layout 'dit': .* Expected 'repa' or 'sit-no-sigma'"),
         ("doubled", Layout.SIT_NO_SIGMA, "its output has twice the channels, .* Expected 'sit' "),
-        ("doubled", Layout.DIT, "not of the layout 'dit': .* and DiT's for a DiT. Expected 'sit'"),
+        ("doubled", Layout.DIT, "not of the layout 'dit': .* need a DiT as train.model.*ed 'sit' "),
         ("projectors", Layout.SIT, "it has projectors, as only REPA's files do. Expected 'repa' "),
     ],
 )
@@ -113,7 +113,11 @@ def test_whose_file_it_is_has_to_be_known(
 
 
 def test_files_of_repa_keep_their_direction_with_projectors_or_when_that_is_said(
-    sit_official: Any, sit_repa: Any, config: TransformerConfig, tmp_path: Path
+    sit_official: Any,
+    sit_repa: Any,
+    config: TransformerConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = golden_model(sit_repa).state_dict()
     trunk = {n: t for n, t in expected.items() if not n.startswith("projectors.")}
@@ -122,6 +126,8 @@ def test_files_of_repa_keep_their_direction_with_projectors_or_when_that_is_said
         model = fresh(config)
         start_from(tmp_path / "w.safetensors", "ema", model, CPU, layout)
         assert_equal(model.state_dict(), trunk)
+        is_doubted = "own code have the layout 'sit'" in capsys.readouterr().err
+        assert is_doubted == (file == "earlier")
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,9 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
     if any(name.startswith(PROJECTORS) for name in found.state):
         return (Layout.REPA,), "it has projectors, as only REPA's files do"
     if shape_in(found).learns_sigma:
-        doubled = "its output has twice the channels, as SiT's files have, and DiT's for a DiT"
+        doubled = "its output has twice the channels, as SiT's files have"
         # Earlier versions of this project wrote such files in their own direction of time.
-        return (Layout.SIT, Layout.REPA), doubled
+        return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
     single = "it has neither projectors nor an output of twice the channels"
     return (Layout.REPA, Layout.SIT_NO_SIGMA), single
 
@@ -100,7 +100,9 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     Raises WeightsError if they are the weights of another model.
     """
     own, config = model.state_dict(), model.config
+    doubts = _doubts(found, layout, config)
     found, notes = _with_outputs_of(config, found)
+    notes += doubts
     _check_shape(found, config)
     _check_trunk(found, own)
     if layout.has_time_reversed:
@@ -114,6 +116,16 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     if note := _note_on_projectors(found, len(config.features), kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
+
+
+def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str]:
+    """What speaks against the layout that the user states, though it is possible."""
+    if layout is not Layout.REPA or Layout.SIT not in _possible_layouts(found, config)[0]:
+        return []
+    return [
+        "read with time 0 as data, as earlier versions of repa-cache wrote such files; those of "
+        f"SiT's own code have the layout '{Layout.SIT}'"
+    ]
 
 
 @dataclass(frozen=True)
