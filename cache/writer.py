@@ -103,7 +103,7 @@ class ShardWriter:
         except OSError as error:
             raise CacheWriteError(
                 f"{self._column.folder}: shard {self._shard} cannot be written: "
-                f"{error.strerror or error}. Finished shards are kept; mend the cause and run "
+                f"{error.strerror or error}. Finished shards are kept; remove the cause and run "
                 "the same command again."
             ) from error
 

@@ -19,8 +19,8 @@ SHOWN_IMAGES = 50
 
 
 def show_faults(faults: Sequence[Fault]) -> None:
-    """Print what is wrong with a cache, and what mends it."""
-    table = new_table("where", "what is wrong", "what mends it")
+    """Print what is wrong with a cache, and how to fix it."""
+    table = new_table("where", "what is wrong", "how to fix it")
     for fault in faults:
         table.add_row(fault.where, fault.what, fault.remedy)
     print_table(table)

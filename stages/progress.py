@@ -56,9 +56,9 @@ def progress(
 ) -> Iterator[Advance]:
     """Shows how far a piece of work is; yields a function that reports finished units.
 
-    title: what is done, as in "tokens of NAME"; total, done: units in all, None if their number
-    is not known, and finished by an earlier run; unit: their name, a plural; quiet: show nothing,
-    as when there is nothing to do.
+    title: what is done, as in "tokens of NAME"; total, done: units in all, None for work that
+    cannot be counted, and finished by an earlier run; unit: their name, a plural; quiet: show
+    nothing, as when there is nothing to do.
     """
     if quiet or (total is not None and done >= total):
         yield lambda _units, _note: None
@@ -100,7 +100,8 @@ def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Adva
     finally:
         ended.set()
         reporter.join()
-    _write(work.line)
+    if total is not None:
+        _write(work.line)
 
 
 def _pause(seconds: float) -> float:
@@ -141,9 +142,11 @@ class _Work:
 
     @property
     def line(self) -> str:
+        if self.total is None:
+            return f"{self.title}: {timedelta(seconds=round(self.seconds))}"
         rate = (self.finished - self.done) / self.seconds
         parts = [self._count, f"{rate:,.1f} {self.unit}/s"]
-        if self.total is None or self.finished == self.total:
+        if self.finished == self.total:
             parts.append(f"in {timedelta(seconds=round(self.seconds))}")
         else:
             left = timedelta(seconds=round((self.total - self.finished) / rate)) if rate else "?"
@@ -154,5 +157,4 @@ class _Work:
 
     @property
     def _count(self) -> str:
-        of = "" if self.total is None else f"/{self.total}"
-        return f"{self.finished}{of} {self.unit}"
+        return f"{self.finished}/{self.total} {self.unit}"

@@ -168,7 +168,7 @@ def test_torn_and_missing_and_foreign_weights_are_refused_whole(damaged: Path) -
     weights.write_bytes(content[:5000])
     check_refused(damaged, "cannot load")
     save_file({n: t for n, t in tensors.items() if n != "quant_conv.bias"}, weights)
-    check_refused(damaged, "lacks 1 of the autoencoder's tensors, quant_conv.bias")
+    check_refused(damaged, r"1 of the autoencoder's tensors are missing in .*, quant_conv\.bias")
     save_file(tensors | {"quant_conv.bias": torch.zeros(3)}, weights)
     check_refused(damaged, "cannot load")
     weights.unlink()

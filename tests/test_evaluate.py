@@ -189,7 +189,7 @@ def test_missing_samples_and_another_encoder_are_refused(
         judged("encoders.efficientnet-lite0.input_size=96", "train.encoders=[]", run="plain")
     judged()
     (tmp_path / "samples/000004.png").unlink()
-    with pytest.raises(EvaluateError, match="lacks 1 of 6 images"):
+    with pytest.raises(EvaluateError, match="1 of 6 images are missing"):
         judged(samples=tmp_path / "samples")
 
 

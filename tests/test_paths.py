@@ -145,7 +145,7 @@ def test_samples_are_measured_as_they_were_drawn_and_a_difference_is_said(projec
     assert result.images == 5
     (project / RUN / "samples/step-00000002/000001.png").unlink()
     output = invoke("evaluate", RUN, status=1)
-    assert "lacks 1 of 5 images" in output
+    assert "1 of 5 images are missing" in output
     assert "with the settings in its manifest.json" in output
 
 

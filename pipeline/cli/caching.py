@@ -93,7 +93,7 @@ def verify(
     overrides: Overrides = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Read the whole cache and list what is wrong with it, and what mends it.
+    """Read the whole cache and list what is wrong with it, and how to fix it.
 
     A CACHE needs no configuration; --fidelity does, for images and networks.
 

@@ -47,7 +47,7 @@ def sample(
     overrides: Overrides = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Draw images with a run's weights or published ones, making only those that lack.
+    """Draw images with a run's weights or published ones, drawing only those that are missing.
 
     Of a RUN the folder does: its own configuration is used, with what --set changes of it.
 

@@ -91,7 +91,7 @@ def cache_listings(contents: Contents) -> list[Listing]:
         ),
         Listing(
             "what is wrong",
-            ("where", "what", "what mends it"),
+            ("where", "what", "how to fix it"),
             tuple((fault.where, fault.what, str(fault.remedy)) for fault in contents.faults),
         ),
     ]

@@ -199,7 +199,7 @@ def _load(location: str) -> Any:
         raise _unloadable(location, error) from error
     if lacking := loading["missing_keys"]:
         raise AutoencoderError(
-            f"latents.vae: {location} lacks {len(lacking)} of the autoencoder's tensors, "
+            f"latents.vae: {len(lacking)} of the autoencoder's tensors are missing in {location}, "
             f"{lacking[0]} among them."
         )
     return model

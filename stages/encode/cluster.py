@@ -141,7 +141,7 @@ def _reports(client: Client, shards: Sequence[int], order: "Order") -> Iterator[
         raise _too_many_workers(client, error) from error
     except KilledWorker as error:
         raise ClusterError(
-            f"Workers died {error.allowed_failures + 1} times over one shard, most likely for lack "
+            f"Workers died {error.allowed_failures + 1} times over one shard, most likely for want "
             "of memory: reduce build.batch_size, or the number of workers."
         ) from error
 

@@ -121,7 +121,7 @@ def wanted_rows(
         return Wanted(current.permuted(seed, block), len(current), is_stored=False)
     check_layout(settings)
     if options.repair or options.rebuild:
-        locks.require_alone("mending or rebuilding")
+        locks.require_alone("repairing or rebuilding")
     if options.repair:
         mend_rows(path, current, seed, block)
     cached = read_rows(path, known)

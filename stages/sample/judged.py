@@ -56,7 +56,7 @@ def open_samples(path: Path, threads: int) -> Judged:
     wanted = manifest.get("images")
     if wanted and (lacking := Samples(path, wanted).missing()):
         raise EvaluateError(
-            f"{path} lacks {len(lacking)} of {wanted} images. Run `repa-cache sample` once more "
-            f"with the settings in its {MANIFEST}, which draws these."
+            f"{path}: {len(lacking)} of {wanted} images are missing. Run `repa-cache sample` once "
+            f"more with the settings in its {MANIFEST}, which draws these."
         )
     return Judged(path, FolderImages(path, threads, count=wanted), manifest)

@@ -107,7 +107,7 @@ def _sorted_out(
         else:
             raise SourceError(
                 f"{os.fsdecode(entry.path)} is a link that leads nowhere. If it is a class, the "
-                "labels of all behind it depend on it: mend the link, or remove it."
+                "labels of all behind it depend on it: repair the link, or remove it."
             )
     return files, folders
 
