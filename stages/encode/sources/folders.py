@@ -6,12 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.encode.sources.archives import opened_ahead
 from stages.encode.sources.key_list import KeyList
 from stages.encode.sources.left_out import LEADS_BACK, LEADS_NOWHERE, LOOSE, OTHER, OURS, LeftOut
-from stages.encode.sources.names import check_text, is_ours, label_folders, passed_over, place
+from stages.encode.sources.names import (
+    BEGINNINGS,
+    check_text,
+    is_ours,
+    label_folders,
+    passed_over,
+    place,
+)
 from stages.encode.sources.source import Source, SourceError, is_image, stamp_of
 
 IsWanted = Callable[[str], bool]
+# Device and inode of a folder.
+Identity = tuple[int, int]
 
 
 def image_folder(path: Path | None, _resolution: int) -> Source:
@@ -23,17 +33,15 @@ def image_folder(path: Path | None, _resolution: int) -> Source:
     for name in images.pop(""):
         left_out.add(LOOSE, name)
     labels, classes = label_folders(images, path, left_out)
-    listings = [
-        np.array([f"{folder}/{name}" for name in names], np.dtypes.StringDType())
-        for folder, names in images.items()
-    ]
-    keys = KeyList(np.concatenate(listings))
+    keys = KeyList(np.concatenate([names.array for names in images.values()]))
+    # As bytes: names are UTF-8, whatever the locale says.
+    root = os.fsencode(path)
     return Source(
         keys=keys,
         labels=labels,
         classes=classes,
         read=lambda index: on_disk(path, keys[index]).read_bytes(),
-        stamp=lambda index: file_stamp(f"{path}/{keys[index]}"),
+        stamp=lambda index: file_stamp(b"%b/%b" % (root, keys[index].encode())),
         left_out=left_out,
     )
 
@@ -45,34 +53,52 @@ def images_below(folder: Path) -> list[str]:
 
 def files_below(folder: Path, is_wanted: IsWanted, left_out: LeftOut) -> list[str]:
     """The names of some of the files in a folder and the folders in it."""
-    found = tree(folder, left_out, is_wanted)
-    return [f"{_prefix(inside)}{name}" for inside, names in found.items() for name in names]
+    return [name for names in tree(folder, left_out, is_wanted).values() for name in names]
 
 
-def tree(root: Path, left_out: LeftOut, is_wanted: IsWanted = is_image) -> dict[str, list[str]]:
-    """The wanted files in each folder, by the folder's path below `root`, whose own is "".
+def tree(root: Path, left_out: LeftOut, is_wanted: IsWanted = is_image) -> dict[str, KeyList]:
+    """The wanted files in each folder, by the path below `root` of either; that of `root` is "".
 
     In the order of torchvision's walk. Links to folders are followed, but not back to one that they
     are in. Raises SourceError for a folder that cannot be listed, and for names that are no text.
     """
+    here, entries = _listed(root)
+    files, folders = _sorted_out(entries, "", left_out, is_wanted)
+    check_text([*files, *folders], root)
+
+    def listed(folder: str) -> tuple[dict[str, list[str]], LeftOut]:
+        own = LeftOut()
+        return _tree_below(root, folder, here, own, is_wanted), own
+
+    found = {"": KeyList.of(files)}
+    for below, own in opened_ahead(folders, listed, "folders"):
+        found |= {inside: KeyList.of(names) for inside, names in below.items()}
+        left_out.join(own, "")
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+
+
+def _tree_below(
+    root: Path, folder: str, top: Identity, left_out: LeftOut, is_wanted: IsWanted
+) -> dict[str, list[str]]:
+    """The same of a folder in `root` and those in it. top: the identity of `root`."""
     found: dict[str, list[str]] = {}
-    todo: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    todo: list[tuple[str, frozenset[Identity]]] = [(folder, frozenset({top}))]
     while todo:
         inside, above = todo.pop()
         here, entries = _listed(on_disk(root, inside))
         if here in above:
-            left_out.add(LEADS_BACK, _prefix(inside))
-        elif inside and is_ours(entries):
-            left_out.add(OURS, _prefix(inside))
+            left_out.add(LEADS_BACK, f"{inside}/")
+        elif is_ours(entries):
+            left_out.add(OURS, f"{inside}/")
         else:
-            files, folders = _sorted_out(entries, _prefix(inside), left_out, is_wanted)
+            files, folders = _sorted_out(entries, f"{inside}/", left_out, is_wanted)
             check_text([*files, *folders], on_disk(root, inside))
-            found[inside] = files
-            todo += [(f"{_prefix(inside)}{name}", above | {here}) for name in reversed(folders)]
-    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+            found[inside] = [f"{inside}/{name}" for name in files]
+            todo += [(f"{inside}/{name}", above | {here}) for name in reversed(folders)]
+    return found
 
 
-def _listed(folder: Path) -> tuple[tuple[int, int], dict[str, os.DirEntry[bytes]]]:
+def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
     """What tells a folder from all others, and what is in it, sorted by name."""
     try:
         status = folder.stat()
@@ -94,7 +120,9 @@ def _sorted_out(
     files, folders = [], []
     for name, entry in entries.items():
         is_folder = _is_folder(entry)
-        if reason := passed_over(f"{name}/" if is_folder else name):
+        # A quick look first, since there may be a million.
+        is_suspect = name.startswith(BEGINNINGS)
+        if is_suspect and (reason := passed_over(f"{name}/" if is_folder else name)):
             left_out.add(reason[0], f"{prefix}{reason[1]}")
         elif is_folder:
             folders.append(name)
@@ -120,16 +148,12 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _prefix(inside: str) -> str:
-    return f"{inside}/" if inside else ""
-
-
 def on_disk(root: Path, name: str) -> Path:
     """The path of a file or folder by its name in a data set, whatever the locale says."""
     return root / os.fsdecode(name.encode(errors="surrogateescape"))
 
 
-def file_stamp(path: Path | str) -> int:
+def file_stamp(path: Path | bytes) -> int:
     """A file's size and the time of its last change, as one number above 0.
 
     0 for a file that is not to be had, which reading it will tell.

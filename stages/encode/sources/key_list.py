@@ -14,6 +14,11 @@ class KeyList(Sequence[str]):
     def __init__(self, array: Keys) -> None:
         self.array = array
 
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "KeyList":
+        """The names as such a list."""
+        return cls(np.array(names, np.dtypes.StringDType()))
+
     def __len__(self) -> int:
         return len(self.array)
 
@@ -33,4 +38,4 @@ class KeyList(Sequence[str]):
 
 def key_array(keys: Sequence[str]) -> Keys:
     """Keys as such an array, which is not copied if there is one."""
-    return keys.array if isinstance(keys, KeyList) else np.array(keys, np.dtypes.StringDType())
+    return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array

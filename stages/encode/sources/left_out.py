@@ -43,6 +43,8 @@ class LeftOut:
         for reason, names in other.first.items():
             first = self.first.setdefault(reason, [])
             first += [f"{prefix}{name}" for name in names[: NAMED - len(first)]]
+            folders = self._folders.setdefault(reason, set())
+            folders.update(f"{prefix}{name}" for name in other.folders(reason))
 
     def folders(self, reason: str) -> frozenset[str]:
         """The folders that are left out for a reason."""

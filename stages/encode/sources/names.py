@@ -4,7 +4,8 @@ Which names are refused, which are no images' whatever they end with, and which 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from posixpath import commonpath, dirname
 
@@ -22,6 +23,8 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Vo
 PASSED_OVER = re.compile(
     rf"(?:^|/)(?P<part>(?P<hidden>\.)|(?:{'|'.join(map(re.escape, SYSTEM_FOLDERS))})(?=/|$))"
 )
+# Of the names that may be passed over, as far as they are no paths.
+BEGINNINGS = (".", *SYSTEM_FOLDERS)
 # By which a folder is known as a Zarr group, of either version, or as that of a run.
 MARKERS = ("zarr.json", ".zgroup", "log.jsonl")
 MARKED = tuple(f"/{marker}" for marker in MARKERS)
@@ -45,8 +48,12 @@ def member_name(name: str, where: object) -> str:
     return name
 
 
-def check_text(names: Iterable[str], where: object) -> None:
+def check_text(names: Sequence[str], where: object) -> None:
     """Raises SourceError for a name that is no UTF-8."""
+    with suppress(UnicodeEncodeError):
+        # All at once, since there may be a million.
+        "".join(names).encode()
+        return
     for name in names:
         try:
             name.encode()

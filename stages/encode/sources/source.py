@@ -57,4 +57,5 @@ def is_image(name: str) -> bool:
 
 def stamp_of(*numbers: int) -> int:
     """Sizes, times of change and the like as one number above 0."""
-    return xxhash.xxh3_64_intdigest(b" ".join([b"%d" % number for number in numbers])) or 1
+    text = b"%d" + b" %d" * (len(numbers) - 1)
+    return xxhash.xxh3_64_intdigest(text % numbers) or 1
