@@ -287,7 +287,7 @@ def test_an_interrupted_measurement_leaves_nothing(
 
 def test_json_is_one_object_beside_what_is_said(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    found = json.loads(invoke("plan", "--json", "--gpus", "2"))
+    found = json.loads(RUNNER.invoke(app, ["plan", "--json", "--gpus", "2"]).stdout)
     assert sorted(folder.rglob("*")) == before
     assert found["images"] == 21
     assert found["reading"]["gpus"] == 2

@@ -18,7 +18,7 @@ from stages.encode.crops import CropReader
 from stages.encode.settings import DatasetSettings, EncodeSettings
 from stages.encode.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Source, SourceError
 from stages.encode.sources.left_out import printable
-from stages.progress import progress, say
+from stages.progress import say
 
 
 def open_source(settings: EncodeSettings) -> Source | None:
@@ -28,8 +28,7 @@ def open_source(settings: EncodeSettings) -> Source | None:
         raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
         choice = [dataset.choice] if dataset.source in TABLE_SOURCES else []
-        with progress(f"listing {dataset.path or dataset.source}", None, ""):
-            return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
+        return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
     except SourceError as error:
         if not _has_all_crops(settings):
             raise

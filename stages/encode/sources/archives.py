@@ -99,7 +99,7 @@ def opened_ahead(
 
     What it reads lies far apart: threads wait for the disk together.
     """
-    with ThreadPoolExecutor(THREADS) as pool, progress("open", len(items), unit) as advance:
+    with ThreadPoolExecutor(THREADS) as pool, progress("listing", len(items), unit) as advance:
         for opened in pool.map(work, items):
             yield opened
             advance(1, "")

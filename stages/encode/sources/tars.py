@@ -28,6 +28,7 @@ from stages.encode.sources.tar_members import (
     tar_files,
 )
 from stages.encode.sources.tar_trees import TarImages, images_in, in_folder, one_tree, tar_tree
+from stages.progress import progress
 
 
 @collector_paused()
@@ -63,7 +64,8 @@ def tar_archive(path: Path | None, _resolution: int) -> Source:
 def _of_one(archive: Archive, folder: str, where: object, left_out: LeftOut) -> TarImages:
     """The images in a folder of a tar."""
     with archive.listed() as read:
-        members = _members(archive, read, folder)
+        with progress(f"listing {archive.path}", None, ""):
+            members = _members(archive, read, folder)
         if any(member.name.endswith(TAR) and not passed_over(member.name) for member in members):
             return one_tree([_classes(read, members, archive.path, left_out)], where, left_out)
         if webdataset.has_labels(members):

@@ -22,6 +22,7 @@ from stages.encode.sources.labels import (
 from stages.encode.sources.left_out import LeftOut
 from stages.encode.sources.names import check_unique, class_folders, member_name
 from stages.encode.sources.source import MAX_IMAGE_BYTES, Labels, Source, SourceError, is_image
+from stages.progress import progress
 
 # A member's header up to its name (APPNOTE.TXT, 4.3.7): how it begins, lengths of name and extra.
 HEADER = struct.Struct("<4s22xHH")
@@ -38,7 +39,8 @@ def zip_archive(path: Path | None, _resolution: int) -> Source:
     images by name. A path that goes on inside the file (`train.zip/train`) means that folder.
     """
     left_out = LeftOut()
-    joined, labels, classes, members = _open(path, left_out)
+    with progress(f"listing {path}", None, ""):
+        joined, labels, classes, members = _open(path, left_out)
     # Names of their own, not those that lie scattered between the entries of the directory: a
     # million of them would keep its memory, ten times theirs, from being given back.
     keys = tuple(joined.split("\0"))
