@@ -6,6 +6,7 @@ nothing of what they meet on the way.
 """
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ def _watch(store: Store, ended: threading.Event) -> None:
             if ended.wait(LOOK_SECONDS):
                 return
     except DistError:
+        # The launcher, or the first process, is gone: as if it had asked to stop.
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
         return
     if not ended.wait(GRACE_SECONDS):
         os._exit(1)

@@ -15,13 +15,16 @@ from runs import log_values, newest
 from pipeline.config import Config
 
 TRAIN = ("-m", "pipeline", "train")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+# torchrun passes on what it is told to handle, and dies of other signals.
+HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run"),
+    *("--nproc-per-node=2", "--standalone", HANDLED),
+)
 FAILING = str(Path(__file__).with_name("failing_rank.py"))
 ENDLESS = ("train.steps=100000", "train.checkpoint_every=100000")
 # Half of what torchrun and SLURM wait before they kill; a crowded machine needs some of it.
 SOON_SECONDS = 15.0
-# torchrun passes on what it is told to handle, and dies of other signals.
-HANDLED = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
 
 
 class Training:
@@ -34,7 +37,6 @@ class Training:
         self.process = subprocess.Popen(
             [*command, *words],
             cwd=folder,
-            env={**os.environ, **HANDLED},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -87,6 +89,7 @@ WAYS = {
     "all-usr1": ask_all(signal.SIGUSR1),
     "one-usr1": ask_one(signal.SIGUSR1),
     "one-term": ask_one(signal.SIGTERM),
+    "torchrun-kill": ask_torchrun(signal.SIGKILL),
 }
 
 
