@@ -10,10 +10,13 @@ from cache.rows import UNREADABLE, RowTable, content_hash
 from stages.encode.crops import unreadable
 from stages.encode.sources import Source
 from stages.encode.sources.key_list import key_array
+from stages.encode.waiting import in_order
 from stages.progress import progress
 
-# Images looked at by one task of the pool.
-TASK_IMAGES = 256
+# Images stamped, and images read, by one task.
+STAMPED_IMAGES, READ_IMAGES = 1024, 64
+# Images whose stamps are known before the first of them is read.
+BLOCK_IMAGES = 16 * STAMPED_IMAGES
 
 
 def index(
@@ -29,19 +32,29 @@ def index(
     # As they were, to be replaced by what is found: by zeros where nothing is known.
     stamps, hashes = _known(keys, cached)
 
-    def look_at(start: int) -> int:
-        span = slice(start, min(start + TASK_IMAGES, len(keys)))
+    def stamp(start: int) -> npt.NDArray[np.int64]:
+        """Those of the images from `start` on that have to be read."""
+        span = slice(start, min(start + STAMPED_IMAGES, len(keys)))
         places = range(span.start, span.stop)
-        found = np.array([_stamp_of(source, place) for place in places], np.uint64)
+        found = np.array([source.stamp(place) for place in places], np.uint64)
         is_known = (found != 0) & (found == stamps[span]) & hashes[span].any(axis=1)
         stamps[span] = found
-        for place in (start + np.flatnonzero(~is_known)).tolist():
+        return start + np.flatnonzero(~is_known)
+
+    def read(places: npt.NDArray[np.int64]) -> int:
+        for place in places.tolist():
             hashes[place] = _hash_of(source, place, skip=skip)
-        return len(found)
+        return len(places)
 
     with progress("index", len(keys), "images") as advance:
-        for count in pool.map(look_at, range(0, len(keys), TASK_IMAGES)):
-            advance(count, "")
+        for first in range(0, len(keys), BLOCK_IMAGES):
+            stop = min(first + BLOCK_IMAGES, len(keys))
+            starts = range(first, stop, STAMPED_IMAGES)
+            unread = np.concatenate(list(in_order(pool, stamp, starts)))
+            advance(stop - first - len(unread), "")
+            parts = (unread[i : i + READ_IMAGES] for i in range(0, len(unread), READ_IMAGES))
+            for count in pool.map(read, parts):
+                advance(count, "")
     return RowTable(
         key=keys,
         label=source.labels,
@@ -63,14 +76,6 @@ def _known(
         stamps[place[is_there]] = cached.stamp[is_there]
         hashes[place[is_there]] = cached.content_hash[is_there]
     return stamps, hashes
-
-
-def _stamp_of(source: Source, position: int) -> int:
-    try:
-        return source.stamp(position)
-    except OSError:
-        # Reading it tells what is the matter with the file.
-        return 0
 
 
 def _hash_of(source: Source, position: int, *, skip: bool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stages.encode.sources.source import SourceError, stamp_of
+from stages.encode.waiting import in_order
 from stages.progress import progress
 
 Item = TypeVar("Item")
@@ -97,10 +98,10 @@ def opened_ahead(
 ) -> Iterator[Opened]:
     """What `work` finds in each of many files, in order, with progress.
 
-    What it reads lies far apart: threads wait for the disk together.
+    What it reads lies far apart: where that takes time, threads wait for the disk together.
     """
     with ThreadPoolExecutor(THREADS) as pool, progress("listing", len(items), unit) as advance:
-        for opened in pool.map(work, items):
+        for opened in in_order(pool, work, items):
             yield opened
             advance(1, "")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.encode.sources.archives import opened_ahead
+from stages.encode.sources.archives import collector_paused, opened_ahead
 from stages.encode.sources.key_list import KeyList
 from stages.encode.sources.left_out import LEADS_BACK, LEADS_NOWHERE, LOOSE, OTHER, OURS, LeftOut
 from stages.encode.sources.names import (
@@ -24,6 +24,7 @@ IsWanted = Callable[[str], bool]
 Identity = tuple[int, int]
 
 
+@collector_paused()
 def image_folder(path: Path | None, _resolution: int) -> Source:
     """Class folders with image files below them, ordered and labelled as torchvision does."""
     if path is None or not path.is_dir():
@@ -41,7 +42,7 @@ def image_folder(path: Path | None, _resolution: int) -> Source:
         labels=labels,
         classes=classes,
         read=lambda index: on_disk(path, keys[index]).read_bytes(),
-        stamp=lambda index: file_stamp(b"%b/%b" % (root, keys[index].encode())),
+        stamp=lambda index: file_stamp(b"%b/%b" % (root, keys.array[index].encode())),
         left_out=left_out,
     )
 
