@@ -56,16 +56,17 @@ def test_a_step_never_waits_for_the_gpu(
     def watched(step: Step, *arguments: object) -> object:
         nonlocal calls
         calls += 1
-        # The first steps compile, and fill caches.
-        torch.cuda.set_sync_debug_mode("error" if calls > 2 else "default")
+        # The first steps compile, and fill caches; the next one is recorded.
+        torch.cuda.set_sync_debug_mode("error" if calls > 4 else "default")
         try:
             return real(step, *arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Step, "__call__", watched)
-    trained(trainable("train.device=cuda", "train.log_every=4", *settings), GPU)
-    assert calls == 4
+    more = ("train.device=cuda", "train.steps=8", "train.log_every=8")
+    trained(trainable(*more, *settings), GPU)
+    assert calls == 8
 
 
 def test_training_starts_after_another_network_has_used_the_gpu(
@@ -80,12 +81,32 @@ def test_training_starts_after_another_network_has_used_the_gpu(
 def test_a_run_on_the_gpu_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, compile_blocks: str
 ) -> None:
-    more = ("train.device=cuda", f"train.compute.compile={compile_blocks}")
+    more = ("train.device=cuda", "train.steps=8", f"train.compute.compile={compile_blocks}")
     whole = trainable(f"train.run={tmp_path / 'whole'}", *more)
     trained(whole, GPU)
-    for steps in (2, 4):
+    for steps in (5, 8):
         trained(trainable(*more, f"train.steps={steps}"), GPU)
     assert_equal_runs(whole, trainable())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("train.compute.compile=false", "train.compute.micro_batches=2", "train.warmup_steps=6"),
+        ("train.model=DiT-XS/2", "train.compute.compile=false", "train.alignment=nt-xent"),
+        ("train.precision=float16", "train.compute.compile=false"),
+    ],
+    ids=["compiled", "parts", "dit", "float16"],
+)
+def test_a_graph_makes_the_steps_that_it_records(
+    trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    more = ("train.device=cuda", "train.steps=8", *settings)
+    plain = trainable(f"train.run={tmp_path / 'plain'}", "train.compute.graph=false", *more)
+    trained(plain, GPU)
+    trained(trainable(*more), GPU)
+    assert_equal_runs(plain, trainable(*more))
 
 
 def test_float32_on_the_gpu_trains_as_on_the_cpu(

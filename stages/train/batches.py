@@ -3,7 +3,7 @@
 B images of a rank, C latent channels, h and w the latent's sides, T tokens, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +36,21 @@ class Batch:
     labels: Tensor
     tokens: list[Tensor]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, as `of` takes them."""
+        return [self.moments, self.labels, *self.tokens]
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> "Batch":
+        """A batch from all of its tensors."""
+        moments, labels, *tokens = tensors
+        return cls(moments, labels, tokens)
+
     def split(self, parts: int) -> list["Batch"]:
         """Equal parts of the images."""
-        tensors = (self.moments, self.labels, *self.tokens)
-        chunks = zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
-        return [Batch(moments, labels, list(tokens)) for moments, labels, *tokens in chunks]
+        chunks = zip(*(tensor.chunk(parts) for tensor in self.tensors), strict=True)
+        return [Batch.of(chunk) for chunk in chunks]
 
 
 class CachedBatches:

@@ -32,6 +32,11 @@ class Measured:
     loss: Tensor
     gradient_norm: Tensor
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [self.terms, self.level, self.loss, self.gradient_norm]
+
 
 class Meter:
     """Collects a row of numbers for every step of one rank, without waiting for the device.

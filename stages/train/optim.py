@@ -1,7 +1,10 @@
 """The optimiser and the moving average of the weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from stages.train.parallel import own
 from stages.train.settings import TrainSettings
@@ -20,6 +23,30 @@ def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def make_replayable(optimiser: torch.optim.Optimizer) -> None:
+    """Let a recorded step read the learning rate, which becomes a tensor on the device."""
+    for group in optimiser.param_groups:
+        device = group["params"][0].device
+        group.update(lr=torch.tensor(group["lr"], device=device), capturable=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def optimiser_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimiser by the names of the parameters, the same on every device."""
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimiser)
+    for group in state["param_groups"]:
+        group.update(lr=float(group["lr"]), capturable=False)
+    return state
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:

@@ -62,10 +62,14 @@ class Draws:
     time: Tensor
     dropped: Tensor
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        return [self.posterior, self.noise, self.time, self.dropped]
+
     def split(self, parts: int) -> list["Draws"]:
         """Those of equal parts of the images."""
-        tensors = (self.posterior, self.noise, self.time, self.dropped)
-        return [Draws(*part) for part in zip(*(t.chunk(parts) for t in tensors), strict=True)]
+        return [Draws(*part) for part in zip(*(t.chunk(parts) for t in self.tensors), strict=True)]
 
 
 class Draw:

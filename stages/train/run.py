@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
 from cache.errors import RepaCacheError
 from cache.locks import claimed
@@ -22,7 +19,7 @@ from stages.train.data import CachedData
 from stages.train.fitting import start_from
 from stages.train.folder import checkpoint_path
 from stages.train.meter import Meter
-from stages.train.optim import Average, make_optimiser
+from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
 from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
@@ -121,7 +118,7 @@ class Run:
             check_whole(found, "ema.safetensors does not hold the tensors of the model")
         for name, tensor in weights.items():
             fill(self.average.tensors[name], tensor)
-        state = get_optimizer_state_dict(self.model, self.optimiser)
+        state = optimiser_state(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
         set_optimizer_state_dict(self.model, self.optimiser, state)
         self.scaler.load_state_dict(found.state["scaler"])
@@ -143,7 +140,7 @@ class Run:
             return
         content = Content(
             weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
-            optimiser=get_optimizer_state_dict(self.model, self.optimiser),
+            optimiser=optimiser_state(self.model, self.optimiser),
             measured=meter.state,
             state={
                 **self._identity,

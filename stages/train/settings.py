@@ -69,6 +69,7 @@ class ComputeSettings(Settings):
     """`[train.compute]`: how a step is computed; nothing here changes it beyond rounding.
 
     compile: torch.compile for blocks, projectors and the final layer, by default on GPUs;
+    graph: launch a step as one CUDA graph, if a single GPU trains;
     fused_attention: attention as one kernel; recompute_activations: less memory for a third more
     time; micro_batches: parts of a rank's batch that go through the model one after another;
     parallel: what several processes do, hold the whole model each (ddp) or a part of it (fsdp);
@@ -76,6 +77,7 @@ class ComputeSettings(Settings):
     """
 
     compile: bool | Literal["auto"] = "auto"
+    graph: bool = True
     fused_attention: bool = True
     recompute_activations: bool = False
     micro_batches: Count = 1

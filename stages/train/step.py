@@ -5,9 +5,10 @@ from torch import Tensor
 
 from stages.placement import Placement
 from stages.train.batches import Batch
+from stages.train.graph import Replayed, Work
 from stages.train.losses import TrainingLoss
 from stages.train.meter import Measured
-from stages.train.optim import learning_rate, update_weights
+from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.parallel import clip_gradients, synchronised
 from stages.train.precision import autocast, precision_of
 from stages.train.randomness import Draws
@@ -26,9 +27,22 @@ class Step:
         self._loss = loss
         self._device = place.device
         self._precision = precision_of(settings, place.device)
+        self._work: Work = self._made
+        if place.device.type == "cuda":
+            make_replayable(run.optimiser)
+            if settings.compute.graph and place.world == 1:
+                self._work = Replayed(self._made, place.device)
 
     def __call__(self, batch: Batch, draws: Draws) -> Measured:
-        """Make the next step, and return what it measured."""
+        """Make the next step; what it measured is valid until the one after it."""
+        run = self._run
+        set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
+        measured = self._work(batch, draws)
+        run.step += 1
+        return measured
+
+    def _made(self, batch: Batch, draws: Draws) -> Measured:
+        """Forward, backward, update, average: the same whatever the step, but for its inputs."""
         run, parts = self._run, self._settings.compute.micro_batches
         terms, losses = [], []
         for number, part in enumerate(zip(batch.split(parts), draws.split(parts), strict=True)):
@@ -50,12 +64,9 @@ class Step:
 
     def _update(self) -> Tensor:
         """Update weights and average; returns the norm of the gradient."""
-        run, settings = self._run, self._settings
-        for group in run.optimiser.param_groups:
-            group["lr"] = learning_rate(settings, run.step)
+        run = self._run
         run.scaler.unscale_(run.optimiser)
-        norm = clip_gradients(run.model.parameters(), settings.gradient_clip)
+        norm = clip_gradients(run.model.parameters(), self._settings.gradient_clip)
         update_weights(run.optimiser, run.scaler, norm)
         run.average.update()
-        run.step += 1
         return norm
