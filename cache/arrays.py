@@ -16,7 +16,7 @@ from cache.checksums import row_checksums
 from cache.compression import CompressedRows, unwarned
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
-from cache.shards import Buffer, DirectRows, RowNumbers
+from cache.shard_files import Buffer, DirectRows, RowNumbers
 
 
 class RowReader(Protocol):

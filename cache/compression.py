@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.codecs import numcodecs as zarr_numcodecs
 from zarr.errors import ZarrUserWarning
 
-from cache.shards import Buffer, DirectRows, RowNumbers
+from cache.shard_files import Buffer, DirectRows, RowNumbers
 
 LEVEL = 1
 CHECKSUM_BYTES = 4

@@ -15,7 +15,7 @@ from cache.errors import CacheReplacedError, DamagedCacheError, IncompleteCacheE
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import has_column, read_column, root_attributes
 from cache.rows import RowTable, count_rows, read_rows
-from cache.shards import Buffer
+from cache.shard_files import Buffer
 from cache.storage import STORAGES
 from cache.versions import of_one_version
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from cache.arrays import RowReader
 from cache.errors import CacheReadError
-from cache.shards import Buffer, RowNumbers
+from cache.shard_files import Buffer, RowNumbers
 from cache.threads import ReaderThreads
 
 # Pieces smaller than this are not worth a thread's while.

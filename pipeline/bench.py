@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import typer
 
+from stages.model.transformer import training_flops
 from stages.placement import Placement
 from stages.train.batches import CachedBatches
-from stages.train.data import CachedData
+from stages.train.cached_data import CachedData
 from stages.train.run import transformer_config
-from stages.train.settings import CachedTensors, TrainSettings
-from stages.train.transformer import training_flops
+from stages.train.train_settings import CachedTensors, TrainSettings
 
 MEASURE_SECONDS = 5.0
 ENDLESS = 1 << 40

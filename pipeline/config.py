@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.contradictions import contradictions
-from pipeline.documents import copy_value, dates, override, read_document
 from pipeline.exits import ConfigError
 from pipeline.needs import EVERYTHING, Need
-from stages.encode.settings import (
+from pipeline.toml_documents import copy_value, dates, override, read_document
+from stages.encode.build_settings import (
     BuildSettings,
     CacheSettings,
     DatasetSettings,
@@ -20,9 +20,9 @@ from stages.encode.settings import (
     EncodeSettings,
     LatentsSettings,
 )
-from stages.sample.settings import EvaluateSettings, SampleSettings
-from stages.settings import Settings, nearest
-from stages.train.settings import CachedTensors, TrainSettings
+from stages.sample.sample_settings import EvaluateSettings, SampleSettings
+from stages.setting_types import Settings, nearest
+from stages.train.train_settings import CachedTensors, TrainSettings
 
 
 class Config(Settings):

@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.needs import EVERYTHING, Need, missing_files
-from stages.encode.encoders import find_encoder
-from stages.encode.sources import EMBEDDED_SOURCES, TABLE_SOURCES
+from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
+from stages.encode.networks.registry import find_encoder
 from stages.sample.solvers import SOLVERS, find_solver
-from stages.settings import nearest
+from stages.setting_types import nearest
 from stages.train.alignment import ALIGNMENTS
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
     from pipeline.config import Config

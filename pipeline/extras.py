@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.config import Config
-from stages.encode.encoders import find_encoder
-from stages.encode.sources import SOURCE_PACKAGES
+from stages.encode.images.sources import SOURCE_PACKAGES
+from stages.encode.networks.registry import find_encoder
 from stages.packages import is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver
 

@@ -7,19 +7,19 @@ import typer
 
 from cache.recipe import differences
 from pipeline.config import Config
+from pipeline.evaluation_targets import Target
 from pipeline.launch import placement
-from pipeline.report.compare import flatten
-from pipeline.report.page import write_own_report
+from pipeline.report.compared_runs import flatten
 from pipeline.report.records import is_run
+from pipeline.report.report_page import write_own_report
 from pipeline.tables import show_comparison, show_results
-from pipeline.targets import Target
+from stages.evaluate.evaluate import evaluate
+from stages.evaluate.judged import EvaluateError, Judged, open_samples
+from stages.evaluate.results import Result
 from stages.progress import say
-from stages.sample.evaluate import evaluate
-from stages.sample.judged import EvaluateError, Judged, open_samples
-from stages.sample.options import EvaluateOptions
-from stages.sample.results import Result
-from stages.train.checkpoint import find, latest
-from stages.train.folder import samples_path
+from stages.sample.sample_options import EvaluateOptions
+from stages.weights.checkpoint import find, latest
+from stages.weights.run_folder import samples_path
 
 
 def do_evaluate(config: Config, options: EvaluateOptions, targets: Sequence[Target]) -> None:

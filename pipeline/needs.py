@@ -5,9 +5,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
-from stages.encode.encoders import find_encoder
-from stages.encode.settings import EncoderSettings
-from stages.encode.sources import FOLDER_SOURCES
+from stages.encode.build_settings import EncoderSettings
+from stages.encode.images.sources import FOLDER_SOURCES
+from stages.encode.networks.registry import find_encoder
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -9,12 +9,12 @@ from rich.table import Table
 from cache.layout import Column
 from cache.reader import Cache
 from pipeline.config import Config
-from pipeline.report.page import curves_path, page_path
 from pipeline.report.records import RunRecord, read_run
+from pipeline.report.report_page import curves_path, page_path
+from stages.evaluate.results import Result, read_results
 from stages.sample.generate import newest_samples
-from stages.sample.results import Result, read_results
 from stages.sample.samples import Samples
-from stages.train.checkpoint import find
+from stages.weights.checkpoint import find
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cache.layout import VALID, Column
 from cache.verify import Fault
-from stages.encode.fidelity import Fidelity
-from stages.sample.results import Result
+from stages.encode.measuring.fidelity import Fidelity
+from stages.evaluate.results import Result
 
 # Of a long list of images.
 SHOWN_IMAGES = 50

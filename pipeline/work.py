@@ -12,32 +12,32 @@ from cache.metadata import check_fields, has_column, read_column, root_attribute
 from cache.rows import count_rows
 from pipeline.bench import measure_reading, show_bench
 from pipeline.config import Config
+from pipeline.evaluation_targets import targets_of
 from pipeline.inspection.contents import gather_contents
 from pipeline.inspection.gallery import select, show_contents, show_images, write_gallery
-from pipeline.inspection.options import InspectOptions
+from pipeline.inspection.inspect_options import InspectOptions
 from pipeline.judging import do_evaluate
 from pipeline.launch import placement
-from pipeline.plan.export import exported
 from pipeline.plan.outline import make_plan
-from pipeline.plan.show import show_plan
-from pipeline.report.page import write_own_report
+from pipeline.plan.plan_json import exported
+from pipeline.plan.plan_tables import show_plan
 from pipeline.report.records import is_run
+from pipeline.report.report_page import write_own_report
 from pipeline.summary import show_summary, summarise, used_columns
 from pipeline.tables import show_columns, show_faults, show_fidelity, show_invalid
-from pipeline.targets import targets_of
 from stages.encode.build import build, find_columns
-from stages.encode.columns import declared_recipes
-from stages.encode.faults import find_faults
-from stages.encode.fidelity import measure_fidelity
-from stages.encode.options import BuildOptions
+from stages.encode.build_options import BuildOptions
+from stages.encode.building.columns import declared_recipes
+from stages.encode.building.faults import find_faults
+from stages.encode.measuring.fidelity import measure_fidelity
 from stages.placement import find_device
 from stages.sample.generate import sample
 from stages.sample.grids import GridDrawer
-from stages.sample.options import EvaluateOptions, SampleOptions
-from stages.train.export import export
-from stages.train.folder import config_path
+from stages.sample.sample_options import EvaluateOptions, SampleOptions
 from stages.train.loop import train
-from stages.train.options import ExportOptions
+from stages.weights.export import export
+from stages.weights.export_options import ExportOptions
+from stages.weights.run_folder import config_path
 
 
 def do_build(

@@ -6,22 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from places import GOLDEN
 from safetensors import safe_open
+from tiny import TINY, write_images
 from torch import Tensor
 
 from pipeline.config import Config, load_config
-from stages.encode.photographs import open_photograph
 from stages.placement import Placement
 
 # Tests run side by side, a core each; and last bits depend on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @dataclass(frozen=True)
@@ -107,71 +104,14 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 @pytest.fixture
 def inception_weights(random_inception: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """That file, which passes for the published one."""
-    monkeypatch.setattr("stages.sample.inception.SHA256_PREFIX", random_inception[1][:8])
+    monkeypatch.setattr("stages.evaluate.inception.SHA256_PREFIX", random_inception[1][:8])
     return random_inception[0]
-
-
-def write_images(folder: Path, classes: int = 3, each: int = 7) -> None:
-    """Class folders with small JPEG files of real photographs, no two alike."""
-    photograph = open_photograph("coffee", 160)
-    generator = np.random.default_rng(0)
-    for label in range(classes):
-        (folder / f"class{label}").mkdir(parents=True)
-        for number in range(each):
-            left, top = generator.integers(0, 80, size=2).tolist()
-            crop = photograph.crop((left, top, left + 40 + 8 * label, top + 48))
-            crop.save(folder / f"class{label}" / f"{number}.jpg")
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     write_images(tmp_path / "images")
     return tmp_path / "images"
-
-
-TINY = """
-[dataset]
-source = "imagefolder"
-path = "images"
-resolution = 32
-
-[cache]
-path = "tiny.zarr"
-rows_per_shard = 8
-
-[latents]
-vae = "{vae}"
-
-[encoders.efficientnet-lite0]
-input_size = 64
-
-[build]
-batch_size = 3
-
-[train]
-run = "run"
-model = "SiT-XS/2"
-encoders = ["efficientnet-lite0"]
-depth = 2
-projector_width = 32
-batch_size = 4
-steps = 4
-learning_rate = 1e-3
-checkpoint_every = 2
-log_every = 1
-device = "cpu"
-
-[sample]
-images = 6
-steps = 2
-grid = [2, 3]
-batch_size = 4
-labels = "balanced"
-
-[evaluate]
-metrics = []
-frechet_encoders = ["efficientnet-lite0"]
-"""
 
 
 @pytest.fixture
@@ -221,8 +161,3 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         train(config.train, config.tensors, Placement(torch.device("cpu")))
     return folder
-
-
-def save_jpeg(path: Path, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)

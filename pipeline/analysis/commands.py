@@ -10,9 +10,9 @@ import typer
 from matplotlib.figure import Figure
 
 from cache.files import write_atomically
-from pipeline.analysis.encoders import encoders_summary, encoders_text
-from pipeline.analysis.figures import draw_cknna, draw_encoders, draw_probes
-from pipeline.analysis.texts import (
+from pipeline.analysis.analysis_figures import draw_cknna, draw_encoders, draw_probes
+from pipeline.analysis.encoder_tables import encoders_summary, encoders_text
+from pipeline.analysis.state_tables import (
     Text,
     alignment_summary,
     alignment_text,
@@ -22,9 +22,9 @@ from pipeline.analysis.texts import (
 from pipeline.pages import write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
 from pipeline.tables import show_table
-from stages.analyze.encoders import compare_encoders
-from stages.analyze.options import AlignmentOptions, ProbeOptions, StateOptions
-from stages.analyze.states import measure_cknna, measure_probes
+from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions, StateOptions
+from stages.analyze.cached_encoders import compare_encoders
+from stages.analyze.run_states import measure_cknna, measure_probes
 from stages.analyze.subject import open_subject
 from stages.placement import find_device
 

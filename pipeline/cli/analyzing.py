@@ -7,7 +7,7 @@ import typer
 
 from pipeline.cli.options import CheckpointStep, Debug, WhichWeights
 from pipeline.exits import ConfigError, reported_errors
-from stages.analyze.options import (
+from stages.analyze.analysis_options import (
     EPOCHS,
     HELD_OUT,
     LEVELS,
@@ -17,7 +17,7 @@ from stages.analyze.options import (
     ProbeOptions,
     StateOptions,
 )
-from stages.train.options import Weights
+from stages.weights.export_options import Weights
 
 analyze = typer.Typer(
     name="analyze",

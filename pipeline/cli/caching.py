@@ -64,7 +64,7 @@ def build(
             raise ConfigError(f"--dashboard: {needs('bokeh')}")
         settings = load("build", config, overrides)
         from pipeline.work import do_build
-        from stages.encode.options import BuildOptions, Cluster
+        from stages.encode.build_options import BuildOptions, Cluster
 
         options = BuildOptions(
             repair=repair,

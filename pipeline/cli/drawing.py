@@ -19,7 +19,7 @@ from pipeline.cli.options import (
     set_path,
 )
 from pipeline.exits import ConfigError, reported_errors
-from stages.train.options import ExportOptions, Layout, Weights
+from stages.weights.export_options import ExportOptions, Layout, Weights
 
 
 def sample(
@@ -60,7 +60,7 @@ def sample(
             raise ConfigError("--layout: of which file? Name it with --official.")
         settings = load_for_run("sample", run, config, overrides)
         from pipeline.work import do_sample
-        from stages.sample.options import SampleOptions
+        from stages.sample.sample_options import SampleOptions
 
         do_sample(settings, SampleOptions(official, layout, step, weights, out))
 
@@ -104,7 +104,7 @@ def evaluate(
                 overrides = [*overrides, set_path(f"evaluate.{key}", path)]
         settings, targets = load_for_samples(samples or [], config, overrides)
         from pipeline.judging import do_evaluate
-        from stages.sample.options import EvaluateOptions
+        from stages.sample.sample_options import EvaluateOptions
 
         do_evaluate(settings, EvaluateOptions(save_statistics), targets)
 

@@ -91,7 +91,7 @@ def inspect(
         if cache is not None and not cache.exists():
             raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
         settings = load_for_cache("inspect", cache, config, overrides)
-        from pipeline.inspection.options import InspectOptions
+        from pipeline.inspection.inspect_options import InspectOptions
         from pipeline.work import do_inspect
 
         wanted = (8 if keys else 0) if neighbours is None else neighbours

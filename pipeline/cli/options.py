@@ -11,12 +11,12 @@ import typer
 from pipeline.exits import ConfigError
 from pipeline.launchers import DISTRIBUTED, check_launch
 from stages.processes import world_size
-from stages.train.options import Weights
+from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+    from pipeline.evaluation_targets import Target
     from pipeline.needs import Need
-    from pipeline.targets import Target
 
 DEFAULT_CONFIG = Path("pipeline.toml")
 
@@ -76,7 +76,7 @@ def load_for_run(command: str, run: Path | None, path: Path | None, overrides: l
         named = [] if run is None else [set_path("train.run", run)]
         return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
     _checked_world(command)
-    from pipeline.stored import run_config
+    from pipeline.stored_configs import run_config
 
     return _with_packages(command, run_config(run, overrides, needs_of(command)), run)
 
@@ -92,7 +92,7 @@ def load_for_cache(
         named = [] if cache is None else [set_path("cache.path", cache)]
         return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
     _checked_world(command)
-    from pipeline.stored import cache_config
+    from pipeline.stored_configs import cache_config
 
     return cache_config(cache, overrides)
 
@@ -105,7 +105,7 @@ def load_for_samples(
     That at `path` comes before, if it is named; of no run, it is pipeline.toml, or the default.
     """
     _checked_world("evaluate")
-    from pipeline.targets import configuration_of_none, own_targets, targets_of
+    from pipeline.evaluation_targets import configuration_of_none, own_targets, targets_of
 
     if paths and path is None:
         needs = needs_of("evaluate")
@@ -128,7 +128,7 @@ def needs_of(command: str) -> frozenset[Need]:
 
 def set_path(key: str, path: Path) -> str:
     """A setting as it is given with --set, for a path as it is typed."""
-    from stages.settings import literal
+    from stages.setting_types import literal
 
     return f"{key}={json.dumps(literal(path))}"
 

@@ -29,7 +29,7 @@ def init(
     with reported_errors(debug):
         from pipeline.config import load_config
         from pipeline.extras import missing_packages
-        from stages.settings import nearest
+        from stages.setting_types import nearest
 
         if preset not in PRESETS:
             raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")

@@ -33,7 +33,7 @@ def report(
     """
     with reported_errors(debug):
         chosen = runs or [load("report", config, overrides).train.run]
-        from pipeline.report.page import write_report
+        from pipeline.report.report_page import write_report
 
         page, count = write_report(chosen, out)
         what = "1 run" if count == 1 else f"{count} runs"

@@ -22,8 +22,8 @@ from cache.recipe import Recipe, differences
 from cache.rows import RowTable, read_unchecked_rows
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
-from pipeline.inspection.usage import RunUse, find_uses
-from stages.encode.columns import declared_recipes
+from pipeline.inspection.column_usage import RunUse, find_uses
+from stages.encode.building.columns import declared_recipes
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,25 @@ from torch import Tensor
 
 from cache.errors import IncompleteCacheError
 from cache.rows import RowTable
-from pipeline.inspection.choice import (
+from pipeline.inspection.contents import Contents
+from pipeline.inspection.inspect_options import InspectOptions
+from pipeline.inspection.inspection_page import Story, write_pictures
+from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
+from pipeline.inspection.picture_data import Material, encoder_of, gather_material, read_crops
+from pipeline.inspection.shown_rows import (
     RowNumbers,
     drawn_rows,
     find_rows,
     shown_columns,
     spread_rows,
 )
-from pipeline.inspection.contents import Contents
-from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
-from pipeline.inspection.material import Material, encoder_of, gather_material, read_crops
-from pipeline.inspection.options import InspectOptions
-from pipeline.inspection.page import Story, write_pictures
-from pipeline.inspection.singles import (
+from pipeline.inspection.single_images import (
     Neighbours,
     find_neighbours,
     image_listings,
     neighbour_listings,
 )
-from stages.encode.settings import EncodeSettings
+from stages.encode.build_settings import EncodeSettings
 
 
 @dataclass(frozen=True)

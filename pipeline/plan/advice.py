@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from cache.layout import FLIPPED
 from pipeline.plan.outline import Plan
 from pipeline.plan.quantities import count, duration, percent
-from stages.encode.columns import features_column
+from stages.encode.building.columns import features_column
 
 # Below this share of a run, a cache is not worth its disk and its build for that run alone.
 LITTLE = 0.1

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Config
-from pipeline.plan.speeds import Pace
-from stages.encode.columns import features_column
-from stages.encode.foresight import ForeseenColumn
+from pipeline.plan.durations import Pace
+from stages.encode.building.columns import features_column
+from stages.encode.measuring.foresight import ForeseenColumn
 
 
 @dataclass(frozen=True)

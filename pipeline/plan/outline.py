@@ -4,9 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.config import Config
-from pipeline.plan.gains import Gains, find_gains
-from pipeline.plan.space import PHOTOGRAPHS_COMPRESSED, Space, find_space
-from pipeline.plan.speeds import (
+from pipeline.plan.durations import (
     BuildTime,
     Measured,
     Pace,
@@ -17,10 +15,12 @@ from pipeline.plan.speeds import (
     read_rate,
     step_flops,
 )
-from stages.encode.foresight import ForeseenColumn, Images, count_images, foresee
-from stages.encode.origin import open_source
-from stages.encode.sources import SourceError
-from stages.encode.speeds import MEASURE_SECONDS, Decoding, measure_decoding
+from pipeline.plan.gains import Gains, find_gains
+from pipeline.plan.space import PHOTOGRAPHS_COMPRESSED, Space, find_space
+from stages.encode.images.crop_sources import open_source
+from stages.encode.images.sources import SourceError
+from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, measure_decoding
+from stages.encode.measuring.foresight import ForeseenColumn, Images, count_images, foresee
 from stages.placement import find_device
 
 

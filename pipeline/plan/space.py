@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cache.layout import LEDGER, ArraySpec
 from cache.sizes import Size, metadata_sizes, shards_size
-from stages.encode.describe import provenance
-from stages.encode.foresight import ForeseenColumn, Images
+from stages.encode.building.column_specs import provenance
+from stages.encode.measuring.foresight import ForeseenColumn, Images
 
 # What lossless compression leaves of crops of photographs, where none can be looked at.
 PHOTOGRAPHS_COMPRESSED = 0.44

@@ -13,9 +13,10 @@ from typing import Any
 from safetensors import safe_open
 
 from cache.errors import RepaCacheError
-from stages.sample.results import Result, are_same_images, read_records
+from stages.evaluate.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
-from stages.train.folder import (
+from stages.train.log import log_path, read_log
+from stages.weights.run_folder import (
     checkpoint_paths,
     config_path,
     fault_of,
@@ -25,7 +26,6 @@ from stages.train.folder import (
     step_of,
     weights_path,
 )
-from stages.train.log import log_path, read_log
 
 Log = list[dict[str, float]]
 

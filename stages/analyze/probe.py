@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.analyze.analysis_options import ProbeOptions
 from stages.analyze.errors import AnalysisError
-from stages.analyze.options import ProbeOptions
 from stages.progress import Advance, progress
 from stages.train.precision import arithmetic
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cache.reader import ColumnReader
 from stages.analyze.pooled import Rows, parts_of
+from stages.evaluate.metrics import Gaussian, RunningGaussian
 from stages.progress import progress
-from stages.sample.metrics import Gaussian, RunningGaussian
 
 # Tokens of this many times the median length are outliers, in which vision transformers keep what
 # is of no place (arXiv 2309.16588).

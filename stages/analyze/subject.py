@@ -14,13 +14,13 @@ from cache.layout import FEATURES, FLIPPED
 from cache.metadata import column_names, root_attributes
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
+from stages.analyze.analysis_options import StateOptions
 from stages.analyze.errors import AnalysisError
-from stages.analyze.options import StateOptions
-from stages.settings import nearest
-from stages.train.checkpoint import Checkpoint, find
-from stages.train.folder import config_path, found_beside
-from stages.train.options import Weights
-from stages.train.settings import TrainSettings
+from stages.setting_types import nearest
+from stages.train.train_settings import TrainSettings
+from stages.weights.checkpoint import Checkpoint, find
+from stages.weights.export_options import Weights
+from stages.weights.run_folder import config_path, found_beside
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,19 @@ from cache.metadata import root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
 from cache.verify import Fault
-from stages.encode.columns import declared_recipes, load_makers
-from stages.encode.crew import make_all
-from stages.encode.device import Device
-from stages.encode.identity import listed_as
-from stages.encode.index import index
-from stages.encode.meter import Counts, Meter
-from stages.encode.options import BuildOptions
-from stages.encode.origin import found, open_crops, open_source
-from stages.encode.prepare import known_rows, prepare, tidy, wanted_rows
-from stages.encode.settings import EncodeSettings
-from stages.encode.shards import ShardEncoder
+from stages.encode.build_options import BuildOptions
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.build_meter import Counts, Meter
+from stages.encode.building.cache_setup import known_rows, prepare, tidy, wanted_rows
+from stages.encode.building.columns import declared_recipes, load_makers
+from stages.encode.building.crew import make_all
+from stages.encode.building.encoding_device import Device
+from stages.encode.building.shard_making import ShardEncoder
+from stages.encode.images.crop_sources import found, open_crops, open_source
+from stages.encode.images.index import index
+from stages.encode.images.row_identity import listed_as
 from stages.progress import progress, say
-from stages.settings import nearest
+from stages.setting_types import nearest
 
 
 class UnknownColumnError(RepaCacheError):
@@ -109,7 +109,7 @@ def build(
             work = list(zip(columns, makers, strict=True))
             make_all(shards, ShardEncoder(work, crops, Device(device), meter, locks).encode)
         elif shards:
-            from stages.encode.cluster import make_on_cluster  # most builds need no Dask
+            from stages.encode.building.cluster import make_on_cluster  # most builds need no Dask
 
             # Workers on this machine need the memory of its devices.
             makers.clear()

@@ -11,22 +11,22 @@ import torch
 from PIL import Image
 
 from cache.locks import claimed
-from stages.encode.autoencoder import Autoencoder
-from stages.encode.settings import LatentsSettings
+from stages.encode.build_settings import LatentsSettings
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.evaluate.npz import write_images
 from stages.placement import Placement, barrier
 from stages.progress import progress, say
 from stages.sample.grids import save_grid, save_png
-from stages.sample.npz import write_images
-from stages.sample.options import SampleOptions
-from stages.sample.origin import Origin, find_origin
+from stages.sample.sample_options import SampleOptions
+from stages.sample.sample_settings import SampleSettings
+from stages.sample.sampled_weights import Origin, find_origin
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
 from stages.sample.samples import SampleError, Samples
-from stages.sample.settings import SampleSettings
 from stages.sample.solvers import find_solver
-from stages.train.checkpoint import find
-from stages.train.folder import samples_path
-from stages.train.options import Layout
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
+from stages.weights.checkpoint import find
+from stages.weights.export_options import Layout
+from stages.weights.run_folder import samples_path
 
 # How many images there are, how they are written and, but for rounding on a GPU, how they are
 # computed decides no pixel of any.

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from cache.files import atomic_file
-from stages.encode.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.transformer import TransformerConfig
+from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler, make_sampled
-from stages.sample.settings import SampleSettings
-from stages.train.folder import grid_path
-from stages.train.settings import TrainSettings
-from stages.train.transformer import TransformerConfig
+from stages.train.train_settings import TrainSettings
+from stages.weights.run_folder import grid_path
 
 
 def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
-from stages.encode.autoencoder import Autoencoder
-from stages.sample.cpu import map_by_threads, raise_if_abandoned
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.sample.exact_cpu import map_by_threads, raise_if_abandoned
 from stages.sample.guidance import GuidedField
-from stages.sample.settings import SampleSettings
+from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, Problem, find_solver
-from stages.train.layouts import without_projectors
 from stages.train.parallel import compile_blocks
 from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
-from stages.train.transformer import Transformer, TransformerConfig, without_storage
+from stages.weights.layouts import without_projectors
 
 
 class SamplerError(RepaCacheError):

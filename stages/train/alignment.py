@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from stages.train.settings import TrainSettings
+    from stages.train.train_settings import TrainSettings
 
 # Entries of a matrix of similarities that are held at once: 256 MB.
 MOST_SIMILARITIES = 1 << 26
@@ -36,7 +36,7 @@ class Alignment(ABC):
     @staticmethod
     def projector(width: int, hidden: int, features: int) -> nn.Module:
         """From hidden tokens [B, T, width] to [B, T, features]."""
-        from stages.train.projectors import MLPProjector
+        from stages.model.projectors import MLPProjector
 
         return MLPProjector(width, hidden, features)
 

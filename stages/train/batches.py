@@ -19,9 +19,9 @@ from cache.ring import BatchRing
 from cache.storage import STORAGES, Storage
 from stages.placement import Placement
 from stages.train.alignment import ALIGNMENTS
-from stages.train.data import CachedData
+from stages.train.cached_data import CachedData
 from stages.train.randomness import mirrored
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 from stages.train.transfer import Transfer
 
 

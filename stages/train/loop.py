@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stages.interrupt import InterruptedWorkError, stop_request
+from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.progress import progress
-from stages.train import checkpoint
 from stages.train.batches import CachedBatches
-from stages.train.data import CachedData
+from stages.train.cached_data import CachedData
+from stages.train.log_sinks import open_sinks
 from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
 from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Draw
 from stages.train.run import Run, training_alone
-from stages.train.settings import CachedTensors, TrainSettings
-from stages.train.sinks import open_sinks
-from stages.train.speeds import RunLog
+from stages.train.run_speeds import RunLog
 from stages.train.step import Step
 from stages.train.stopping import Agreement, nonfinite_error
-from stages.train.transformer import TransformerConfig
+from stages.train.train_settings import CachedTensors, TrainSettings
+from stages.weights import checkpoint
 
 # Draws samples of a model's moving average: step, weights by name, what model they are of.
 DrawGrid = Callable[[int, Mapping[str, Tensor], TransformerConfig], None]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from stages.train.alignment import ALIGNMENTS
 from stages.train.batches import Batch
-from stages.train.data import LatentScaling
+from stages.train.cached_data import LatentScaling
 from stages.train.objectives import OBJECTIVES
 from stages.train.randomness import Draws
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 # Noisy latents, times and labels to the prediction and the projected tokens.
 Model = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, list[Tensor]]]

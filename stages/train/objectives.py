@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stages.train.diffusion import diffuse, variational_bound
-from stages.train.interpolants import interpolate, lognormal_time
-from stages.train.settings import DIFFUSION_STEPS, TrainSettings
+from stages.model.diffusion import diffuse, variational_bound
+from stages.model.interpolants import interpolate, lognormal_time
+from stages.train.train_settings import DIFFUSION_STEPS, TrainSettings
 
 # torch.rand or torch.randn to the draws of the images of a rank, [B].
 DrawTimes = Callable[[Callable[..., Tensor]], Tensor]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from stages.train.parallel import own
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 EPSILON = 1e-8
 

@@ -11,9 +11,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from stages.model.transformer import Transformer
 from stages.placement import Placement
 from stages.train.precision import HALF_PRECISIONS
-from stages.train.transformer import Transformer
 
 
 def shard(model: Transformer, place: Placement, precision: str) -> None:

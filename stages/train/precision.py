@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

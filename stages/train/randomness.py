@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.placement import Placement
 from stages.train.objectives import OBJECTIVES
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 
 class Stream(IntEnum):

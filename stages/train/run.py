@@ -12,19 +12,19 @@ from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from cache.errors import RepaCacheError
 from cache.locks import claimed
 from cache.recipe import differences
+from stages.model.transformer import Transformer, TransformerConfig, config_named
 from stages.placement import Placement
-from stages.train import checkpoint
-from stages.train.checkpoint import Checkpoint, Content, check_whole, reading_of
-from stages.train.data import CachedData
-from stages.train.fitting import start_from
-from stages.train.folder import checkpoint_path
+from stages.train.cached_data import CachedData
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
 from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
-from stages.train.settings import TrainSettings
-from stages.train.transformer import Transformer, TransformerConfig, config_named
+from stages.train.train_settings import TrainSettings
+from stages.weights import checkpoint
+from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
+from stages.weights.fitting import start_from
+from stages.weights.run_folder import checkpoint_path
 
 # Settings that may change between two parts of one run.
 CHANGEABLE = {

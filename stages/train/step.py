@@ -13,7 +13,7 @@ from stages.train.parallel import clip_gradients, synchronised
 from stages.train.precision import autocast, precision_of
 from stages.train.randomness import Draws
 from stages.train.run import Run
-from stages.train.settings import TrainSettings
+from stages.train.train_settings import TrainSettings
 
 
 class Step:

@@ -12,7 +12,7 @@ from cache.files import write_atomically
 from cache.order import Rows
 from stages.interrupt import StopRequest
 from stages.placement import Placement
-from stages.train.folder import checkpoint_paths
+from stages.weights.run_folder import checkpoint_paths
 
 SHOWN_ROWS = 8
 

@@ -33,13 +33,13 @@ from PIL import Image
 
 from pipeline.config import Config, load_config
 from stages.encode.build import BuildSummary, build
-from stages.encode.columns import Maker, load_makers
-from stages.encode.crops import Crops
-from stages.encode.encoders import find_encoder
-from stages.encode.images import centre_crop, decode
-from stages.encode.photographs import LICENCES, open_photograph
-from stages.encode.settings import EncodeSettings
-from stages.encode.weights import create_network
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.columns import Maker, load_makers
+from stages.encode.images.crop import centre_crop, decode
+from stages.encode.images.crop_batches import Crops
+from stages.encode.images.photographs import LICENCES, open_photograph
+from stages.encode.networks.network_weights import create_network
+from stages.encode.networks.registry import find_encoder
 from stages.placement import find_device
 from stages.vision import AutoencoderKL
 

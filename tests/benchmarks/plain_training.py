@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.train.transformer import TransformerConfig
+from stages.model.transformer import TransformerConfig
 from stages.vision import timm
 
 layers: Any = timm.models.vision_transformer

@@ -25,12 +25,12 @@ import torch
 from plain_sampling import sample
 from plain_training import SiT
 
-from stages.encode.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.transformer import Transformer, TransformerConfig, config_named
 from stages.placement import find_device
+from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
-from stages.sample.settings import SampleSettings
 from stages.train.precision import arithmetic, autocast
-from stages.train.transformer import Transformer, TransformerConfig, config_named
 
 OWN, PUBLISHED = "this project", "published sampler"
 COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}

@@ -36,9 +36,9 @@ from cache.rows import create_cache, read_rows
 from cache.writer import ShardWriter
 from pipeline.config import Config, load_config
 from stages.encode.build import build
-from stages.encode.columns import load_makers
-from stages.encode.crops import CropReader
-from stages.encode.options import BuildOptions
+from stages.encode.build_options import BuildOptions
+from stages.encode.building.columns import load_makers
+from stages.encode.images.crop_batches import CropReader
 
 # A file has no more than some 65,000 names.
 LINKS = 30_000

@@ -47,13 +47,18 @@ from training_loops import (
     write_cache,
 )
 
-from stages.encode.encoders import find_encoder
-from stages.encode.features import run_to_layer
-from stages.encode.weights import create_network
+from stages.encode.networks.frozen_encoder import run_to_layer
+from stages.encode.networks.network_weights import create_network
+from stages.encode.networks.registry import find_encoder
+from stages.model.transformer import training_flops
 from stages.placement import find_device
 from stages.train.precision import HALF_PRECISIONS, precision_of
-from stages.train.settings import CachedTensors, ComputeSettings, ReadingSettings, TrainSettings
-from stages.train.transformer import training_flops
+from stages.train.train_settings import (
+    CachedTensors,
+    ComputeSettings,
+    ReadingSettings,
+    TrainSettings,
+)
 
 CACHED, ONLINE, PUBLISHED = "from the cache", "encoder online", "published loop"
 MAKERS: Mapping[str, Callable[[TrainSettings, CachedTensors, Path], Loop]] = {

@@ -23,20 +23,20 @@ from cache.metadata import constants_recipe, create_column
 from cache.rows import RowTable, create_cache
 from cache.storage import STORAGES
 from cache.writer import ShardWriter
-from stages.encode.encoders import find_encoder
-from stages.encode.features import FrozenEncoder
+from stages.encode.networks.frozen_encoder import FrozenEncoder
+from stages.encode.networks.registry import find_encoder
+from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement, find_device
 from stages.train.batches import Batch, CachedBatches
-from stages.train.data import CachedData
+from stages.train.cached_data import CachedData
 from stages.train.loop import Stretch
 from stages.train.losses import TrainingLoss
 from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Draw
 from stages.train.run import transformer_config
-from stages.train.settings import CachedTensors, TrainSettings
-from stages.train.speeds import peak_memory_bytes
+from stages.train.run_speeds import peak_memory_bytes
 from stages.train.step import Step
-from stages.train.transformer import Transformer, TransformerConfig
+from stages.train.train_settings import CachedTensors, TrainSettings
 
 CLASSES, RESOLUTION, SCALE = 1000, 256, 0.18215
 LATENTS, MOMENTS, TOKENS = "latents/random", (8, 32, 32), 256

@@ -12,15 +12,15 @@ from pathlib import Path
 from PIL import Image
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.extend([str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "tools")])
 
 from saliency_vit import load_saliency_vit
 
 from pipeline.config import load_config
-from pipeline.inspection.options import InspectOptions
+from pipeline.inspection.inspect_options import InspectOptions
 from pipeline.work import do_build, do_inspect
-from stages.encode.encoders import ENCODERS
-from stages.encode.photographs import open_photograph
+from stages.encode.images.photographs import open_photograph
+from stages.encode.networks.registry import ENCODERS
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins")
 CONFIGURATION = """

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from stages.train.interpolants import INTERPOLANTS
+from stages.model.interpolants import INTERPOLANTS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.train.settings import DIFFUSION_STEPS
+from stages.train.train_settings import DIFFUSION_STEPS
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from stages.model.diffusion import Schedule
     from stages.sample.solvers.solver import Problem
-    from stages.train.diffusion import Schedule
 
 
 def ddpm(problem: Problem) -> Tensor:
@@ -80,7 +80,7 @@ def _stride(count: int) -> int:
 
 def respaced(times: list[int], device: torch.device) -> Schedule:
     """The diffusion that goes through some times only (improved DDPM, section 4)."""
-    from stages.train.diffusion import Schedule, linear_betas
+    from stages.model.diffusion import Schedule, linear_betas
 
     kept = (1 - linear_betas()).cumprod(0)[times]
     before = kept.roll(1)

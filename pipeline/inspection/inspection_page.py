@@ -1,0 +1,168 @@
+"""The page of pictures of a cache, and the PNG files beside it."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from cache.rows import RowTable
+from pipeline.inspection.drawings import draw_overview, drawings, sheets
+from pipeline.inspection.listings import Listing
+from pipeline.inspection.picture_data import Material
+from pipeline.inspection.single_images import Neighbours, class_of
+from pipeline.inspection.token_views import EncoderView, Pixels, middle, palette, view_encoders
+from pipeline.pages import compressed, embedded, write_page
+from pipeline.pages.figures import inline_svg, save_png, styled
+from stages.analyze.retrieval import Neighbour
+from stages.sample.grids import save_grid
+
+# Photographs up to this side are embedded as they are; larger ones are made smaller, with loss.
+EXACT_SIDE, LARGEST_SIDE, QUALITY = 128, 256, 90
+THUMBNAIL_SIDE = 96
+# Of the PNG files: images beside one another, and the least side of each.
+SHEET_COLUMNS, SHEET_SIDE = 8, 128
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a page tells, besides the pictures of its images.
+
+    title: the cache's name; lines: about the cache as a whole; listings: tables; table: all rows;
+    resolution: side of the crops in px; storages: how tokens are stored, by encoder; neighbours:
+    of every image; nearby: the crops of these, uint8 [3, S, S], by row.
+    """
+
+    title: str
+    lines: Sequence[str]
+    listings: Sequence[Listing]
+    table: RowTable
+    resolution: int
+    storages: Mapping[str, str]
+    neighbours: Neighbours
+    nearby: Mapping[int, Tensor]
+
+
+def write_pictures(folder: Path, story: Story, material: Material) -> Path:
+    """Write the page and its PNG files into a folder; returns the page."""
+    views = view_encoders(material.tokens)
+    found = sheets(material, views)
+    folder.mkdir(parents=True, exist_ok=True)
+    for sheet in found:
+        save_grid(folder / f"{sheet.name}.png", _enlarged(sheet.pictures), SHEET_COLUMNS)
+    figures = []
+    with styled():
+        if found:
+            save_png(draw_overview(found), folder / "overview.png")
+        for drawing in drawings(material, story.table, story.storages):
+            save_png(drawing.figure, folder / f"{drawing.name}.png")
+            figures.append({"svg": inline_svg(drawing.figure), "caption": drawing.caption})
+    page = folder / "index.html"
+    write_page(
+        page,
+        "inspect.html",
+        title=story.title,
+        lines=story.lines,
+        resolution=story.resolution,
+        listings=[listing for listing in story.listings if listing.rows],
+        notes=material.notes,
+        encoders=views,
+        storages=story.storages,
+        middle=middle([view.grid for view in views]) if views else 0.5,
+        strips=[_strip(place, story, material, views) for place in range(len(material.rows))],
+        figures=figures,
+        data=_data(views),
+    )
+    return page
+
+
+def _enlarged(pictures: Pixels) -> list[Pixels]:
+    """Pictures [R, side, side, 3] whose pixels are squares, large enough to be looked at."""
+    times = -(-SHEET_SIDE // pictures.shape[1])
+    return list(pictures.repeat(times, axis=1).repeat(times, axis=2))
+
+
+def _strip(
+    place: int, story: Story, material: Material, views: Sequence[EncoderView]
+) -> dict[str, Any]:
+    """What the page shows of one image. place: which of those that are shown."""
+    row = int(material.rows[place])
+    return {
+        "key": str(story.table.key[row]),
+        "class": class_of(story.table, row),
+        "photographs": list(_photographs(place, material)),
+        "encoders": [
+            {
+                "components": embedded(Image.fromarray(view.colours[place])),
+                "similarity": embedded(Image.fromarray(view.brightness(place))),
+                "low": float(view.cosines[place].min()),
+                "high": float(view.cosines[place].max()),
+            }
+            for view in views
+        ],
+        "neighbours": [
+            _thumbnails(encoder, lists[place], row, story)
+            for encoder, lists in story.neighbours.items()
+        ],
+    }
+
+
+def _photographs(place: int, material: Material) -> Iterator[dict[str, Any]]:
+    if material.crops is not None:
+        yield _photograph(material.crops[place], "crop")
+    if (decoded := material.decoded) is not None:
+        near = "" if decoded.psnr is None else f", {decoded.psnr[place]:.1f} dB"
+        yield _photograph(decoded.images[place], f"decoded latents{near}")
+
+
+def _photograph(image: Tensor, caption: str) -> dict[str, Any]:
+    """An image, uint8 [3, S, S], for the page; small ones show their pixels."""
+    picture, is_small = _picture(image), image.shape[-1] <= EXACT_SIDE
+    address = embedded(picture) if is_small else _compressed(picture, LARGEST_SIDE)
+    return {"source": address, "caption": caption, "is_small": is_small}
+
+
+def _thumbnails(
+    encoder: str, nearest: Sequence[Neighbour], row: int, story: Story
+) -> dict[str, Any]:
+    """The neighbours of an image by one encoder."""
+    own = class_of(story.table, row)
+    thumbnails = [
+        {
+            "key": str(story.table.key[near.row]),
+            "class": (name := class_of(story.table, near.row)),
+            "is_own": name == own,
+            "similarity": near.similarity,
+            "source": _compressed(_picture(story.nearby[near.row]), THUMBNAIL_SIDE)
+            if near.row in story.nearby
+            else None,
+        }
+        for near in nearest
+    ]
+    return {"encoder": encoder, "thumbnails": thumbnails}
+
+
+def _picture(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _compressed(picture: Image.Image, side: int) -> str:
+    """A picture as an address for `src`, not larger than `side` and with a little loss."""
+    picture.thumbnail((side, side))
+    return compressed(picture, QUALITY)
+
+
+def _data(views: Sequence[EncoderView]) -> dict[str, Any]:
+    """What the page computes similarities from, when a patch is chosen."""
+    encoders = [
+        {
+            "grid": view.grid,
+            "weights": (view.directions.scales**2).round(12).tolist(),
+            "codes": base64.b64encode(view.directions.codes.tobytes()).decode(),
+        }
+        for view in views
+    ]
+    return {"palette": palette().flatten().tolist(), "encoders": encoders}

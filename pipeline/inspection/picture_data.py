@@ -1,0 +1,179 @@
+"""What the pictures of a cache are drawn from: crops, decoded latents, tokens.
+
+R images that are shown, S their side in px, T tokens, D features.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import RepaCacheError, RowsChangedError
+from cache.layout import FEATURES, FLIPPED
+from cache.metadata import check_fields, check_recipe
+from cache.reader import PartialReader
+from cache.rows import RowTable
+from pipeline.inspection.contents import ColumnFacts, Contents
+from pipeline.inspection.shown_rows import RowNumbers
+from stages.analyze.tokens import psnr, relative_errors
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.columns import load_features_maker
+from stages.encode.images.crop_batches import Crops
+from stages.encode.images.crop_sources import open_crops, open_source
+from stages.encode.images.row_identity import is_in_place
+from stages.encode.images.sources import Source
+from stages.encode.measuring.fidelity import encoded_again
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.placement import find_device
+from stages.train.cached_data import latent_scaling
+
+# Images whose tokens show how norms are distributed.
+NORM_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far stored tokens are from fresh ones, relative to their norms, [R, T].
+
+    stored: those of the cache; half: what float16 would have made of the same.
+    """
+
+    stored: Tensor
+    half: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Latents as images again: uint8 [R, 3, S, S], and how near to the crops in dB, [R]."""
+
+    images: Tensor
+    psnr: Tensor | None
+
+
+@dataclass
+class Material:
+    """What there is of the images that are shown.
+
+    crops: uint8 [R, 3, S, S]; decoded: from the mean of their latents; tokens: float32
+    [R, T, D] by encoder; norms: of the tokens of a sample of images, [images, T]; errors: of
+    encoders that are stored with loss; notes: what could not be had, and why.
+    """
+
+    rows: RowNumbers
+    crops: Tensor | None = None
+    decoded: Decoded | None = None
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, Errors] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def without(self, what: str) -> Iterator[None]:
+        """Go on without something, and note it, if it cannot be had."""
+        try:
+            yield
+        except (RepaCacheError, OSError) as error:
+            self.notes.append(f"without {what}: {error}")
+
+
+def gather_material(
+    settings: EncodeSettings, contents: Contents, rows: RowNumbers, columns: Sequence[str]
+) -> Material:
+    """All that can be had of some rows. columns: those that have them all."""
+    assert contents.rows is not None
+    held = [facts for facts in contents.columns if facts.name in columns]
+    found, device = Material(rows), find_device(settings.build.device)
+    with found.without("crops"):
+        found.crops = read_crops(settings, contents.rows, rows)
+    for facts in held:
+        if facts.name == settings.latents.column:
+            with found.without("decoded latents"):
+                found.decoded = _decode(settings, facts, rows, found.crops, device)
+        elif facts.name.startswith(FEATURES) and not facts.name.endswith(FLIPPED):
+            with found.without(facts.name):
+                _read_tokens(settings, facts, found, device)
+    return found
+
+
+def read_crops(settings: EncodeSettings, table: RowTable, rows: RowNumbers) -> Tensor:
+    """The crops of some rows, uint8 [R, 3, S, S], from the cache or else from the data set.
+
+    Raises SourceError, RowsChangedError or ImageError if neither has them.
+    """
+    with ThreadPoolExecutor(settings.build.threads) as pool:
+        # No network waits for these: they stay in ordinary memory, on the CPU.
+        stored = open_crops(settings, None, table, pool, torch.device("cpu"))
+        crops = replace(stored, with_moments=False)
+        wanted = rows.tolist()
+        if crops.stored_rows(wanted) != frozenset(wanted):
+            source = open_source(settings)
+            if source is not None:
+                crops = replace(crops, source=source, rows=_placed(table, rows, source))
+        return torch.cat([batch.images for batch in crops.batches(wanted)])
+
+
+def _placed(table: RowTable, rows: RowNumbers, source: Source) -> RowTable:
+    """The table with the places that some rows have in a data set that may have changed since."""
+    places = {key: place for place, key in enumerate(source.keys)}
+    source_index = table.source_index.copy()
+    for row in rows.tolist():
+        key = str(table.key[row])
+        if is_in_place(table, row, source):
+            continue
+        if key not in places:
+            raise RowsChangedError(f"{key} is not in the data set any more.")
+        source_index[row] = places[key]
+    return replace(table, source_index=source_index)
+
+
+def _decode(
+    settings: EncodeSettings,
+    facts: ColumnFacts,
+    rows: RowNumbers,
+    crops: Tensor | None,
+    device: torch.device,
+) -> Decoded:
+    """Decode the means of latents by the VAE that made them."""
+    column, latents = facts.column, settings.latents
+    autoencoder = Autoencoder(latents.location, device)
+    if not latents.imported:
+        check_fields(column, autoencoder.recipe())
+    moments = torch.from_numpy(PartialReader(column).values("moments", rows))
+    scaled = latent_scaling(column).sample(moments, torch.zeros(()))
+    images = torch.cat([autoencoder.decode(one, "round") for one in scaled.split(1)])
+    is_comparable = crops is not None and crops.shape == images.shape
+    return Decoded(images, psnr(crops, images) if is_comparable and crops is not None else None)
+
+
+def _read_tokens(
+    settings: EncodeSettings, facts: ColumnFacts, found: Material, device: torch.device
+) -> None:
+    """Read an encoder's tokens, the norms of more of them, and errors if they have any."""
+    encoder, reader = encoder_of(facts.name), PartialReader(facts.column)
+    found.tokens[encoder] = torch.from_numpy(reader.values("tokens", found.rows))
+    there = np.flatnonzero(facts.there)
+    sample = there[np.unique(np.linspace(0, len(there) - 1, NORM_IMAGES).astype(np.int64))]
+    parts = np.array_split(sample, max(1, len(sample) // settings.build.batch_size))
+    norms = [torch.from_numpy(reader.values("tokens", part)).norm(dim=-1) for part in parts]
+    found.norms[encoder] = torch.cat(norms)
+    storage = facts.column.recipe["storage"]
+    if storage == "float16" or encoder not in settings.encoders or found.crops is None:
+        return
+    with found.without(f"the errors of {storage} in {facts.name}"):
+        maker = load_features_maker(settings, encoder, device)
+        check_recipe(facts.column, maker.recipe)
+        batches = map(Crops.of, found.crops.split(settings.build.batch_size))
+        fresh = encoded_again(maker, batches, len(found.rows))
+        found.errors[encoder] = Errors(
+            stored=relative_errors(found.tokens[encoder], fresh),
+            half=relative_errors(fresh.half().float(), fresh),
+        )
+
+
+def encoder_of(column: str) -> str:
+    """The encoder whose tokens a column holds."""
+    return column.removeprefix(FEATURES)

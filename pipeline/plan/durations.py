@@ -1,0 +1,197 @@
+"""How long a build takes, and how fast training will want to read.
+
+Measured on this machine, or assumed of a GPU; which of both is always said.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cache.layout import FLIPPED
+from cache.storage import STORAGES
+from pipeline.bench import GPU_FLOPS, Reading, measure_reading
+from pipeline.config import Config
+from pipeline.plan.scratch_cache import scratch_cache
+from pipeline.plan.space import Space
+from stages.encode.build_settings import Precision
+from stages.encode.measuring.encode_speeds import Decoding, measure_networks
+from stages.encode.measuring.foresight import ForeseenColumn, Images
+from stages.model.transformer import training_flops
+from stages.train.alignment import ALIGNMENTS
+from stages.train.batches import arrays_read
+from stages.train.run import config_for
+from stages.train.train_settings import CachedTensors
+
+# Of an H100, whose float32 units reach 67 TFLOP/s: the tensor cores compute less precisely.
+FLOPS: Mapping[Precision, float] = {"float16": GPU_FLOPS, "float32": 40e12}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for an image, by column.
+
+    building: with the networks as the configuration has them; online: with an encoder in every
+    step of training, which published code runs in half precision.
+    """
+
+    building: Mapping[str, float]
+    online: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What this machine was seen to do, on a device.
+
+    decoding: None without images; write_bytes_per_second: to the disk of the cache; reading: of
+    batches, from a cache of random rows.
+    """
+
+    device: str
+    pace: Pace
+    decoding: Decoding | None
+    write_bytes_per_second: float
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class BuildTime:
+    """Seconds of a build of what is missing, on one device.
+
+    networks: by column; decoding, writing: None if not measured; is_shared: whether all of it
+    runs on the same cores, one at the expense of the other.
+    """
+
+    networks: Mapping[str, float]
+    decoding: float | None = None
+    writing: float | None = None
+    is_shared: bool = False
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What runs side by side."""
+        parts = {
+            "networks": sum(self.networks.values()),
+            "decoding": self.decoding,
+            "writing": self.writing,
+        }
+        return {name: seconds for name, seconds in parts.items() if seconds is not None}
+
+    @property
+    def seconds(self) -> float:
+        """Of all: as long as the slowest takes, or one after the other if they share cores."""
+        return sum(self.parts.values()) if self.is_shared else max(self.parts.values())
+
+    @property
+    def slowest(self) -> str:
+        """The part that takes the longest."""
+        return max(self.parts, key=self.parts.__getitem__)
+
+
+@dataclass(frozen=True)
+class ReadRate:
+    """How fast batches have to come.
+
+    image_bytes: of an image, as a run reads it; images_per_second: that one GPU trains on; gpus:
+    their number.
+    """
+
+    image_bytes: int
+    images_per_second: float
+    gpus: int
+
+    @property
+    def needed_images_per_second(self) -> float:
+        """By all GPUs."""
+        return self.gpus * self.images_per_second
+
+    @property
+    def needed_bytes_per_second(self) -> float:
+        """By all GPUs."""
+        return self.needed_images_per_second * self.image_bytes
+
+
+def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> float:
+    """Operations of the transformer for one image of a training step."""
+    columns = {one.column.name: one.column for one in foreseen}
+    (latents, *_), *encoders = config.tensors.columns(config.train.encoders)
+    channels, *sides = columns[latents].array("moments").row_shape
+    widths = [columns[name].array("tokens").row_shape[-1] for name, *_ in encoders]
+    shape = (channels // 2, *sides)
+    return training_flops(config_for(config.train, shape, tuple(widths), classes))
+
+
+def read_rate(
+    config: Config, foreseen: Sequence[ForeseenColumn], flops: float, gpus: int
+) -> ReadRate:
+    """What GPUs read that train the configured model. flops: of a step, for one image."""
+    columns = {one.column.name: one.column for one in foreseen}
+    (latents, *_), *encoders = config.tensors.columns(config.train.encoders)
+    exact = ALIGNMENTS[config.train.alignment].needs_lengths
+    image_bytes = columns[latents].array("moments").row_bytes
+    for name, *_ in encoders:
+        storage = STORAGES[str(columns[name].recipe["storage"])]
+        arrays = arrays_read(storage, exact=exact)
+        image_bytes += sum(columns[name].array(array).row_bytes for array in arrays)
+    return ReadRate(image_bytes, GPU_FLOPS / flops, gpus)
+
+
+def assumed_pace(config: Config, foreseen: Sequence[ForeseenColumn]) -> Pace:
+    """That of an H100, by the numbers of operations."""
+    return Pace(
+        {
+            one.column.name: one.flops / FLOPS[_precision_of(config, one.column.name)]
+            for one in foreseen
+        },
+        {one.column.name: one.flops / FLOPS["float16"] for one in foreseen},
+    )
+
+
+def _precision_of(config: Config, column: str) -> Precision:
+    """In which the network of a column computes."""
+    family, _, name = column.removesuffix(FLIPPED).partition("/")
+    own = config.encoders[name] if family == "features" else config.latents
+    return own.precision
+
+
+def build_time(
+    foreseen: Sequence[ForeseenColumn], space: Space, pace: Pace, measured: Measured | None
+) -> BuildTime:
+    """How long the missing parts of a cache take."""
+    networks = {
+        one.column.name: one.missing_rows * pace.building[one.column.name] for one in foreseen
+    }
+    if measured is None:
+        return BuildTime(networks)
+    decoded = max(one.missing_rows for one in foreseen)
+    return BuildTime(
+        networks,
+        decoded / measured.decoding.images_per_second if measured.decoding else None,
+        space.missing.bytes / measured.write_bytes_per_second,
+        is_shared=measured.device == "cpu",
+    )
+
+
+def measure(
+    config: Config,
+    images: Images,
+    foreseen: Sequence[ForeseenColumn],
+    space: Space,
+    decoding: Decoding | None,
+    device: torch.device,
+) -> Measured:
+    """Run the networks, and write and read a cache of random rows beside the planned one."""
+    building = measure_networks(config.encode, foreseen, device)
+    online = building
+    if device.type != "cpu":
+        online = measure_networks(config.encode.in_precision("float16"), foreseen, device)
+    tensors = config.tensors
+    names = {name for views in tensors.columns(config.train.encoders) for name in views}
+    columns = [one.column for one in foreseen if one.column.name in names]
+    name = config.cache.path.name
+    with scratch_cache(space.folder, name, columns, images.table, space.free_bytes) as scratch:
+        scratched = CachedTensors(scratch.path, tensors.latents, tensors.flip)
+        reading = measure_reading(config.train, scratched)
+    return Measured(
+        device.type, Pace(building, online), decoding, scratch.bytes_per_second, reading
+    )

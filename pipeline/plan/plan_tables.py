@@ -1,0 +1,171 @@
+"""A plan as tables for the terminal."""
+
+from collections.abc import Sequence
+
+import typer
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from cache.arrays import physical_memory_bytes
+from cache.layout import FLIPPED
+from cache.sizes import Size
+from pipeline.bench import GPU_FLOPS
+from pipeline.plan.advice import SWEEP_RUNS, advice
+from pipeline.plan.durations import FLOPS
+from pipeline.plan.outline import Plan
+from pipeline.plan.quantities import count, duration, operations, percent, rate
+from pipeline.tables import new_table, print_table
+from stages.encode.building.columns import features_column
+
+# Arrays that are small and in every column.
+BESIDE = ("valid", "crc32c", "ledger")
+
+
+def show_plan(plan: Plan) -> None:
+    """Print all of a plan."""
+    config, images = plan.config, plan.images
+    aligned = ", ".join(config.train.encoders) or "no encoder"
+    typer.echo(
+        f"{config.cache.path}: {images.count:,} images ({images.counted_in}) at "
+        f"{config.dataset.resolution} px; {config.train.model} aligned to {aligned}"
+    )
+    _show_space(plan)
+    _show_networks(plan)
+    _show_build(plan)
+    _show_reading(plan)
+    _show_gains(plan)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for sentence in advice(plan):
+        table.add_row("-", escape(sentence))
+    _print("What follows", table)
+
+
+def _print(title: str, table: Table) -> None:
+    typer.echo()
+    typer.secho(title, bold=True)
+    print_table(table)
+
+
+def _show_space(plan: Plan) -> None:
+    space = plan.space
+    table = new_table("array", "type", "row", "in all", "to write", has_numbers=True)
+    for one in (one for one in space.arrays if one.array.name not in BESIDE):
+        about = "~" if one.array.is_compressed else ""
+        table.add_row(
+            f"{one.column}/{one.array.name}",
+            one.array.dtype,
+            " x ".join(map(str, one.array.row_shape)),
+            about + decimal(one.whole.bytes),
+            about + decimal(one.missing.bytes),
+        )
+    small = [one for one in space.arrays if one.array.name in BESIDE]
+    whole = sum((one.whole for one in small), space.metadata)
+    missing = sum((one.missing for one in small), space.missing_metadata)
+    blank = ("",) * 2
+    table.add_row("rows, checksums, metadata", *blank, *_sizes(whole, missing))
+    table.add_row("all", *blank, *_sizes(space.whole, space.missing), style="bold")
+    table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
+    if space.needed_bytes != space.missing.bytes:
+        table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
+    verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
+    free = decimal(space.free_bytes)
+    table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
+    _print("Disk", table)
+
+
+def _sizes(whole: Size, missing: Size) -> Sequence[str]:
+    return decimal(whole.bytes), decimal(missing.bytes)
+
+
+def _show_networks(plan: Plan) -> None:
+    step = plan.gains.step_flops
+    table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
+    table.columns[-1].justify = "left"
+    used = {features_column(name) for name in plan.config.train.encoders}
+    for one in plan.foreseen:
+        name = one.column.name
+        if not one.flops or name.endswith(FLIPPED):
+            continue
+        remark = "online: in every step" if name in used else "not in this run"
+        if name == plan.config.latents.column:
+            remark = "published code precomputes it"
+        table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
+    model = f"{plan.config.train.model}, forward and backward"
+    table.add_row(model, operations(step), "", "")
+    _print("Operations for an image", table)
+
+
+def _show_build(plan: Plan) -> None:
+    build = plan.build
+    if plan.measured:
+        how = f"measured on this {plan.device_name}"
+    else:
+        half, whole = (FLOPS[precision] / 1e12 for precision in ("float16", "float32"))
+        how = f"assumed: {half:.0f} TFLOP/s in float16, {whole:.0f} in float32 (an H100)"
+    table = new_table("part", "speed", "time", has_numbers=True)
+    speeds = {
+        one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
+        for one in plan.foreseen
+        if one.flops
+    }
+    if plan.measured:
+        speeds["writing"] = f"{decimal(round(plan.measured.write_bytes_per_second))}/s"
+        if plan.measured.decoding:
+            speeds["decoding"] = f"{rate(plan.measured.decoding.images_per_second)} images/s"
+    times = {**build.networks, **build.parts}
+    for part, speed in speeds.items():
+        table.add_row(part, speed, duration(times[part]))
+    slowest = "" if build.is_shared or not plan.measured else f", as long as {build.slowest}"
+    table.add_row(f"all{slowest}", "", duration(build.seconds), style="bold")
+    _print(f"Build on one device, {how}", table)
+
+
+def _show_reading(plan: Plan) -> None:
+    needed, size = plan.rate, plan.rate.image_bytes
+    table = new_table("", "images/s", "GB/s", "feeds GPUs", has_numbers=True)
+    rows = {f"a GPU at {GPU_FLOPS / 1e12:.0f} TFLOP/s needs, assumed": needed.images_per_second}
+    if needed.gpus > 1:
+        rows[f"{needed.gpus} GPUs need"] = needed.needed_images_per_second
+    for name, images in rows.items():
+        table.add_row(name, rate(images), f"{images * size / 1e9:.3g}", "")
+    if plan.measured:
+        reading = plan.measured.reading
+        rates = {"from the disk": reading.cold}
+        if size * plan.images.count < physical_memory_bytes():
+            rates["from memory"] = reading.warm
+        for name, images in rates.items():
+            feeds = f"{images / needed.images_per_second:.2g}"
+            table.add_row(f"measured {name}", rate(images), f"{images * size / 1e9:.3g}", feeds)
+    _print("Reading", table)
+
+
+def _show_gains(plan: Plan) -> None:
+    gains = plan.gains
+    if gains.break_even_epochs is None or gains.break_even_runs is None:
+        return
+    epochs = f"{gains.epochs:,.4g}"
+    if gains.aligned_epochs < gains.epochs:
+        epochs += f", {gains.aligned_epochs:,.4g} of them aligned"
+    table = new_table("", "", has_numbers=True)
+    table.show_header = False
+    per = f"on one {plan.device_name}"
+    break_even = f"{count(gains.break_even_epochs)} epochs, {count(gains.break_even_runs)} runs"
+    facts = {
+        "a step with encoders online, against one from the cache": f"{gains.step_ratio:.2f} x",
+        "epochs of a run": epochs,
+        f"encoding once for the cache, {per}": duration(gains.build_seconds),
+        f"encoding online, an epoch, {per}": duration(gains.online_epoch_seconds),
+        "break-even": break_even,
+        "saved of every run, at most": percent(gains.run_saving),
+        "saved of one run, encoding counted": _saved(gains.saving(1)),
+        f"saved of {SWEEP_RUNS} runs, encoding counted": _saved(gains.saving(SWEEP_RUNS)),
+    }
+    for name, value in facts.items():
+        table.add_row(name, value)
+    _print("Cache against encoders online", table)
+
+
+def _saved(share: float) -> str:
+    """A share that is saved, unless it is a loss."""
+    return percent(share) if share > 0 else "nothing: it costs more"

@@ -1,0 +1,136 @@
+"""The page of one run, or of several side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.pages import write_page
+from pipeline.pages.figures import COLOURS
+from pipeline.report.compared_runs import (
+    Missing,
+    columns_read,
+    different_settings,
+    reasons_against_comparing,
+)
+from pipeline.report.curves import (
+    all_levels,
+    level_colour,
+    level_panels,
+    loss_panels,
+    machine_panels,
+    run_key,
+    save_curves,
+)
+from pipeline.report.grid_pictures import Frame, other_frames, strips
+from pipeline.report.headlines import about, facts_of
+from pipeline.report.records import ReportError, RunRecord, read_run
+from pipeline.report.sample_metrics import (
+    direction,
+    judged_samples,
+    metric_names,
+    metric_panels,
+    remarks,
+)
+
+# Runs that their colours tell apart.
+MOST_RUNS = len(COLOURS)
+
+
+def page_path(run: Path) -> Path:
+    """The page of a run in its folder."""
+    return run / "report.html"
+
+
+def curves_path(run: Path) -> Path:
+    """The picture of the losses of a run in its folder."""
+    return run / "curves.png"
+
+
+def write_own_report(run: Path) -> None:
+    """Write page and curves into the folder of a run."""
+    record = read_run(run)
+    if record.losses:
+        save_curves(record, curves_path(run))
+    write_page_of([record], page_path(run))
+
+
+def write_report(runs: Sequence[Path], out: Path | None) -> tuple[Path, int]:
+    """Write the page of runs; returns where it is, and of how many runs.
+
+    out: by default in the folder of a single run, or here. Raises ReportError if a folder is no
+    run, or if there are more than colours tell apart.
+    """
+    records = read_runs(runs)
+    path = out or (page_path(records[0].folder) if len(records) == 1 else Path("report.html"))
+    write_page_of(records, path)
+    return path, len(records)
+
+
+def read_runs(runs: Sequence[Path]) -> list[RunRecord]:
+    """Read runs, each once, by the names of their folders or as much of the paths as it takes."""
+    folders = {run.resolve(): run for run in runs}
+    if len(folders) > MOST_RUNS:
+        raise ReportError(
+            f"{len(folders)} runs: expected at most {MOST_RUNS}, which colours tell apart."
+        )
+    names = [folder.name for folder in folders]
+    is_clear = len(set(names)) == len(names)
+    return [read_run(run, folder.name if is_clear else str(run)) for folder, run in folders.items()]
+
+
+def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
+    """Write the page of what was read."""
+    judged, groups = judged_samples(records)
+    pictures = zip(records, strips(records), other_frames(records), strict=True)
+    runs = [_run(*numbered) for numbered in enumerate(pictures)]
+    frames = [frame for run in runs for frame in run["frames"]]
+    write_page(
+        path,
+        "report.html",
+        title=" \N{MIDDLE DOT} ".join(record.name for record in records),
+        runs=runs,
+        fact_names=list(dict.fromkeys(name for run in runs for name in run["facts"])),
+        differences={
+            name: [_in_words(value) for value in values]
+            for name, values in different_settings(records).items()
+        },
+        against=reasons_against_comparing(records),
+        loss_panels=loss_panels(records),
+        levels={level: level_colour(level) for level in all_levels(records)},
+        level_panels=level_panels(records),
+        machine_panels=machine_panels(records) if any(record.log for record in records) else [],
+        frames=len(frames),
+        others=any(run["others"] for run in runs),
+        are_exact=all(frame.picture.is_exact for frame in frames),
+        judged=judged,
+        groups=groups,
+        has_floors=any(r.floor is not None for one in judged for r in one.results.values()),
+        metrics={metric: direction(metric) for metric in metric_names(judged)},
+        metric_panels=metric_panels(judged),
+        remarks=remarks(judged),
+        columns=columns_read(records),
+    )
+
+
+def _in_words(value: Any) -> tuple[str, bool]:
+    """A setting for people, and whether a run has it."""
+    if isinstance(value, Missing):
+        return value.value, False
+    return value if isinstance(value, str) else json.dumps(value), True
+
+
+def _run(number: int, read: tuple[RunRecord, list[Frame], list[Frame]]) -> dict[str, Any]:
+    """What the template says of a run by itself."""
+    record, frames, others = read
+    return {
+        "name": record.name,
+        "key": run_key(number),
+        "colour": COLOURS[number],
+        "about": about(record),
+        "facts": facts_of(record),
+        "frames": frames,
+        "others": others,
+        "cache": record.config.get("cache", {}).get("path"),
+        "configuration": json.dumps(record.config, indent=2),
+    }

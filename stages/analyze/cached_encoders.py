@@ -1,0 +1,141 @@
+"""What the cached encoders are like, to choose one before training.
+
+N images, D features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cache.layout import FEATURES, Column
+from cache.order import evenly
+from cache.reader import Cache
+from cache.rows import RowTable
+from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
+from stages.analyze.cknna import cknna, pooled_neighbours
+from stages.analyze.pooled import Rows, class_tokens, mean_tokens
+from stages.analyze.probe import Accuracy, Split, probe, split_images
+from stages.analyze.structure import Structure, measure_structure
+from stages.analyze.subject import check_has_encoders, find_encoders, spread_rows
+
+# Means over this many images are sharp; reading their tokens is what takes time.
+STRUCTURE_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class EncoderScores:
+    """What is known of a cached encoder.
+
+    tokens, features: of an image; storage: how tokens are kept; row_bytes: of an image on disk;
+    mean_token, class_token: accuracies of probes, if there are any.
+    """
+
+    name: str
+    tokens: int
+    features: int
+    storage: str
+    row_bytes: int
+    structure: Structure
+    mean_token: Accuracy | None
+    class_token: Accuracy | None
+
+
+@dataclass(frozen=True)
+class EncoderComparison:
+    """The encoders of a cache, those of most spatial structure first.
+
+    cknna: between the mean tokens of any two, by their names; images: that were looked at;
+    classes: of these; trained: images that probes were trained on, none without probes.
+    """
+
+    path: Path
+    encoders: list[EncoderScores]
+    cknna: Mapping[tuple[str, str], float]
+    images: int
+    classes: int
+    trained: int
+
+
+def compare_encoders(
+    path: Path, wanted: tuple[str, ...], rows: int, how: ProbeOptions | None, device: torch.device
+) -> EncoderComparison:
+    """Measure the encoders of the cache at `path`.
+
+    wanted: their names, none for all; how: to probe them, None to leave that out, which takes
+    most of the time. In memory are a vector per image and encoder. Raises AnalysisError if the
+    cache has no encoder.
+    """
+    names = find_encoders(path, wanted)
+    check_has_encoders(path, names)
+    cache = Cache(path)
+    readers = {name: cache.column(FEATURES + name) for name in names}
+    chosen = spread_rows(list(readers.values()), rows)
+    judge = None if how is None else _Judge.of(cache.rows, chosen, how, device)
+    pooled = {name: mean_tokens(reader, chosen).to(device) for name, reader in readers.items()}
+    few = evenly(chosen, STRUCTURE_ROWS)
+    structures = {name: measure_structure(reader, few, device) for name, reader in readers.items()}
+    scores = [
+        _scores(
+            reader.column,
+            structures[name],
+            judge(f"{name}, mean token", pooled[name]) if judge else None,
+            judge(f"{name}, class token", class_tokens(reader, chosen)) if judge else None,
+        )
+        for name, reader in readers.items()
+    ]
+    scores.sort(key=lambda one: -one.structure.lds)
+    trained = len(judge.split.trained) if judge else 0
+    classes = len(cache.rows.classes)
+    return EncoderComparison(path, scores, _pairs(pooled), len(chosen), classes, trained)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Probes features [N, D] of the images, if an encoder has them."""
+
+    labels: Tensor
+    split: Split
+    options: ProbeOptions
+    classes: int
+
+    @classmethod
+    def of(
+        cls, table: RowTable, rows: Rows, options: ProbeOptions, device: torch.device
+    ) -> "_Judge":
+        labels = table.label[rows]
+        there = torch.from_numpy(labels).long().to(device)
+        return cls(there, split_images(labels, options), options, len(table.classes))
+
+    def __call__(self, name: str, features: Tensor | None) -> Accuracy | None:
+        if features is None:
+            return None
+        there, title = features.to(self.labels.device), f"probe of {name}"
+        sizes = self.labels, self.split, self.options, self.classes
+        (found,) = probe(there[None], *sizes, title)
+        return found
+
+
+def _scores(
+    column: Column, structure: Structure, mean: Accuracy | None, classified: Accuracy | None
+) -> EncoderScores:
+    tokens, features = column.array("tokens").row_shape
+    return EncoderScores(
+        name=column.name.removeprefix(FEATURES),
+        tokens=tokens,
+        features=features,
+        storage=str(column.recipe["storage"]),
+        row_bytes=column.row_bytes,
+        structure=structure,
+        mean_token=mean,
+        class_token=classified,
+    )
+
+
+def _pairs(pooled: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
+    """CKNNA between any two encoders' mean tokens."""
+    how = AlignmentOptions()
+    found = {name: pooled_neighbours(features, how) for name, features in pooled.items()}
+    return {(one, other): cknna(found[one], found[other]) for one in found for other in found}

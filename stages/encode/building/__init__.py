@@ -1,0 +1,1 @@
+"""From crops to the finished columns of a cache."""

@@ -1,0 +1,191 @@
+"""The columns a configuration asks for: their recipes, and the networks that make them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cache.layout import FEATURES, FLIPPED, PIXELS, VALID
+from cache.recipe import Recipe, RecipeValue
+from cache.storage import STORAGES, Storage
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.halving import FittingNetwork
+from stages.encode.images.crop_batches import Crops
+from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
+from stages.encode.networks.autoencoder_files import AutoencoderError
+from stages.encode.networks.frozen_encoder import FrozenEncoder
+from stages.encode.networks.registry import find_encoder
+
+# Raised whenever the same settings give other bytes than before.
+RECIPE_VERSION = 2
+
+MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the rows of one column.
+
+    array: the name of its main array; recipe: without the constants; network: a batch of crops
+    to tensors by name [B, ...], the main one among them.
+    """
+
+    column: str
+    array: str
+    recipe: Recipe
+    network: Callable[[Crops], Tensors]
+
+    @property
+    def storage(self) -> Storage:
+        """How the main tensor is stored."""
+        return STORAGES[str(self.recipe["storage"])]
+
+    @torch.inference_mode()
+    def encode(
+        self, crops: Crops, constants: Mapping[str, Tensor | npt.NDArray[Any]]
+    ) -> dict[str, Tensor]:
+        """All arrays of the column for a batch of crops, zeros for those that are not valid."""
+        values = dict(self.network(crops))
+        main = values.pop(self.array)
+        there = {n: torch.as_tensor(c, device=main.device) for n, c in constants.items()}
+        arrays = dict(self.storage.encode(self.array, main, there))
+        arrays |= {name: value.half() for name, value in values.items()}
+        valid = torch.from_numpy(crops.valid)
+        if not valid.all():
+            mask = valid.to(main.device)
+            arrays = {name: torch.where(_along(mask, a), a, 0) for name, a in arrays.items()}
+        return {**arrays, VALID.name: valid.to(torch.uint8)}
+
+    def flipped(self) -> "Maker":
+        """Makes the column of the mirrored images."""
+        return replace(
+            self,
+            column=self.column + FLIPPED,
+            recipe={**self.recipe, **MIRRORED},
+            network=lambda crops: self.network(crops.mirrored()),
+        )
+
+
+def _along(valid: Tensor, values: Tensor) -> Tensor:
+    """A flag per image, [B], in the shape of values [B, ...] of the images."""
+    return valid.reshape(-1, *(1 for _ in values.shape[1:]))
+
+
+def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
+    """What the configuration alone says of every column's recipe, without loading a network."""
+    image, latents = _image_recipe(settings), settings.latents
+    origin: dict[str, RecipeValue]
+    origin = {"imported": True} if latents.imported else {"compute": latents.precision}
+    recipes = {latents.column: image | {"storage": "float16"} | origin}
+    for name, encoder in settings.encoders.items():
+        spec = find_encoder(name).recipe(settings.input_size(name))
+        own: dict[str, RecipeValue] = {"storage": encoder.storage, "compute": encoder.precision}
+        recipes[features_column(name)] = image | spec | own
+    if settings.dataset.flip:
+        recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
+    if settings.dataset.pixels:
+        recipes[PIXELS] = pixels_recipe(settings)
+    return recipes
+
+
+def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
+    """The recipe of the crops themselves."""
+    return {**_image_recipe(settings), "storage": "uint8"}
+
+
+def _image_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
+    """What every column's recipe says of the crops."""
+    return {
+        "recipe_version": RECIPE_VERSION,
+        "resolution": settings.dataset.resolution,
+        "crop": "ADM centre crop",
+    }
+
+
+def features_column(encoder: str) -> str:
+    """The name of the column that holds an encoder's tokens."""
+    return FEATURES + encoder
+
+
+def load_makers(
+    settings: EncodeSettings, device: torch.device, *, untrained: bool = False
+) -> list[Maker]:
+    """Load every network and say which columns it makes.
+
+    untrained: with random weights, which need no file; on the meta device with shapes alone.
+    """
+    makers = [load_latents_maker(settings, device, untrained=untrained)]
+    makers += [
+        load_features_maker(settings, encoder, device, untrained=untrained)
+        for encoder in settings.encoders
+    ]
+    if settings.dataset.flip:
+        makers += [maker.flipped() for maker in makers]
+    if settings.dataset.pixels:
+        recipe = pixels_recipe(settings)
+        makers.append(Maker(PIXELS, "pixels", recipe, lambda crops: {"pixels": crops.images}))
+    return makers
+
+
+def load_latents_maker(
+    settings: EncodeSettings, device: torch.device, *, untrained: bool = False
+) -> Maker:
+    """Load the autoencoder; its column holds `moments` [N, 2C, h, w]."""
+    latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
+    if latents.imported:
+        scaling = autoencoder_scaling(latents.location)
+        imported = _imported_moments(latents.downsampling)
+        return Maker(latents.column, "moments", recipe | scaling, imported)
+    autoencoder = Autoencoder(latents.location, device, latents.precision, untrained=untrained)
+    network = FittingNetwork(latents.column, lambda images: {"moments": autoencoder.encode(images)})
+    return Maker(
+        latents.column,
+        "moments",
+        recipe | autoencoder.recipe(),
+        lambda crops: network(crops.images),
+    )
+
+
+def _imported_moments(downsampling: int | None) -> Callable[[Crops], Tensors]:
+    """Takes moments from crops. Raises AutoencoderError if they are not of the crops' size."""
+
+    def network(crops: Crops) -> Tensors:
+        assert crops.moments is not None, "crops were read without moments"
+        channels, *found = crops.moments.shape[1:]
+        wanted = (
+            [side // downsampling for side in crops.images.shape[2:]] if downsampling else found
+        )
+        if found != wanted:
+            raise AutoencoderError(
+                f"latents.imported: the data set's moments are {[channels, *found]}, expected "
+                f"{[channels, *wanted]} for this resolution and autoencoder."
+            )
+        return {"moments": crops.moments}
+
+    return network
+
+
+def load_features_maker(
+    settings: EncodeSettings, encoder: str, device: torch.device, *, untrained: bool = False
+) -> Maker:
+    """Load an encoder of the configuration.
+
+    Its column holds `tokens` [N, T, D], and `class_token` [N, D] where the encoder has one.
+    """
+    own, name = settings.encoders[encoder], features_column(encoder)
+    frozen = FrozenEncoder(
+        find_encoder(encoder),
+        settings.input_size(encoder),
+        own.weights,
+        device,
+        own.precision,
+        untrained=untrained,
+    )
+    network = FittingNetwork(name, frozen.features)
+    recipe = declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256}
+    return Maker(name, "tokens", recipe, lambda crops: network(crops.images))

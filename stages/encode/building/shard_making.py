@@ -1,0 +1,155 @@
+"""Making the shards of columns: crop, encode, write, each while the others go on.
+
+Crops are decoded ahead by a pool of threads, one thread feeds the device, and another one writes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache import ledger
+from cache.errors import DamagedCacheError, IncompleteCacheError
+from cache.layout import Column
+from cache.locks import BuildLocks, Holder
+from cache.reader import PartialReader
+from cache.writer import ShardWriter, write_shards
+from stages.encode.building.build_meter import Counts, Meter
+from stages.encode.building.columns import Maker
+from stages.encode.building.encoding_device import Device, Encoded, Job
+from stages.encode.images.crop_batches import CropReader, Crops
+
+Work = Sequence[tuple[Column, Maker]]
+
+# Batches that are computed or written, or wait for either, before the next one is begun.
+BATCHES_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class ShardEncoder:
+    """Makes shards of columns that nobody else is making."""
+
+    work: Work
+    crops: CropReader
+    device: Device
+    meter: Meter
+    locks: BuildLocks
+
+    def encode(self, shards: Sequence[int]) -> dict[int, Holder]:
+        """Make shards of all columns that lack them, reading each image once.
+
+        Returns those that other processes have claimed. If it raises, shards that are not
+        finished leave nothing behind.
+        """
+        claimed: dict[int, Holder] = {}
+        writes: deque[Future[None]] = deque()
+        with ExitStack() as files, ExitStack() as stack:
+            # Should anything fail, what is computed is written nevertheless.
+            disk = stack.enter_context(ThreadPoolExecutor(1))
+            opened = self._opened(shards, claimed, files)
+            batches = stack.enter_context(closing(self.crops.tagged_batches(opened)))
+            for shard, crops in self.meter.decoded(batches):
+                if len(writes) == BATCHES_IN_FLIGHT:
+                    writes.popleft().result()
+                jobs = shard.jobs(crops)
+                made = self.device.encode(crops, jobs)
+                writes.append(disk.submit(self._write, shard, jobs, made, len(crops)))
+            for write in writes:
+                write.result()
+        return claimed
+
+    def _opened(
+        self, shards: Sequence[int], claimed: dict[int, Holder], files: ExitStack
+    ) -> Iterator[tuple["OpenShard", range]]:
+        """Claims one shard after the other; gives those to be made, with the rows they lack.
+
+        files: closes what is still open in the end.
+        """
+        for number in shards:
+            own = files.enter_context(ExitStack())
+            if holder := own.enter_context(self.locks.shard(number)):
+                claimed[number] = holder
+                own.close()
+            elif lacking := self._lacking(number):
+                yield self._open(number, lacking, own)
+            else:
+                self.meter.add(Counts(images=len(self.work[0][0].shard_rows(number))))
+                own.close()
+
+    def _lacking(self, number: int) -> Work:
+        """The columns that do not have a shard, and their makers."""
+        rows = self.crops.rows
+        return [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
+
+    def _open(self, number: int, work: Work, files: ExitStack) -> tuple["OpenShard", range]:
+        columns = [column for column, _ in work]
+        span = columns[0].shard_rows(number)
+        images = self.crops.rows.digest(span)
+        writers = files.enter_context(write_shards(columns, number, images))
+        for column in columns:
+            self._keep_finished_rows(column, number, writers[column.name])
+        kept = {name: writer.written for name, writer in writers.items()}
+        first = min(kept.values())
+        self.meter.add(Counts(images=first))
+        return OpenShard(work, writers, files, kept, len(span), first), span[first:]
+
+    def _write(
+        self, shard: "OpenShard", jobs: Sequence[Job], encoded: Encoded, images: int
+    ) -> None:
+        """Write a batch, and with the last one finish the shard."""
+        made, seconds = encoded.wait()
+        with self.meter.spending("disk"):
+            for job, arrays in zip(jobs, made, strict=True):
+                shard.writers[job.column.name].write(arrays)
+            if shard.is_written:
+                shard.files.close()
+                self.meter.add(Counts(shards=len(shard.work)))
+        written = sum(array.nbytes for arrays in made for array in arrays.values())
+        self.meter.add(Counts(images=images, bytes=written, device=seconds))
+
+    def _keep_finished_rows(self, column: Column, shard: int, writer: ShardWriter) -> None:
+        """Copy the rows that were encoded before images were added to the shard."""
+        count = ledger.finished_rows(column, self.crops.rows, shard)
+        span = column.shard_rows(shard)[:count]
+        try:
+            reader = PartialReader(column)
+            for start in range(span.start, span.stop, self.crops.batch_size):
+                rows = np.arange(start, min(start + self.crops.batch_size, span.stop))
+                writer.write(reader.read(rows))
+        except (DamagedCacheError, IncompleteCacheError, OSError):
+            # Whatever cannot be copied is encoded again.
+            return
+
+
+@dataclass
+class OpenShard:
+    """A shard that is being made.
+
+    files: the claim and the files, which finish the shard when they are closed; kept: rows that
+    columns had before; rows: that it will have; begun: those that the device was given.
+    """
+
+    work: Work
+    writers: Mapping[str, ShardWriter]
+    files: ExitStack
+    kept: Mapping[str, int]
+    rows: int
+    begun: int
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all rows of all columns are in the files."""
+        return all(writer.written == self.rows for writer in self.writers.values())
+
+    def jobs(self, crops: Crops) -> list[Job]:
+        """What to make of the next batch: columns that do not have its rows yet."""
+        done = [max(self.kept[column.name] - self.begun, 0) for column, _ in self.work]
+        self.begun += len(crops)
+        return [
+            Job(column, maker, count)
+            for (column, maker), count in zip(self.work, done, strict=True)
+            if count < len(crops)
+        ]

@@ -1,0 +1,229 @@
+"""Batches of crops: read and decoded by a pool of threads, ahead of the network that needs them.
+
+B images, S their side in px, C latent channels, h and w the latent's sides.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cache import ledger
+from cache.errors import DamagedCacheError, RepaCacheError, RowsChangedError
+from cache.reader import PartialReader
+from cache.rows import UNREADABLE, RowTable, content_hash
+from stages.encode.images.crop import Pixels, centre_crop, decode
+from stages.encode.images.sources import Source
+
+# Batches that are decoded while a network works on another one.
+BATCHES_AHEAD = 2
+
+# What reading, Pillow and cropping raise for files that are no images.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+Tag = TypeVar("Tag")
+
+
+class ImageError(RepaCacheError):
+    """An image cannot be decoded."""
+
+
+def unreadable(key: str, error: Exception) -> ImageError:
+    """The error for an image that cannot be read or decoded."""
+    return ImageError(
+        f'{key} cannot be decoded: {error}. Mend or remove it, or set dataset.on_error to "skip" '
+        "to mark such images as invalid."
+    )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch.
+
+    images: uint8 [B, 3, S, S]; valid: bool [B], False where an image could not be decoded, which
+    is black then; moments: float32 [B, 2C, h, w] that the data set brought along, or None.
+    """
+
+    images: Tensor
+    valid: npt.NDArray[np.bool_]
+    moments: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, part: slice) -> "Crops":
+        moments = None if self.moments is None else self.moments[part]
+        return Crops(self.images[part], self.valid[part], moments)
+
+    def to(self, device: torch.device) -> "Crops":
+        """The same with its tensors on a device; pinned images are copied without waiting."""
+        moments = None if self.moments is None else self.moments.to(device)
+        return replace(self, images=self.images.to(device, non_blocking=True), moments=moments)
+
+    def mirrored(self) -> "Crops":
+        """The mirror images."""
+        return replace(self, images=self.images.flip(-1))
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Crops":
+        """A batch of images that are all valid."""
+        return cls(images, np.ones(len(images), np.bool_))
+
+
+@dataclass(frozen=True)
+class CropReader:
+    """Gives the crops of rows.
+
+    source: the data set, or None if only stored crops are left of it; resolution: side of the
+    crops in px; batch_size: images per batch; skip: whether an image that cannot be decoded
+    becomes an invalid row rather than an error; stored: the column of crops, if there is one,
+    which is read instead of files as far as it is finished; with_moments: whether batches have
+    the moments that the source brings along; pin_memory: whether images lie in memory from which
+    a GPU copies by itself; failures: the reason by the key of an image that could not be decoded,
+    filled on the way.
+    """
+
+    source: Source | None
+    rows: RowTable
+    resolution: int
+    batch_size: int
+    pool: Executor
+    skip: bool = False
+    stored: PartialReader | None = None
+    with_moments: bool = False
+    pin_memory: bool = False
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def batches(self, rows: Sequence[int]) -> Iterator[Crops]:
+        """The crops of some rows, `batch_size` at a time."""
+        return (crops for _, crops in self.tagged_batches([(None, rows)]))
+
+    def tagged_batches(
+        self, groups: Iterable[tuple[Tag, Sequence[int]]]
+    ) -> Generator[tuple[Tag, Crops]]:
+        """The crops of groups of rows, at most `batch_size` at a time, each with its group's tag.
+
+        The next group is asked for when the last one is not yet through.
+        """
+        ahead: deque[tuple[Tag, _Batch]] = deque()
+        try:
+            for tag, rows in groups:
+                for start in range(0, len(rows), self.batch_size):
+                    ahead.append((tag, _Batch(self, rows[start : start + self.batch_size])))
+                    if len(ahead) > BATCHES_AHEAD:
+                        yield ahead[0][0], ahead[0][1].whole.result()
+                        ahead.popleft()
+            while ahead:
+                yield ahead[0][0], ahead[0][1].whole.result()
+                ahead.popleft()
+        finally:
+            for _, batch in ahead:
+                batch.cancel()
+
+    def stored_rows(self, rows: Sequence[int]) -> frozenset[int]:
+        """Which of some rows have their crop in the cache."""
+        if self.stored is None:
+            return frozenset()
+        column = self.stored.column
+        shard_of = {row: row // column.rows_per_shard for row in rows}
+        missing = {s for s in set(shard_of.values()) if ledger.is_missing(column, self.rows, s)}
+        return frozenset(row for row, shard in shard_of.items() if shard not in missing)
+
+    def crop(self, row: int, *, is_stored: bool) -> "_Crop":
+        """A row's crop. is_stored: whether the cache has it."""
+        crop = self._stored_crop(row) if is_stored else None
+        if crop is None:
+            crop = self._decoded_crop(row)
+        return replace(crop, moments=self._moments(row)) if self.with_moments else crop
+
+    def _stored_crop(self, row: int) -> "_Crop | None":
+        """The crop in the cache; None if it is damaged, and its image can be decoded again."""
+        if self.stored is None:
+            return None
+        try:
+            arrays = self.stored.read(np.array([row]))
+        except DamagedCacheError:
+            if self.source is None:
+                raise
+            return None
+        return _Crop(arrays["pixels"][0].transpose(1, 2, 0), bool(arrays["valid"][0]))
+
+    def _decoded_crop(self, row: int) -> "_Crop":
+        """The crop of a row's image, whose file must be the one that was indexed."""
+        key = str(self.rows.key[row])
+        if self.source is None:
+            raise ImageError(f"{key}: its crop in the cache is missing, and so is its file.")
+        pixels, digest = None, UNREADABLE
+        problem: Exception = ValueError("its content changed")
+        try:
+            content = self.source.read(int(self.rows.source_index[row]))
+            digest = content_hash(content)
+            pixels = centre_crop(decode(content), self.resolution)
+        except IMAGE_ERRORS as error:
+            problem = error
+        if digest != self.rows.hash_of(row):
+            raise RowsChangedError(
+                f"{key} is not the file it was when the build began: {problem}. Run it again."
+            )
+        if pixels is not None:
+            return _Crop(pixels)
+        if not self.skip:
+            raise unreadable(key, problem) from problem
+        self.failures[key] = str(problem)
+        black = np.zeros((self.resolution, self.resolution, 3), np.uint8)
+        return _Crop(black, is_valid=False)
+
+    def _moments(self, row: int) -> npt.NDArray[np.float32]:
+        if self.source is None or self.source.moments is None:
+            raise ImageError(f"{self.rows.key[row]}: the data set brings no moments along.")
+        return self.source.moments(int(self.rows.source_index[row]))
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """pixels: [S, S, 3]; moments: [2C, h, w] or None."""
+
+    pixels: Pixels
+    is_valid: bool = True
+    moments: npt.NDArray[np.float32] | None = None
+
+
+class _Batch:
+    """A batch that a pool is decoding: its crops, and the whole of them."""
+
+    def __init__(self, reader: CropReader, rows: Sequence[int]) -> None:
+        stored = reader.stored_rows(rows)
+        self._crops = [
+            reader.pool.submit(reader.crop, row, is_stored=row in stored) for row in rows
+        ]
+        # It waits for crops that the pool has begun before it, so that it cannot wait for ever.
+        self.whole = reader.pool.submit(_assemble, self._crops, pin_memory=reader.pin_memory)
+
+    def cancel(self) -> None:
+        """Give up what has not begun."""
+        self.whole.cancel()
+        for crop in self._crops:
+            crop.cancel()
+
+
+def _assemble(parts: Sequence[Future[_Crop]], *, pin_memory: bool) -> Crops:
+    crops = [part.result() for part in parts]
+    moments = [crop.moments for crop in crops if crop.moments is not None]
+    # Wherever they come from, all batches have the same layout in memory: it decides how a
+    # network computes, and with that the last bits.
+    shape = (len(crops), *crops[0].pixels.shape)
+    images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+    np.stack([crop.pixels for crop in crops], out=images.numpy())
+    return Crops(
+        images=images.permute(0, 3, 1, 2),
+        valid=np.array([crop.is_valid for crop in crops]),
+        moments=torch.from_numpy(np.stack(moments)) if moments else None,
+    )

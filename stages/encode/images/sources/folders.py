@@ -1,0 +1,173 @@
+"""Class folders with image files below them."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from stages.encode.images.sources.archives import collector_paused, opened_ahead
+from stages.encode.images.sources.key_list import KeyList
+from stages.encode.images.sources.left_out import (
+    LEADS_BACK,
+    LEADS_NOWHERE,
+    LOOSE,
+    OTHER,
+    OURS,
+    LeftOut,
+)
+from stages.encode.images.sources.names import (
+    BEGINNINGS,
+    check_text,
+    is_ours,
+    label_folders,
+    passed_over,
+    place,
+)
+from stages.encode.images.sources.source import Source, SourceError, is_image, stamp_of
+
+IsWanted = Callable[[str], bool]
+# Device and inode of a folder.
+Identity = tuple[int, int]
+
+
+@collector_paused()
+def image_folder(path: Path | None, _resolution: int) -> Source:
+    """Class folders with image files below them, ordered and labelled as torchvision does."""
+    if path is None or not path.is_dir():
+        raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
+    left_out = LeftOut()
+    images = tree(path, left_out)
+    for name in images.pop(""):
+        left_out.add(LOOSE, name)
+    labels, classes = label_folders(images, path, left_out)
+    keys = KeyList(np.concatenate([names.array for names in images.values()]))
+    # As bytes: names are UTF-8, whatever the locale says.
+    root = os.fsencode(path)
+    return Source(
+        keys=keys,
+        labels=labels,
+        classes=classes,
+        read=lambda index: on_disk(path, keys[index]).read_bytes(),
+        stamp=lambda index: file_stamp(b"%b/%b" % (root, keys.array[index].encode())),
+        left_out=left_out,
+    )
+
+
+def images_below(folder: Path) -> list[str]:
+    """The images in a folder and the folders in it, as torchvision orders them."""
+    return files_below(folder, is_image, LeftOut())
+
+
+def files_below(folder: Path, is_wanted: IsWanted, left_out: LeftOut) -> list[str]:
+    """The names of some of the files in a folder and the folders in it."""
+    return [name for names in tree(folder, left_out, is_wanted).values() for name in names]
+
+
+def tree(root: Path, left_out: LeftOut, is_wanted: IsWanted = is_image) -> dict[str, KeyList]:
+    """The wanted files in each folder, by the path below `root` of either; that of `root` is "".
+
+    In the order of torchvision's walk. Links to folders are followed, but not back to one that they
+    are in. Raises SourceError for a folder that cannot be listed, and for names that are no text.
+    """
+    here, entries = _listed(root)
+    files, folders = _sorted_out(entries, "", left_out, is_wanted)
+    check_text([*files, *folders], root)
+
+    def listed(folder: str) -> tuple[dict[str, list[str]], LeftOut]:
+        own = LeftOut()
+        return _tree_below(root, folder, here, own, is_wanted), own
+
+    found = {"": KeyList.of(files)}
+    for below, own in opened_ahead(folders, listed, "folders"):
+        found |= {inside: KeyList.of(names) for inside, names in below.items()}
+        left_out.join(own, "")
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+
+
+def _tree_below(
+    root: Path, folder: str, top: Identity, left_out: LeftOut, is_wanted: IsWanted
+) -> dict[str, list[str]]:
+    """The same of a folder in `root` and those in it. top: the identity of `root`."""
+    found: dict[str, list[str]] = {}
+    todo: list[tuple[str, frozenset[Identity]]] = [(folder, frozenset({top}))]
+    while todo:
+        inside, above = todo.pop()
+        here, entries = _listed(on_disk(root, inside))
+        if here in above:
+            left_out.add(LEADS_BACK, f"{inside}/")
+        elif is_ours(entries):
+            left_out.add(OURS, f"{inside}/")
+        else:
+            files, folders = _sorted_out(entries, f"{inside}/", left_out, is_wanted)
+            check_text([*files, *folders], on_disk(root, inside))
+            found[inside] = [f"{inside}/{name}" for name in files]
+            todo += [(f"{inside}/{name}", above | {here}) for name in reversed(folders)]
+    return found
+
+
+def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
+    """What tells a folder from all others, and what is in it, sorted by name."""
+    try:
+        status = folder.stat()
+        # As bytes: names are UTF-8, whatever the locale says.
+        with os.scandir(os.fsencode(folder)) as entries:
+            named = {entry.name.decode(errors="surrogateescape"): entry for entry in entries}
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}.") from error
+    return (status.st_dev, status.st_ino), dict(sorted(named.items()))
+
+
+def _sorted_out(
+    entries: Mapping[str, os.DirEntry[bytes]],
+    prefix: str,
+    left_out: LeftOut,
+    is_wanted: IsWanted,
+) -> tuple[list[str], list[str]]:
+    """The names of wanted files, and of folders to go on into."""
+    files, folders = [], []
+    for name, entry in entries.items():
+        is_folder = _is_folder(entry)
+        # A quick look first, since there may be a million.
+        is_suspect = name.startswith(BEGINNINGS)
+        if is_suspect and (reason := passed_over(f"{name}/" if is_folder else name)):
+            left_out.add(reason[0], f"{prefix}{reason[1]}")
+        elif is_folder:
+            folders.append(name)
+        elif is_wanted(name):
+            files.append(name)
+        elif not entry.is_symlink() or os.path.exists(entry.path):  # noqa: PTH110 - bytes
+            left_out.add(OTHER, f"{prefix}{name}")
+        elif prefix:
+            left_out.add(LEADS_NOWHERE, f"{prefix}{name}")
+        else:
+            raise SourceError(
+                f"{os.fsdecode(entry.path)} is a link that leads nowhere. If it is a class, the "
+                "labels of all behind it depend on it: repair the link, or remove it."
+            )
+    return files, folders
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself: no folder, and an image that cannot be read if it is called like one.
+        return False
+
+
+def on_disk(root: Path, name: str) -> Path:
+    """The path of a file or folder by its name in a data set, whatever the locale says."""
+    return root / os.fsdecode(name.encode(errors="surrogateescape"))
+
+
+def file_stamp(path: Path | bytes) -> int:
+    """A file's size and the time of its last change, as one number above 0.
+
+    0 for a file that is not to be had, which reading it will tell.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a path object would take twice as long
+    except OSError:
+        return 0
+    return stamp_of(status.st_size, status.st_mtime_ns)

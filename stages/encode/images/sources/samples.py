@@ -1,0 +1,62 @@
+"""A data set that needs no download: crops of photographs inside scikit-image."""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.encode.images.photographs import open_photograph
+from stages.encode.images.sources.source import Source, SourceError
+from stages.packages import is_installed, needs
+
+# Where the subject of each photograph is, as fractions of its width and height.
+SAMPLE_PHOTOGRAPHS = {
+    "astronaut": (0.43, 0.24),
+    "brick": (0.5, 0.5),
+    "camera": (0.43, 0.35),
+    "chelsea": (0.57, 0.42),
+    "clock_motion": (0.5, 0.5),
+    "coffee": (0.5, 0.42),
+    "coins": (0.5, 0.5),
+    "ihc": (0.5, 0.5),
+    "retina": (0.32, 0.5),
+    "rocket": (0.5, 0.6),
+}
+SAMPLE_SHORT_SIDE = 128
+# Crops per photograph along each side, and the px from one to the next.
+SAMPLE_GRID = 11
+SAMPLE_STEP = 1
+
+
+def sample_photos(_path: Path | None, resolution: int) -> Source:
+    """Overlapping square crops around the subjects of ten photographs inside scikit-image.
+
+    The label is the photograph.
+    """
+    reach = resolution + SAMPLE_STEP * (SAMPLE_GRID - 1)
+    if reach > SAMPLE_SHORT_SIDE:
+        raise SourceError(
+            f"dataset.resolution: sample-photos has crops of at most "
+            f"{SAMPLE_SHORT_SIDE - reach + resolution} px, got {resolution}."
+        )
+    if not is_installed("skimage"):
+        raise SourceError(f"dataset.source: 'sample-photos' {needs('skimage')}")
+    photographs = [open_photograph(name, SAMPLE_SHORT_SIDE) for name in SAMPLE_PHOTOGRAPHS]
+    corners: list[tuple[int, int, int]] = []
+    for label, (image, (x, y)) in enumerate(
+        zip(photographs, SAMPLE_PHOTOGRAPHS.values(), strict=True)
+    ):
+        left = min(max(round(x * image.width - reach / 2), 0), image.width - reach)
+        top = min(max(round(y * image.height - reach / 2), 0), image.height - reach)
+        shifts = range(0, SAMPLE_STEP * SAMPLE_GRID, SAMPLE_STEP)
+        corners += [(label, left + dx, top + dy) for dy in shifts for dx in shifts]
+
+    def read(index: int) -> bytes:
+        """A crop as PPM, whose bytes depend on no codec's version."""
+        label, left, top = corners[index]
+        crop = photographs[label].crop((left, top, left + resolution, top + resolution))
+        return f"P6 {resolution} {resolution} 255\n".encode() + crop.tobytes()
+
+    classes = tuple(SAMPLE_PHOTOGRAPHS)
+    keys = tuple(f"{classes[label]}/{left}-{top}" for label, left, top in corners)
+    labels = np.array([label for label, _, _ in corners], np.int32)
+    return Source(keys, labels, classes, read)

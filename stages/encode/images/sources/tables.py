@@ -1,0 +1,255 @@
+"""Images in the rows of tables: their keys, labels and bytes, whatever the files are."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.encode.images.sources.archives import Archive, opened_ahead
+from stages.encode.images.sources.folders import file_stamp
+from stages.encode.images.sources.labels import MAX_CLASSES, numbered
+from stages.encode.images.sources.names import UNSAFE, check_unique, member_name
+from stages.encode.images.sources.source import Labels, Source, SourceError, stamp_of
+from stages.encode.images.sources.table_files import folder_of, passed_over, table_files
+
+# What `datasets` gives images that have no class.
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a configuration chooses of tables; what it leaves out is found where it is clear.
+
+    split: as files or folders are called; image_column, label_column: names.
+    """
+
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+ANY = Choice()
+
+
+class NoImagesError(SourceError):
+    """A table has no column of images."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a file of R rows tells of its images.
+
+    labels: int64 [R]; classes: names of the labels, if it has them; are_named: whether labels are
+    those names and not numbers; paths: [R] names of image files, if it has them; may_lack: bool
+    [R]: whether an image may have no bytes here but only that name.
+    """
+
+    archive: Archive
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...] | None
+    are_named: bool
+    paths: tuple[str | None, ...] | None
+    may_lack: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    @classmethod
+    def empty(cls, archive: Archive) -> "Listing":
+        """Of a file without rows."""
+        nothing = np.array([], np.int64)
+        return cls(archive, nothing, None, False, None, nothing.astype(np.bool_))
+
+
+class TableRows:
+    """The images in the rows of several files, one after the other.
+
+    content: the bytes in a row of a file, by their numbers, or None; root: the folder of the data
+    set.
+    """
+
+    def __init__(
+        self, files: Sequence[Listing], content: Callable[[int, int], bytes | None], root: Path
+    ) -> None:
+        self._files = files
+        self._content = content
+        self._root = root
+        self._starts = np.cumsum([0, *map(len, files)])
+
+    def read(self, row: int) -> bytes:
+        """The content of an image. Raises OSError or ValueError if it cannot be had."""
+        number, place = self._place(row)
+        content = self._content(number, place)
+        if content is None:
+            return self._linked(self._files[number], place).read_bytes()
+        return content
+
+    def stamp(self, row: int) -> int:
+        """A number that changes when the file does, or the image file that it names."""
+        number, place = self._place(row)
+        file = self._files[number]
+        stamp = file.archive.stamp(place)
+        if file.may_lack[place]:
+            with suppress(OSError, ValueError):
+                return stamp_of(stamp, file_stamp(self._linked(file, place)))
+        return stamp
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of the file that a row is in, and its number there."""
+        file = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return file, row - int(self._starts[file])
+
+    def _linked(self, file: Listing, place: int) -> Path:
+        """The image file that a row names. Raises ValueError if it is none of the data set."""
+        path = file.paths[place] if file.paths else None
+        where = f"{file.archive.path}, row {place}"
+        if not path:
+            raise ValueError(f"no bytes in this row ({where})")
+        name = _relative(path)
+        if name is None or "://" in name:
+            raise ValueError(
+                f"no bytes in this row ({where}) but the path {path!r}, which is not one inside "
+                "the data set and is not followed; write the images themselves into the file, as "
+                "`save_to_disk` does"
+            )
+        beside, below = file.archive.path.parent / name, self._root / name
+        if not (beside.is_file() or below.is_file()):
+            raise ValueError(f"no bytes in this row ({where}), and no file {beside}")
+        return beside if beside.is_file() else below
+
+
+class Table(Protocol):
+    """A file with images in its rows."""
+
+    @property
+    def listing(self) -> Listing:
+        """What it tells of them."""
+        ...
+
+
+Opened = TypeVar("Opened", bound=Table)
+
+
+def needs(error: ModuleNotFoundError, source: str) -> SourceError:
+    """The error of a source whose library is not installed."""
+    return SourceError(
+        f"dataset.source: {source} needs {error.name}. Run `pip install 'pyarrow>=17'`."
+    )
+
+
+def open_tables(
+    path: Path | None, suffix: str, opened: Callable[[Archive, Choice], Opened], choice: Choice
+) -> list[Opened]:
+    """The files that a path means and that have images; others are named.
+
+    opened: opens one, and raises NoImagesError. Raises SourceError if there are none.
+    """
+
+    def attempt(archive: Archive) -> Opened | NoImagesError:
+        try:
+            return opened(archive, choice)
+        except NoImagesError as error:
+            return error
+
+    archives = table_files(path, suffix, choice.split)
+    tables: list[Opened] = []
+    lacking: dict[Path, NoImagesError] = {}
+    empty: list[Path] = []
+    for archive, found in zip(archives, opened_ahead(archives, attempt, "files"), strict=True):
+        if isinstance(found, NoImagesError):
+            lacking[archive.path] = found
+        elif len(found.listing):
+            tables.append(found)
+        else:
+            empty.append(archive.path)
+    if not tables:
+        raise next(iter(lacking.values()), SourceError(f"{path}: no rows."))
+    passed_over(list(lacking), path, "without a column of images")
+    passed_over(empty, path, "without rows")
+    return tables
+
+
+def table_source(
+    path: Path | None,
+    files: Sequence[Listing],
+    content: Callable[[int, int], bytes | None],
+    block_rows: int = 1,
+) -> Source:
+    """The data set that the files at a path hold. content: as for `TableRows`.
+
+    Keys are the paths in the column if all are relative and no two are equal, otherwise file name
+    and row. Raises SourceError for labels that are none.
+    """
+    root = folder_of(path)
+    rows = TableRows(files, content, root)
+    labels, classes = (
+        _named_labels(files, path) if _are_named(files, path) else _labels(files, path)
+    )
+    return Source(
+        keys=_keys(files, path),
+        labels=labels,
+        classes=classes,
+        read=rows.read,
+        stamp=rows.stamp,
+        block_rows=block_rows,
+        are_keys_places=True,
+    )
+
+
+def _relative(path: str) -> str | None:
+    """A path with slashes, whatever system wrote it; None if it leads out of the data set."""
+    name = path.replace("\\", "/")
+    return None if UNSAFE.search(name) else name
+
+
+def _keys(files: Sequence[Listing], where: object) -> tuple[str, ...]:
+    paths = chain.from_iterable(file.paths or [None] * len(file) for file in files)
+    names = [_relative(path) if path else None for path in paths]
+    if all(names) and len(set(names)) == len(names):
+        keys = tuple(member_name(name or "", where) for name in names)
+        check_unique(keys, where)
+        return keys
+    rows = [(file.archive.path.name, row) for file in files for row in range(len(file))]
+    return tuple(f"{name}/{row}" for name, row in rows)
+
+
+def _are_named(files: Sequence[Listing], where: object) -> bool:
+    kinds = {file.are_named for file in files}
+    if len(kinds) > 1:
+        raise SourceError(f"{where}: labels are numbers in some files and names in others.")
+    return kinds.pop()
+
+
+def _named_labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str, ...]]:
+    """Labels that are names, in the order of these over all files, as of class folders."""
+    classes = tuple(sorted(set(chain.from_iterable(file.classes or () for file in files))))
+    if len(classes) > MAX_CLASSES:
+        raise SourceError(f"{where}: {len(classes)} different labels: are they captions?")
+    number = {name: label for label, name in enumerate(classes)}
+    parts = [np.array([number[n] for n in file.classes or ()])[file.labels] for file in files]
+    return np.concatenate(parts).astype(np.int32), classes
+
+
+def _labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str, ...]]:
+    numbers = np.concatenate([file.labels for file in files])
+    if unlabelled := int((numbers == UNLABELLED).sum()):
+        raise SourceError(
+            f"{where}: {unlabelled} of {len(numbers)} images have label {UNLABELLED}, as those of "
+            "published test splits; images without a class cannot be used."
+        )
+    labels, classes = numbered(numbers.tolist(), where)
+    names = {file.classes for file in files} - {None}
+    if len(names) > 1:
+        raise SourceError(f"{where}: the files call the classes differently: mixed data sets?")
+    named = names.pop() if names else classes
+    if named is None or len(named) < len(classes):
+        raise SourceError(
+            f"{where}: label {len(classes) - 1}, but names for {len(named or ())} classes."
+        )
+    return labels, named

@@ -1,0 +1,1 @@
+"""What a build will take and how true it is, measured or foreseen."""

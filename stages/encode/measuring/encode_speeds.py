@@ -1,0 +1,108 @@
+"""How fast this machine decodes and encodes: short measurements, which write nothing.
+
+B images, S their side in px.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cache.compression import compress
+from cache.layout import FLIPPED
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.columns import load_makers
+from stages.encode.building.encoding_device import Device, Job
+from stages.encode.images.crop import Pixels, centre_crop, decode
+from stages.encode.images.crop_batches import IMAGE_ERRORS, Crops
+from stages.encode.images.sources import Source
+from stages.encode.measuring.foresight import ForeseenColumn
+from stages.progress import progress
+
+MEASURE_SECONDS = 2.0
+# Images that are compressed, and that threads decode between two looks at the clock.
+SAMPLE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """images_per_second: read, decoded and cropped; compressed: what is left of their pixels."""
+
+    images_per_second: float
+    compressed: float
+
+
+def measure_decoding(source: Source, settings: EncodeSettings, seconds: float) -> Decoding:
+    """Decode images from all over a data set for some seconds, as many threads as a build.
+
+    seconds: 0 for a single sample. Images that cannot be decoded count as any other.
+    """
+    resolution, threads = settings.dataset.resolution, settings.build.threads
+    places = np.random.default_rng(0).permutation(len(source.keys)).tolist()
+
+    def crop(place: int) -> Pixels | None:
+        try:
+            return centre_crop(decode(source.read(place)), resolution)
+        except IMAGE_ERRORS:
+            return None
+
+    sizes: list[int] = []
+    with ThreadPoolExecutor(threads) as pool:
+        if seconds:
+            # Threads start, archives are opened, and decoders are loaded.
+            list(pool.map(crop, places[-threads:]))
+        done, start = 0, time.perf_counter()
+        for first in range(0, len(places), SAMPLE_IMAGES):
+            crops = list(pool.map(crop, places[first : first + SAMPLE_IMAGES]))
+            done, spent = done + len(crops), time.perf_counter() - start
+            if first == 0:
+                sizes = [len(compress(c.transpose(2, 0, 1))) for c in crops if c is not None]
+                start += time.perf_counter() - start - spent
+            if spent >= seconds:
+                break
+    row_bytes = 3 * resolution**2
+    return Decoding(done / spent, sum(sizes) / max(len(sizes), 1) / row_bytes)
+
+
+def measure_networks(
+    settings: EncodeSettings, foreseen: Sequence[ForeseenColumn], device: torch.device
+) -> dict[str, float]:
+    """Seconds that each column takes for an image, with its network on a device.
+
+    Weights are random: speed does not depend on them. Batches grow to those of a build as far as
+    there is time. Mirrored columns take what the others do, imported ones and pixels nothing.
+    """
+    columns = {one.column.name: one.column for one in foreseen if one.flops}
+    seconds: dict[str, float] = {}
+    with progress("measure", len(foreseen), "columns") as advance:
+        for maker in load_makers(settings, device, untrained=True):
+            name, plain = maker.column, maker.column.removesuffix(FLIPPED)
+            if plain in seconds:
+                seconds[name] = seconds[plain]
+            elif name in columns:
+                seconds[name] = _seconds_per_image(settings, Job(columns[name], maker), device)
+            else:
+                seconds[name] = 0.0
+            advance(1, name)
+    return seconds
+
+
+def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device) -> float:
+    """The least of batches that grow to those of a build, as far as there is time."""
+    runner, side = Device(device), settings.dataset.resolution
+
+    def spent(size: int) -> float:
+        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
+        # The first batch of a size finds memory and chooses kernels.
+        seconds = [runner.encode(Crops.of(images), [job]).wait()[1] for _ in range(2)]
+        return seconds[-1]
+
+    least, size, start = spent(1), 1, time.perf_counter()
+    # Two batches of twice the size.
+    while time.perf_counter() - start + 4 * size * least <= MEASURE_SECONDS:
+        size = min(2 * size, settings.build.batch_size)
+        least = min(least, spent(size) / size)
+    return least

@@ -1,0 +1,103 @@
+"""How true stored tensors are to what the networks give: encode again, and compare.
+
+R rows, T tokens, D features.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from cache.metadata import check_recipe
+from cache.order import evenly
+from cache.reader import Cache
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.columns import Maker, load_makers
+from stages.encode.images.crop_batches import Crops
+from stages.encode.images.crop_sources import open_crops, open_source
+from stages.progress import progress
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How stored rows of an array compare with fresh ones.
+
+    mean, percentile1, minimum: of the cosine between stored and fresh, over tokens, or over
+    images for latents; error: root mean square difference relative to the values; loss_change:
+    of the alignment loss, for predictions half way between the tokens and noise; None for
+    latents.
+    """
+
+    array: str
+    storage: str
+    rows: int
+    mean: float
+    percentile1: float
+    minimum: float
+    error: float
+    loss_change: float | None
+
+
+def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device) -> list[Fidelity]:
+    """Encode `count` rows from all over the cache again, and compare every column.
+
+    Raises StaleCacheError if a column was built by another recipe.
+    """
+    cache, measured = Cache(settings.cache.path), []
+    with ThreadPoolExecutor(settings.build.threads) as pool:
+        source = open_source(settings)
+        crops = open_crops(settings, source, cache.rows, pool, device)
+        if source is not None:
+            crops = replace(crops, stored=None)
+        for maker in load_makers(settings, device):
+            reader = cache.column(maker.column)
+            check_recipe(reader.column, maker.recipe)
+            valid = np.flatnonzero(reader.valid)
+            rows = evenly(valid, count)
+            fresh = encoded_again(maker, crops.batches(rows.tolist()), len(rows))
+            stored = torch.from_numpy(reader.values(maker.array, rows))
+            measured.append(_compare(maker, stored, fresh))
+    return measured
+
+
+def encoded_again(maker: Maker, batches: Iterable[Crops], count: int) -> Tensor:
+    """What the network gives for batches of `count` crops in all, float32 [R, ...] on the CPU."""
+    values = []
+    with progress(f"{maker.column} again", count, "images") as advance:
+        for batch in batches:
+            values.append(maker.network(batch)[maker.array].cpu())
+            advance(len(batch), "")
+    return torch.cat(values)
+
+
+def _compare(maker: Maker, stored: Tensor, fresh: Tensor) -> Fidelity:
+    is_tokens = maker.array == "tokens"
+    stored, fresh = stored.float(), fresh.float()
+    pairs = [values if is_tokens else values.flatten(1) for values in (stored, fresh)]
+    cosine = cosine_similarity(pairs[0].double(), pairs[1].double(), dim=-1)
+    return Fidelity(
+        array=f"{maker.column}/{maker.array}",
+        storage=str(maker.recipe["storage"]),
+        rows=len(fresh),
+        mean=cosine.mean().item(),
+        percentile1=float(np.quantile(cosine.numpy(), 0.01)),
+        minimum=cosine.min().item(),
+        error=((stored - fresh).norm() / fresh.norm()).item(),
+        loss_change=_loss_change(stored, fresh) if is_tokens else None,
+    )
+
+
+def _loss_change(stored: Tensor, fresh: Tensor) -> float:
+    """How much the alignment loss is off when stored tokens replace fresh ones, [R, T, D].
+
+    The prediction is as far from the tokens as from noise, which is where training spends its
+    time: a cosine of about 0.7.
+    """
+    noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(0))
+    predicted = normalize(fresh, dim=-1) + normalize(noise, dim=-1)
+    losses = [-cosine_similarity(predicted, tokens, dim=-1).mean() for tokens in (stored, fresh)]
+    return (losses[0] - losses[1]).item()

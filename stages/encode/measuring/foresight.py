@@ -1,0 +1,151 @@
+"""What a build will make, from the shapes of its networks alone: no weights, no image.
+
+Networks are made on torch's meta device, whose tensors have shapes and no values, and run there
+as they would in earnest: columns and operations are those of the code that encodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cache import ledger
+from cache.layout import Column
+from cache.metadata import check_fields, has_column, read_column
+from cache.rows import CHUNK_ROWS, RowTable, read_rows
+from cache.sizes import sample_table
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.cache_setup import check_layout
+from stages.encode.building.column_specs import column_of
+from stages.encode.building.columns import Maker, declared_recipes, load_makers
+from stages.encode.images.crop_batches import Crops
+from stages.encode.images.crop_sources import open_source
+from stages.encode.images.sources import Source, SourceError
+from stages.encode.networks.autoencoder import moments_shape
+
+META = torch.device("meta")
+# Where there is no data set to count: class folders and file names of ImageNet's kind.
+TYPICAL_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a cache will have.
+
+    count: N; counted_in: what said so; table: the rows of N images, or a sample of them; source:
+    the data set, where it was opened; cached: the rows that the cache has already, if it is there.
+    """
+
+    count: int
+    counted_in: str
+    table: RowTable
+    source: Source | None = None
+    cached: RowTable | None = None
+
+
+@dataclass(frozen=True)
+class ForeseenColumn:
+    """A column as a build will leave it.
+
+    flops: of its network, for one image; missing_rows, missing_shards: that have to be made.
+    """
+
+    column: Column
+    flops: float
+    missing_rows: int
+    missing_shards: int
+
+
+def count_images(settings: EncodeSettings, count: int | None) -> Images:
+    """The images of a cache: `count`, else its rows, else those that the data set lists.
+
+    Raises SourceError if none of them is to be had, or if a cache has more rows than `count`.
+    """
+    path = settings.cache.path
+    cached = None
+    if path.exists():
+        check_layout(settings.cache)
+        cached = read_rows(path)
+    if count is not None:
+        if cached is not None and count < len(cached):
+            raise SourceError(f"--images {count}: {path} has {len(cached):,} rows already.")
+        return Images(count, "--images", cached or _typical_table(count), None, cached)
+    if cached is not None:
+        return Images(len(cached), f"the rows of {path.name}", cached, None, cached)
+    try:
+        source = open_source(settings)
+    except SourceError as error:
+        raise SourceError(f"{error} Or say how many images there will be: --images N.") from error
+    assert source is not None, "only a cache can stand in for a data set"
+    table = sample_table(source.keys, source.labels, source.classes)
+    if not source.stamp(0):
+        table = replace(table, stamp=np.zeros_like(table.stamp))
+    return Images(len(source.keys), f"the source {settings.dataset.source}", table, source)
+
+
+def _typical_table(count: int) -> RowTable:
+    labels = np.arange(min(count, CHUNK_ROWS), dtype=np.int32) % TYPICAL_CLASSES
+    keys = [f"n{label:08d}/n{label:08d}_{place}.JPEG" for place, label in enumerate(labels)]
+    return sample_table(keys, labels, [f"n{label:08d}" for label in range(TYPICAL_CLASSES)])
+
+
+def foresee(settings: EncodeSettings, images: Images) -> list[ForeseenColumn]:
+    """The columns of a build, in their order.
+
+    Raises StaleCacheError if the cache has one by another recipe, as far as the configuration
+    tells: weights are compared by a build, which loads them.
+    """
+    sample = _sample(settings)
+    # Shapes and operations are the same in half precision, which the meta device lacks.
+    makers = load_makers(settings.in_precision("float32"), META, untrained=True)
+    foreseen = []
+    for maker in makers:
+        column, flops = _sketch(settings, maker, sample, images.count)
+        made = _finished(settings, column, images.cached)
+        rows = column.rows - sum(len(column.shard_rows(shard)) for shard in made)
+        foreseen.append(ForeseenColumn(column, flops, rows, column.shards - len(made)))
+    return foreseen
+
+
+def _sample(settings: EncodeSettings) -> Crops:
+    """One image without pixels, and the moments it brings along."""
+    side, latents = settings.dataset.resolution, settings.latents
+    crops = Crops.of(torch.empty(1, 3, side, side, dtype=torch.uint8, device=META))
+    if not latents.imported:
+        return crops
+    shape = moments_shape(latents.location, side)
+    return replace(crops, moments=torch.empty(1, *shape, device=META))
+
+
+def _sketch(
+    settings: EncodeSettings, maker: Maker, sample: Crops, rows: int
+) -> tuple[Column, float]:
+    """The column that a maker fills, and the operations of its network for one image."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        values = maker.network(sample)
+    # Constants take their space, whatever their values are.
+    constants = {
+        name: np.ones(tuple(constant.shape), str(constant.dtype).removeprefix("torch."))
+        for name, constant in maker.storage.measure(values[maker.array]).items()
+    }
+    known = replace(maker, network=lambda _: values)
+    cache = settings.cache
+    column = column_of(cache.path, known, sample, constants, rows, cache.rows_per_shard)
+    return column, float(counter.get_total_flops())
+
+
+def _finished(settings: EncodeSettings, column: Column, cached: RowTable | None) -> Sequence[int]:
+    """The shards of a column that the cache has, and that stay as they are."""
+    path = settings.cache.path
+    if cached is None or not has_column(path, column.name):
+        return ()
+    found = read_column(path, column.name, len(cached))
+    check_fields(found, declared_recipes(settings)[column.name])
+    missing = set(ledger.missing(found, cached))
+    return [
+        shard
+        for shard in range(found.shards)
+        if shard not in missing and found.shard_rows(shard) == column.shard_rows(shard)
+    ]

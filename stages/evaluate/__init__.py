@@ -1,0 +1,1 @@
+"""Images to numbers: how far samples are from a reference."""

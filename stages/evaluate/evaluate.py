@@ -1,0 +1,173 @@
+"""Evaluation: how far samples are from a reference, in features of Inception and of encoders."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stages.encode.build_settings import EncoderSettings, EncodeSettings
+from stages.encode.building.columns import load_features_maker
+from stages.encode.networks.registry import find_encoder
+from stages.evaluate.comparison import BY_IMAGE, FRECHET, Comparison
+from stages.evaluate.image_sets import NoiseImages
+from stages.evaluate.judged import EvaluateError, Judged
+from stages.evaluate.measure import EncoderVectors, Network, Wanted, measure
+from stages.evaluate.metrics import LOGITS, POOL, frechet_distance
+from stages.evaluate.reference import Reference, check_networks, open_reference, save_reference
+from stages.evaluate.results import Result, installed_versions, read_records, write_results
+from stages.placement import Placement
+from stages.sample.sample_options import EvaluateOptions
+from stages.sample.sample_settings import INCEPTION_METRICS, EvaluateSettings
+
+# Features of noise hardly vary: with more of it, its distance would change by 2 %.
+NOISE_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What sees samples and reference. encoders: by their names in the registry."""
+
+    inception: Network | None
+    encoders: Mapping[str, EncoderVectors]
+
+    @property
+    def all(self) -> list[Network]:
+        """Every network."""
+        return [*([self.inception] if self.inception else []), *self.encoders.values()]
+
+    def signed(self, result: Result) -> Result:
+        """A result with what it was measured by."""
+        by_name = {network.name: network for network in self.all}
+        network = by_name.get(result.metric, self.inception)
+        assert network is not None
+        reference = result.reference
+        return replace(
+            result,
+            reference=None if reference is None else str(Path(reference).absolute()),
+            network=network.identity,
+            weights_sha256=network.weights_sha256,
+            versions=installed_versions(),
+        )
+
+
+def evaluate(
+    settings: EvaluateSettings,
+    options: EvaluateOptions,
+    samples: Sequence[Judged],
+    encode: EncodeSettings,
+    place: Placement,
+) -> list[list[Result]]:
+    """Compute the configured metrics of samples, and keep them beside each of these as JSON.
+
+    The reference is measured once. Only rank 0 gets results, a list for each of the samples.
+    Raises EvaluateError if samples are of several sizes, or if the reference does not allow a
+    metric, StaleCacheError if an encoder is not the one that filled the cache.
+    """
+    side, counts = _common_side(samples), {len(one.images) for one in samples}
+    for one in samples:
+        # What cannot be added to is said before anything is measured.
+        read_records(one.path)
+    networks = _load_networks(settings, encode, place)
+    if not networks.all:
+        return []
+    encoders = list(networks.encoders.values())
+    reference = open_reference(settings.reference, side, counts, encode, encoders, place)
+    metrics = _possible(settings, reference, encoders)
+    check_networks(reference, networks.all)
+    measured = partial(measure, networks=networks.all, batch=settings.batch_size, place=place)
+    of_reference, of_samples = _wanted(settings, metrics, encoders)
+    reference = reference.completed(of_reference, counts, networks.all, settings.batch_size, place)
+    if place.is_main and options.save_statistics is not None:
+        save_reference(options.save_statistics, reference)
+    of_noise = Wanted(of_reference.gaussians)
+    random = measured("noise", NoiseImages(side, NOISE_IMAGES), wanted=of_noise).gaussians
+    noise = {name: frechet_distance(random[name], reference.gaussians[name]) for name in random}
+    results = []
+    for one in samples:
+        title = "samples" if len(samples) == 1 else str(one.path)
+        found = measured(title, one.images, wanted=of_samples)
+        if place.is_main:
+            comparison = Comparison(found, reference, len(one.images), noise, place.device)
+            own = [networks.signed(r) for r in _results(comparison, metrics, networks, one)]
+            weights = {network.name: network.weights_sha256 for network in networks.all}
+            write_results(one.path, own, one.manifest, weights)
+            results.append(own)
+    return results
+
+
+def _common_side(samples: Sequence[Judged]) -> int:
+    """The side of all samples in px. Raises EvaluateError if they have several."""
+    sides = {one.images.side: one.path for one in samples}
+    if len(sides) > 1:
+        listed = ", ".join(f"{path} has {side} px" for side, path in sides.items())
+        raise EvaluateError(f"Samples of one size are compared at a time, but {listed}.")
+    return next(iter(sides))
+
+
+def _load_networks(
+    settings: EvaluateSettings, encode: EncodeSettings, place: Placement
+) -> Networks:
+    """Inception, if there may be a metric in its features, and the encoders."""
+    inception = None
+    if settings.metrics != ():
+        from stages.evaluate.inception import Inception  # seconds: only where it is used
+
+        inception = Inception(settings.inception_weights, place)
+    encoders = {name: _vectors(name, encode, place) for name in settings.frechet_encoders}
+    return Networks(inception, encoders)
+
+
+def _vectors(encoder: str, encode: EncodeSettings, place: Placement) -> EncoderVectors:
+    """An encoder's vectors, by its section in the configuration if it has one."""
+    sections = {encoder: EncoderSettings(), **encode.encoders}
+    settings = encode.model_copy(update={"encoders": sections})
+    return EncoderVectors(encoder, load_features_maker(settings, encoder, place.device))
+
+
+def _possible(
+    settings: EvaluateSettings, reference: Reference, encoders: Sequence[EncoderVectors]
+) -> tuple[str, ...]:
+    """The metrics of Inception that are asked for, by default all that the reference allows."""
+    frechet = FRECHET | {vectors.name: vectors.name for vectors in encoders}
+    lacking = {metric for metric, features in frechet.items() if not reference.has(features)}
+    if not reference.has_features:
+        lacking |= BY_IMAGE
+    metrics = settings.metrics
+    if metrics is None:
+        metrics = tuple(metric for metric in INCEPTION_METRICS if metric not in lacking)
+    if refused := lacking.intersection([*metrics, *(vectors.name for vectors in encoders)]):
+        raise EvaluateError(
+            f"{reference.name} does not allow {', '.join(sorted(refused))}: it "
+            "has neither the statistics for that nor images."
+        )
+    return metrics
+
+
+def _wanted(
+    settings: EvaluateSettings, metrics: Sequence[str], encoders: Sequence[EncoderVectors]
+) -> tuple[Wanted, Wanted]:
+    """What is needed of the reference's features, and of those of samples."""
+    frechet = frozenset({FRECHET[m] for m in metrics if m in FRECHET} | {e.name for e in encoders})
+    by_image = [POOL] if BY_IMAGE.intersection(metrics) else []
+    logits = [LOGITS] if "is" in metrics else []
+    kept = dict.fromkeys(by_image, settings.reference_features)
+    return Wanted(frechet, kept), Wanted(frechet, dict.fromkeys([*by_image, *logits]))
+
+
+def _results(
+    comparison: Comparison, metrics: Sequence[str], networks: Networks, samples: Judged
+) -> Iterator[Result]:
+    yield from comparison.of_inception(metrics)
+    for name, vectors in networks.encoders.items():
+        yield comparison.frechet(vectors.name, vectors.name, _alignment(name, samples.manifest))
+
+
+def _alignment(encoder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a model that was, or may have been, aligned to an encoder."""
+    if (aligned := manifest.get("aligned_with")) is None:
+        return ["whether the model was aligned to this encoder is not known"]
+    network = find_encoder(encoder).timm_model
+    if any(find_encoder(name).timm_model == network for name in aligned):
+        return ["the model was aligned to this encoder"]
+    return []

@@ -1,0 +1,178 @@
+"""Images to be measured: a folder of files, one file in ADM's format, or the cached data set.
+
+B images, S their side in px.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cache.errors import RepaCacheError
+from cache.reader import Cache
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.images.crop import Pixels, centre_crop, decode
+from stages.encode.images.crop_batches import IMAGE_ERRORS
+from stages.encode.images.crop_sources import open_crops, open_source
+from stages.encode.images.sources import SourceError
+from stages.encode.images.sources.folders import images_below, on_disk
+from stages.evaluate.npz import IMAGES, NpzFile
+
+# Batches that are decoded while a network works on another one.
+BATCHES_AHEAD = 2
+
+
+class ImageSetError(RepaCacheError):
+    """Images to be measured are missing, or are not what they should be."""
+
+
+class ImageSet(Protocol):
+    """Images in a stable order.
+
+    side: in px.
+    """
+
+    @property
+    def side(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        """Some neighbouring images, uint8 [B, 3, S, S], about `size` at a time."""
+
+
+class FolderImages:
+    """The images in a folder and the folders in it, numbers in their names in order.
+
+    side: to which all are cropped as data sets are; by default they have to be square and of one
+    side. count: of the first images, by default all. Raises ImageSetError if there are none.
+    """
+
+    def __init__(
+        self, folder: Path, threads: int, side: int | None = None, count: int | None = None
+    ) -> None:
+        names = sorted(images_below(folder), key=_natural)[:count]
+        self._paths = [on_disk(folder, name) for name in names]
+        if not self._paths:
+            raise ImageSetError(f"{folder} has no images.")
+        self._threads = threads
+        self._crops = side is not None
+        self.side = side or _decoded(self._paths[0]).height
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        ahead: deque[list[Future[Pixels]]] = deque()
+        with ThreadPoolExecutor(self._threads) as pool:
+            for start in range(rows.start, rows.stop, size):
+                part = self._paths[start : min(start + size, rows.stop)]
+                ahead.append([pool.submit(self._pixels, path) for path in part])
+                if len(ahead) > BATCHES_AHEAD:
+                    yield _stacked([future.result() for future in ahead.popleft()])
+            for batch in ahead:
+                yield _stacked([future.result() for future in batch])
+
+    def _pixels(self, path: Path) -> Pixels:
+        image = _decoded(path)
+        if self._crops:
+            return centre_crop(image, self.side)
+        if image.size != (self.side, self.side):
+            raise ImageSetError(
+                f"{path} has {image.width} x {image.height} px, expected {self.side} x {self.side}."
+            )
+        return np.asarray(image)
+
+
+class NpzImages:
+    """The images of a file in ADM's format. Raises ImageSetError if they are not square."""
+
+    def __init__(self, file: NpzFile) -> None:
+        self._file = file
+        shape = file.shape(IMAGES)
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise ImageSetError(
+                f"{file.path}: {IMAGES!r} has the shape {list(shape)}, expected [N, S, S, 3]."
+            )
+        self._images, self.side = shape[:2]
+
+    def __len__(self) -> int:
+        return self._images
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        for pixels in self._file.rows(IMAGES, rows, size):
+            yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
+
+
+class NoiseImages:
+    """Images whose pixels are random, the same everywhere. count: how many."""
+
+    def __init__(self, side: int, count: int) -> None:
+        self.side = side
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        for start in range(rows.start, rows.stop, size):
+            part = range(start, min(start + size, rows.stop))
+            yield torch.stack([self._pixels(index) for index in part])
+
+    def _pixels(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        shape = (3, self.side, self.side)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+class CachedImages:
+    """The crops of a cached data set that could be decoded, read where the build read them."""
+
+    def __init__(self, settings: EncodeSettings, column: str) -> None:
+        self._settings = settings
+        self._cache = Cache(settings.cache.path)
+        self._rows = np.flatnonzero(self._cache.column(column).valid)
+        self.side = settings.dataset.resolution
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batches(self, rows: range, size: int) -> Iterator[Tensor]:
+        settings = self._settings
+        settings = settings.model_copy(
+            update={"build": settings.build.model_copy(update={"batch_size": size})}
+        )
+        with ThreadPoolExecutor(settings.build.threads) as pool:
+            try:
+                source = open_source(settings)
+            except SourceError as error:
+                raise ImageSetError(
+                    f"{error} The images of {self._cache.path} are compared with by default: name "
+                    "others, or statistics, with --reference."
+                ) from error
+            crops = open_crops(settings, source, self._cache.rows, pool, torch.device("cpu"))
+            for batch in crops.batches(self._rows[rows.start : rows.stop].tolist()):
+                yield batch.images
+
+
+def _stacked(pixels: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def _decoded(path: Path) -> Image.Image:
+    try:
+        return decode(path.read_bytes())
+    except IMAGE_ERRORS as error:
+        raise ImageSetError(f"{path} cannot be decoded: {error}.") from error
+
+
+def _natural(name: str) -> str:
+    """A key that puts 10.png behind 9.png."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), name)

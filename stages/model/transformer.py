@@ -1,0 +1,178 @@
+"""SiT and DiT: one transformer on latent patches, with projectors for alignment.
+
+B images, C latent channels, h and w the latent's sides, T tokens, W the model's width, D an
+encoder's features. Parameter names are those of the published code, so that its checkpoints
+load as they are.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stages.model.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
+from stages.train.alignment import ALIGNMENTS
+from stages.train.objectives import OBJECTIVES
+from stages.train.train_settings import MODELS
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """What decides a transformer's parameters.
+
+    side: of the latent; patch: its patches' side; channels: of the latent; classes: without
+    the null class; features: width of each encoder to align with; align_depth: the number of
+    blocks before the projectors; alignment: which decides their form; learns_sigma: whether a
+    variance is predicted beside each channel, as DiT does; qk_norm: whether queries and keys are
+    normalised.
+    """
+
+    side: int
+    patch: int
+    channels: int
+    depth: int
+    width: int
+    heads: int
+    classes: int
+    features: tuple[int, ...]
+    align_depth: int
+    projector_width: int
+    has_null_class: bool
+    alignment: str = "repa"
+    learns_sigma: bool = False
+    qk_norm: bool = False
+
+    @property
+    def family(self) -> str:
+        """SiT or DiT."""
+        return "DiT" if self.learns_sigma else "SiT"
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side."""
+        return self.side // self.patch
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return 2 * self.channels if self.learns_sigma else self.channels
+
+
+def config_named(model: str, **shape: Any) -> TransformerConfig:
+    """The transformer of a name in `MODELS`; shape: all that the name does not decide."""
+    family, size, patch = MODELS[model]
+    learns_sigma = OBJECTIVES[family].learns_sigma
+    return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
+
+
+class Transformer(nn.Module):
+    """SiT or DiT with one projector per encoder.
+
+    fused_attention: whether attention is one kernel, which never holds its matrix; recompute:
+    whether the backward pass computes each block again instead of holding its activations.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        fused_attention: bool = True,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = recompute
+        width = config.width
+        self.x_embedder = PatchEmbedding(config.channels, width, config.patch)
+        self.t_embedder = TimeEmbedding(width)
+        self.y_embedder = LabelEmbedding(config.classes, width, config.has_null_class)
+        self.pos_embed = nn.Parameter(positions(width, config.grid)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
+            for _ in range(config.depth)
+        )
+        projector = ALIGNMENTS[config.alignment].projector
+        self.projectors = nn.ModuleList(
+            projector(width, config.projector_width, features) for features in config.features
+        )
+        self.final_layer = FinalLayer(width, config.patch**2 * config.outputs)
+        self._initialise()
+
+    def forward(
+        self, latents: Tensor, time: Tensor, labels: Tensor, *, project: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The prediction [B, C or 2C, h, w], and hidden tokens for each encoder [B, T, D].
+
+        latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
+        of classes for none. project: whether the projectors are computed; training needs them,
+        sampling does not.
+        """
+        tokens = self.x_embedder(latents) + self.pos_embed
+        condition = self.t_embedder(time) + self.y_embedder(labels)
+        projected: list[Tensor] = []
+        for depth, block in enumerate(self.blocks, start=1):
+            tokens = self._run(block, tokens, condition)
+            if project and depth == self.config.align_depth:
+                projected = [projector(tokens) for projector in self.projectors]
+        return self._assemble(self.final_layer(tokens, condition)), projected
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        output: Tensor
+        if self.recompute and torch.is_grad_enabled():
+            # No block draws random numbers whose state would have to be restored.
+            output = checkpoint(
+                block, tokens, condition, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            output = block(tokens, condition)
+        return output
+
+    def _assemble(self, patches: Tensor) -> Tensor:
+        """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""
+        grid, patch = self.config.grid, self.config.patch
+        cells: Tensor = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))
+        image_like = cells.permute(0, 5, 1, 3, 2, 4)
+        return image_like.reshape(len(patches), -1, self.config.side, self.config.side)
+
+    def _initialise(self) -> None:
+        """Xavier for linear layers, normal(0.02) for embeddings, zero where adaLN-Zero starts."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        zeros = ("adaLN_modulation", "final_layer.linear", "x_embedder.proj.bias")
+        for name, parameter in self.named_parameters():
+            if name.startswith(("y_embedder", "t_embedder")) and name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            if any(part in name for part in zeros):
+                nn.init.zeros_(parameter)
+
+
+def without_storage(config: TransformerConfig) -> Transformer:
+    """A model whose tensors have shapes but no values, to be given weights."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def training_flops(config: TransformerConfig) -> float:
+    """Floating-point operations of one image's forward and backward pass.
+
+    Counts matrix products, at two operations a multiplication; a backward pass is two forward
+    passes.
+    """
+    tokens, width, hidden = config.grid**2, config.width, config.projector_width
+    block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
+    projectors = sum(hidden * (width + hidden + features) for features in config.features)
+    return 3.0 * (config.depth * block + 2 * tokens * projectors)
+
+
+def positions(width: int, grid: int) -> Tensor:
+    """Fixed sinusoidal positions [grid * grid, width]: columns in the first half, then rows."""
+    frequencies = 1 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = axis[None].expand(grid, -1, -1), axis[:, None].expand(-1, grid, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1).float()

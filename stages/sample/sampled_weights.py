@@ -1,0 +1,131 @@
+"""What images are drawn from: a run's checkpoint, or a published file of weights."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.model.transformer import TransformerConfig, config_named, without_storage
+from stages.sample.sample_options import SampleOptions
+from stages.train.train_settings import TrainSettings
+from stages.weights.checkpoint import Checkpoint, find
+from stages.weights.export_options import Layout, Weights
+from stages.weights.fitting import LABELS, fit, layout_of, shape_in
+from stages.weights.layouts import PROJECTORS, without_projectors
+from stages.weights.published import WeightsError, read_weights
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights to draw images from.
+
+    path: where they lie; title: a name for what is drawn from them; model: of what kind they
+    are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
+    the encoders it was aligned to, or None if that is not known; file: of the weights; load:
+    reads them; layout: whose code published ones are of; notes: what is to be said of them.
+    """
+
+    path: Path
+    title: str
+    model: str
+    config: TransformerConfig
+    interpolant: str
+    aligned_with: tuple[str, ...] | None
+    file: Path
+    load: Callable[[], Mapping[str, Tensor]]
+    layout: Layout | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, which is read for it."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest tells of it, and by which it is known again."""
+        aligned = None if self.aligned_with is None else list(self.aligned_with)
+        return {
+            "model": self.model,
+            "checkpoint": self.path.name,
+            "checkpoint_sha256": self.sha256,
+            "interpolant": self.interpolant,
+            "aligned_with": aligned,
+            "classes": self.config.classes,
+            **self._layout_facts,
+        }
+
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """What a manifest that does not tell the layout means: one whose time is not turned."""
+        is_turned = self.layout is not None and self.layout.has_time_reversed
+        return {} if is_turned else self._layout_facts
+
+    @property
+    def _layout_facts(self) -> dict[str, Any]:
+        return {} if self.layout is None else {"layout": self.layout}
+
+
+def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
+    """What is to be drawn from.
+
+    Raises CheckpointError if the run has no such checkpoint, WeightsError if the file does not
+    hold weights of `train.model`.
+    """
+    if options.official is not None:
+        return _published(options.official, options, train)
+    return _of_run(find(train.run, options.step), options.weights)
+
+
+def _of_run(found: Checkpoint, weights: Weights) -> Origin:
+    settings, name = found.state["settings"], found.folder.name
+    return Origin(
+        path=found.folder,
+        title=name if weights is Weights.EMA else f"{name}-{weights}",
+        model=settings["model"],
+        config=found.model,
+        interpolant=settings["interpolant"],
+        aligned_with=tuple(settings["encoders"]),
+        file=found.weights_file(weights),
+        load=lambda: found.weights(weights),
+    )
+
+
+def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Origin:
+    """A file of the model that `train.model` names; its latents are of any size."""
+    if path.is_dir():
+        raise WeightsError(
+            f"--official takes a file, but {path} is a folder. For a run of yours set train.run."
+        )
+    found = read_weights(path, options.weights)
+    has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
+    shape = shape_in(found)
+    config = config_named(
+        train.model,
+        side=int(shape.side),
+        channels=shape.channels,
+        classes=len(found.state[LABELS]) - 1,
+        features=(),
+        align_depth=train.depth,
+        projector_width=train.projector_width,
+        has_null_class=True,
+        qk_norm=shape.qk_norm,
+    )
+    layout = layout_of(found, options.layout, config)
+    found = replace(found, state=without_projectors(found.state))
+    state, notes = fit(found, without_storage(config), layout)
+    return Origin(
+        path=path,
+        title=path.stem,
+        model=train.model,
+        config=config,
+        interpolant=train.interpolant,
+        aligned_with=None if has_projectors else (),
+        file=path,
+        load=lambda: state,
+        layout=layout,
+        notes=tuple(notes),
+    )

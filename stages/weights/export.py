@@ -1,0 +1,143 @@
+"""Weights of a run as files that published code loads."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+
+from cache.errors import RepaCacheError
+from cache.files import atomic_file
+from stages.model.transformer import TransformerConfig
+from stages.train.train_settings import MODELS
+from stages.weights.checkpoint import find
+from stages.weights.export_options import ExportOptions, Layout
+from stages.weights.fitting import PIXELS_PER_LATENT
+from stages.weights.layouts import State, with_sigma, with_time_reversed, without_projectors
+
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+# The models that REPA's generate.py builds (its S has a head of another width), the sides of their
+# latents, and what else it assumes.
+LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
+SIDES = (32, 64)
+PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
+
+
+class ExportError(RepaCacheError):
+    """Nothing can be exported, or not in this layout, or not to this file."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    model: the name of the model; parameters: in all tensors together; loaded_by: which published
+    code loads it, and with which arguments.
+    """
+
+    path: Path
+    step: int
+    model: str
+    layout: Layout
+    tensors: int
+    parameters: int
+    loaded_by: str
+
+
+class Form(NamedTuple):
+    """The model family of a layout, and how its tensors are made from those of a run."""
+
+    family: str
+    convert: Callable[[State, int], State]
+
+
+def _of_sit(state: State) -> State:
+    return with_time_reversed(without_projectors(state))
+
+
+FORMS = {
+    Layout.REPA: Form("SiT", lambda state, _: state),
+    Layout.SIT: Form("SiT", lambda state, patch: with_sigma(_of_sit(state), patch)),
+    Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: _of_sit(state)),
+    Layout.DIT: Form("DiT", lambda state, _: without_projectors(state)),
+}
+
+
+def export(run: Path, options: ExportOptions) -> Exported:
+    """Write a checkpoint's weights for published code.
+
+    A `.safetensors` file holds the tensors alone, any other what torch.save makes of them as
+    "ema", where the published samplers look, and of the step. Raises ExportError if the file
+    exists or if the layout is that of other models, CheckpointError if there is no such checkpoint.
+    """
+    path = options.path
+    if path.suffix not in (*PICKLED, ".safetensors"):
+        raise ExportError(f"{path}: name it .safetensors, or one of {', '.join(PICKLED)}.")
+    if path.exists():
+        raise ExportError(f"{path} exists already. Name another file.")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: there is no folder {path.parent}.")
+    source = find(run, options.step)
+    name, model = source.state["settings"]["model"], source.model
+    layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
+    form = FORMS[layout]
+    if MODELS[name].family != form.family:
+        raise ExportError(f"The layout {layout} is that of a {form.family}, {run} is of {name}.")
+    state = form.convert(source.weights(options.weights), model.patch)
+    _write(path, state, source.step)
+    parameters = sum(tensor.numel() for tensor in state.values())
+    loaded_by = _loaded_by(layout, model, source.state["settings"])
+    return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
+
+
+def _write(path: Path, state: State, step: int) -> None:
+    with atomic_file(path) as stream:
+        if path.suffix == ".safetensors":
+            stream.write(save(state, metadata={"format": "pt"}))
+        else:
+            torch.save({"ema": state, "steps": step}, stream)
+
+
+def _loaded_by(layout: Layout, model: TransformerConfig, settings: dict[str, Any]) -> str:
+    if layout is Layout.SIT:
+        return "SiT's models with learn_sigma=True, whose time 0 is noise"
+    if layout is Layout.SIT_NO_SIGMA:
+        return "SiT's samplers with --ckpt, whose time 0 is noise"
+    if layout is Layout.DIT:
+        return "DiT's samplers with --ckpt"
+    if not model.features:
+        return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
+    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings))}"
+    unknown = list(_unknown(model, settings["model"]))
+    return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
+
+
+def _arguments(model: TransformerConfig, settings: dict[str, Any]) -> Iterator[str]:
+    """What generate.py has to be told: how the model is built, and what else it assumes."""
+    yield f"--model={settings['model']}"
+    yield f"--encoder-depth={model.align_depth}"
+    yield f"--projector-embed-dims={','.join(map(str, model.features))}"
+    if model.classes != CLASSES:
+        yield f"--num-classes={model.classes}"
+    if model.side in SIDES[1:]:
+        yield f"--resolution={model.side * PIXELS_PER_LATENT}"
+    if model.qk_norm:
+        yield "--qk-norm"
+    if settings["interpolant"] != "linear":
+        yield f"--path-type={settings['interpolant']}"
+
+
+def _unknown(model: TransformerConfig, name: str) -> Iterator[str]:
+    """What generate.py has no argument for, or not with this value."""
+    if name not in LISTED:
+        yield name
+    if model.side not in SIDES:
+        yield f"latents of side {model.side}"
+    if model.projector_width != PROJECTOR_WIDTH:
+        yield f"projector_dim={model.projector_width}"
+    if model.channels != CHANNELS:
+        yield f"in_channels={model.channels}"
+    if not model.has_null_class:
+        yield "class_dropout_prob=0"

@@ -1,0 +1,286 @@
+"""Whether weights are those of a model, and which of its parts start anew.
+
+T tokens, W the transformer's width, P a patch's side, C latent channels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stages.model.transformer import Transformer, TransformerConfig
+from stages.placement import Placement
+from stages.progress import say
+from stages.train.train_settings import MODELS
+from stages.weights.export_options import Layout
+from stages.weights.layouts import (
+    HEAD,
+    PROJECTORS,
+    State,
+    count_below,
+    with_sigma,
+    with_time_reversed,
+    without_projectors,
+    without_sigma,
+)
+from stages.weights.published import Found, WeightsError, read_weights
+
+PATCHES = "x_embedder.proj.weight"
+POSITIONS = "pos_embed"
+LABELS = "y_embedder.embedding_table.weight"
+# The tensors that tell the shape of a model, and their number of axes.
+TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
+# Of SD-VAE, whose latents the published checkpoints are of.
+PIXELS_PER_LATENT = 8
+
+
+def start_from(
+    path: Path, which: str, model: Transformer, place: Placement, layout: Layout | None = None
+) -> None:
+    """Give a new model the weights at a path, and say which of its parts start anew.
+
+    which: `ema` or `model`; layout: whose code they are of, if they do not tell. Raises
+    WeightsError if they cannot be read or are of another model.
+    """
+    found = read_weights(path, which)
+    state, notes = fit(found, model, layout_of(found, layout, model.config))
+    model.load_state_dict(state)
+    if place.is_main:
+        for line in (f"weights to start from: {found.path}", *notes):
+            say(line)
+
+
+def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) -> Layout:
+    """Whose code weights are of, as far as they and the model that they are for tell.
+
+    stated: what the user says. Raises WeightsError if that contradicts the weights, and if nothing
+    tells: files of SiT and of REPA differ in their direction of time, but not in their names.
+    """
+    possible, evidence = _possible_layouts(found, config)
+    if stated is None and Layout.SIT_NO_SIGMA in possible:
+        raise WeightsError(
+            f"{found.path} does not tell whose code its weights are of: it has neither "
+            "projectors, as REPA's files, nor an output of twice the channels, as SiT's. Say "
+            f"'{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is noise): "
+            "train.init_layout, or --layout of `repa-cache sample --official`."
+        )
+    if stated is not None and stated not in possible:
+        fitting = " or ".join(f"'{layout}'" for layout in possible)
+        raise WeightsError(
+            f"{found.path} is not of the layout '{stated}': {evidence}. Expected {fitting} "
+            "(train.init_layout, or --layout of `repa-cache sample --official`)."
+        )
+    return stated or possible[0]
+
+
+def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Layout, ...], str]:
+    """The layouts that weights may have, and what tells so."""
+    if config.learns_sigma:
+        return (Layout.DIT,), "it is read as a DiT, as train.model says"
+    if found.model is not None:
+        return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
+    if any(name.startswith(PROJECTORS) for name in found.state):
+        return (Layout.REPA,), "it has projectors, as only REPA's files do"
+    if shape_in(found).learns_sigma:
+        doubled = "its output has twice the channels, as SiT's files have"
+        # Earlier versions of this project wrote such files in their own direction of time.
+        return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
+    single = "it has neither projectors nor an output of twice the channels"
+    return (Layout.REPA, Layout.SIT_NO_SIGMA), single
+
+
+def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
+    """A model's state with these weights in it, and what differs from them, a line each.
+
+    layout: of the weights, whose direction of time and precision become those of the model.
+    Projectors of other shapes start anew, and so does the label table of other classes; all else
+    has to be there. Published SiT and DiT have the same names and shapes: half the output of a
+    file is dropped for a SiT, and unless that half is blank only the user knows what it is of.
+    Raises WeightsError if they are the weights of another model.
+    """
+    own, config = model.state_dict(), model.config
+    doubts = _doubts(found, layout, config)
+    found, notes = _with_outputs_of(config, found)
+    notes += doubts
+    _check_shape(found, config)
+    _check_trunk(found, own)
+    if layout.has_time_reversed:
+        found = replace(found, state=with_time_reversed(found.state))
+    state = {**own, **without_projectors(found.state)}
+    if note := _note_on_labels(found, config):
+        state[LABELS] = own[LABELS]
+        notes.append(note)
+    kept = [number for number in range(len(config.features)) if _has_projector(found, own, number)]
+    state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
+    if note := _note_on_projectors(found, len(config.features), kept):
+        notes.append(note)
+    return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
+
+
+def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str]:
+    """What speaks against the layout that the user states, though it is possible."""
+    if layout is not Layout.REPA or Layout.SIT not in _possible_layouts(found, config)[0]:
+        return []
+    return [
+        "read with time 0 as data, as earlier versions of repa-cache wrote such files; those of "
+        f"SiT's own code have the layout '{Layout.SIT}'"
+    ]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tensors say of their model; side: of the latents it is for."""
+
+    depth: int
+    width: int
+    patch: int
+    channels: int
+    side: float
+    learns_sigma: bool
+    qk_norm: bool
+
+    def in_words(self) -> list[str]:
+        """A phrase for each field."""
+        pixels = self.side * PIXELS_PER_LATENT
+        return [
+            f"{self.depth} blocks",
+            f"width {self.width}",
+            f"patches of side {self.patch}",
+            f"{self.channels} latent channels",
+            f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
+            "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
+            f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
+        ]
+
+
+def shape_in(found: Found) -> Shape:
+    """The shape that weights have; raises WeightsError if they are of another kind of model."""
+    state = found.state
+    for name, axes in TELLING.items():
+        if name not in state or state[name].ndim != axes:
+            raise WeightsError(
+                f"{found.path} holds no weights of a SiT or DiT: {name} with {axes} axes is not "
+                f"among them, but {', '.join(sorted(state)[:4])}."
+            )
+    width, channels, patch, _ = state[PATCHES].shape
+    return Shape(
+        depth=count_below("blocks.", state),
+        width=width,
+        patch=patch,
+        channels=channels,
+        side=math.sqrt(state[POSITIONS].shape[1]) * patch,
+        learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
+        qk_norm=any(".q_norm." in name for name in state),
+    )
+
+
+def shape_of(config: TransformerConfig) -> Shape:
+    """The shape of a model."""
+    return Shape(
+        depth=config.depth,
+        width=config.width,
+        patch=config.patch,
+        channels=config.channels,
+        side=config.side,
+        learns_sigma=config.learns_sigma,
+        qk_norm=config.qk_norm,
+    )
+
+
+def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
+    """Weights without the half of their output that a SiT drops; says so if that was trained."""
+    theirs = shape_in(found)
+    if not theirs.learns_sigma or found.is_of_dit:
+        return found, []
+    kept = replace(found, state=without_sigma(found.state, theirs.patch))
+    padded = with_sigma(kept.state, theirs.patch)
+    is_blank = all(torch.equal(padded[name], found.state[name]) for name in HEAD)
+    if config.learns_sigma:
+        # Whoever trains one half of such an output and never the other is a SiT.
+        is_of_sit = is_blank and bool(kept.state[HEAD[0]].any())
+        return (kept if is_of_sit else found), []
+    note = "half of its output is dropped, as SiT does; a DiT needs a DiT as train.model"
+    return kept, [] if is_blank else [note]
+
+
+def _check_shape(found: Found, config: TransformerConfig) -> None:
+    theirs, ours = shape_in(found), shape_of(config)
+    pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
+    if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
+        raise WeightsError(
+            f"{found.path} holds the weights of another model: {'; '.join(differing)}."
+            f"{_advice(theirs, ours)}"
+        )
+
+
+def _advice(theirs: Shape, ours: Shape) -> str:
+    family = "DiT" if theirs.learns_sigma else "SiT"
+    fitting = [
+        name
+        for name, model in MODELS.items()
+        if (model.family, model.size.depth, model.size.width, model.patch)
+        == (family, theirs.depth, theirs.width, theirs.patch)
+    ]
+    if theirs.side != ours.side:
+        return " Positions are not resampled: take weights of the cache's resolution."
+    return f" Set train.model to {fitting[0]!r}, if that is meant." if fitting else ""
+
+
+def _check_trunk(found: Found, own: State) -> None:
+    """Raise WeightsError unless all is there but projectors and rows of labels, and no more."""
+    theirs, ours = without_projectors(found.state), without_projectors(own)
+    problems = [f"{name} is missing" for name in ours if name not in theirs]
+    problems += [f"{name} is unknown here" for name in theirs if name not in ours]
+    for name in ours.keys() & theirs.keys():
+        first = 1 if name == LABELS else 0
+        if theirs[name].shape[first:] != ours[name].shape[first:]:
+            there, here = list(theirs[name].shape), list(ours[name].shape)
+            problems.append(f"{name} is {there}, expected {here}")
+    if problems:
+        raise WeightsError(
+            f"{found.path} holds the weights of another model, {len(problems)} tensors differ: "
+            f"{'; '.join(sorted(problems)[:4])}."
+        )
+
+
+def _note_on_labels(found: Found, config: TransformerConfig) -> str | None:
+    """Why the label table starts anew, if it does."""
+    rows = config.classes + int(config.has_null_class)
+    there = found.model
+    is_same = there is None or (there.classes, there.has_null_class) == (
+        config.classes,
+        config.has_null_class,
+    )
+    if is_same and len(found.state[LABELS]) == rows:
+        return None
+    classes = f"{len(found.state[LABELS])} rows" if there is None else _classes(there)
+    return f"the label table starts anew: there {classes}, here {_classes(config)}"
+
+
+def _classes(config: TransformerConfig) -> str:
+    return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
+
+
+def _projector(state: State, number: int) -> State:
+    prefix = f"{PROJECTORS}{number}."
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _has_projector(found: Found, own: State, number: int) -> bool:
+    theirs, ours = _projector(found.state, number), _projector(own, number)
+    return {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
+
+
+def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:
+    """Which projectors start anew, and which of the file are not used, if any."""
+    there = count_below(PROJECTORS, found.state)
+    fresh = [f"{PROJECTORS}{number}" for number in range(wanted) if number not in kept]
+    notes = []
+    if fresh:
+        notes.append(
+            f"projectors that start anew, as none there has their shape: {', '.join(fresh)}"
+        )
+    if unused := there - len(kept):
+        notes.append(f"projectors there that are not used: {unused}")
+    return "; ".join(notes) or None

@@ -1,0 +1,172 @@
+"""Every command of the documents is run, and every link in them leads somewhere."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+from tiny import TINY, write_images
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "cache/README.md", *sorted(ROOT.glob("stages/*/README.md"))]
+CI = (ROOT / ".ci/run").read_text()
+# How the two commands begin that need nothing but a clean clone.
+INSTALLING = "python3 -m venv .venv"
+
+# What stands in the documents for things of the reader, and what stands for these in the tests.
+STANDING_FOR = {
+    "runs/demo": "run",
+    "runs/sit-xl2-dinov2-b": "run",
+    "runs/sit-xl2-dinov2-clip": "other-run",
+    "imagenet256.zarr": "tiny.zarr",
+    "demo.zarr": "tiny.zarr",
+    "astronaut/28-7": "class0/0.jpg",
+    "train/": "images/",
+    "VIRTUAL_imagenet256_labeled.npz": "reference.npz",
+    "weights-inception-2015-12-05-6726825d.pth": "inception.pth",
+    "SiT-XL-2-256.pt": "published.pt",
+    "400000": "4",
+    "0:320": "0:1",
+    "NAME": "efficientnet-lite0",
+    "CACHE": "tiny.zarr",
+    "RUN": "run",
+    "OUT": "exported.pt",
+}
+
+
+def commands() -> list[str]:
+    """What stands in blocks of shell commands, and in backticks in text and tables."""
+    found: dict[str, None] = {}
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found |= dict.fromkeys(line.partition(" #")[0].strip() for line in block.splitlines())
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        spans = re.findall(r"`((?:repa-cache|torchrun) [^`]+)`", prose)
+        found |= dict.fromkeys(" ".join(span.split()) for span in spans)
+    return [command for command in found if command]
+
+
+def test_every_link_to_a_file_or_section_leads_there() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+            if link.startswith("https://"):
+                continue
+            path, _, section = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), (document, link)
+            if section:
+                titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+                assert section in anchors, (document, link)
+
+
+def invoke(*arguments: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
+    """The folder of somebody who has got as far as one can, with all that commands name."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_images(folder / "images")
+    (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        invoke("run")
+        other = ("--set", "train.run=other-run", "--set", "train.steps=2")
+        invoke("train", *other)
+        invoke("sample", "other-run")
+        invoke("export", "published.pt", "--layout", "sit")
+        invoke("export", "own.pt", "--layout", "sit-no-sigma")
+        invoke("sample", "--set", "sample.npz=true", "--out", "samples")
+        invoke("evaluate", "samples", "--reference", "images", "--save-statistics", "train.npz")
+    shutil.copy(folder / "samples.npz", folder / "reference.npz")
+    (folder / "inception.pth").touch()
+    return folder
+
+
+@pytest.fixture
+def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which is the working folder."""
+    folder = shutil.copytree(prepared, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def as_here(command: str) -> list[str]:
+    """The words of a command, with what there is here in the place of what the reader has."""
+    return [STANDING_FOR.get(word, word) for word in shlex.split(command)]
+
+
+def starting_with(*starts: str) -> list[str]:
+    return [command for command in commands() if command.startswith(starts)]
+
+
+def test_no_command_is_left_out() -> None:
+    assert set(starting_with("repa-cache ", "torchrun ", INSTALLING)) == {
+        command
+        for command in commands()
+        if command != "source .venv/bin/activate" and "pytest -m slow" not in command
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        # A cluster takes its time to start.
+        pytest.param(command, marks=[pytest.mark.slow] if "--scheduler" in command else [])
+        for command in starting_with("repa-cache ")
+    ],
+)
+def test_a_command_of_the_documents_works(command: str, here: Path) -> None:
+    _, name, *arguments = as_here(command)
+    if name == "init":
+        (here / "pipeline.toml").unlink()
+        arguments = ["demo" if word == "efficientnet-lite0" else word for word in arguments]
+    if "--workers" in arguments:
+        arguments[arguments.index("--workers") + 1] = "1"
+    if "--scheduler" not in arguments:
+        invoke(name, *arguments)
+        return
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        arguments[arguments.index("--scheduler") + 1] = cluster.scheduler_address
+        invoke(name, *arguments, "--rebuild", "efficientnet-lite0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", starting_with("torchrun "))
+def test_a_command_for_eight_gpus_works_in_two_processes(command: str, here: Path) -> None:
+    words = as_here(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    done = subprocess.run(torchrun, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_that_installs_the_tests_is_what_is_run_on_every_change() -> None:
+    first, second = starting_with(INSTALLING)
+    assert first.endswith("repa-cache run")
+    # It looks for this line in the README.
+    assert r"grep -m1 -E '&& \.venv/bin/pytest$' README.md" in CI
+    assert second.endswith("&& .venv/bin/pytest")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_first_command_works_in_a_clean_clone(tmp_path: Path) -> None:
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "clone"], check=True)
+    command = ["bash", "-c", starting_with(INSTALLING)[0]]
+    done = subprocess.run(
+        command, cwd=tmp_path / "clone", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fd_efficientnet-lite0" in done.stdout

@@ -1,0 +1,64 @@
+"""Training as it is without a cache of tokens: the encoders see the images at every step.
+
+B images of a rank, T tokens, D features.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.rows import read_rows
+from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.columns import load_features_maker
+from stages.encode.images.crop_batches import Crops
+from stages.encode.images.crop_sources import open_crops, open_source
+from stages.placement import Placement
+from stages.train.batches import Batch, CachedBatches
+from stages.train.cached_data import CachedData
+from stages.train.train_settings import TrainSettings
+
+
+class OnlineBatches(CachedBatches):
+    """Batches of the cached moments, with tokens that are computed when they are read.
+
+    encode: what the encoders and their images are; all else as in CachedBatches.
+    """
+
+    def __init__(
+        self,
+        encode: EncodeSettings,
+        data: CachedData,
+        settings: TrainSettings,
+        place: Placement,
+        *,
+        is_aligned: bool = True,
+        stop: int | None = None,
+    ) -> None:
+        super().__init__(data, settings, place, is_aligned=False, stop=stop)
+        source, rows = open_source(encode), read_rows(encode.cache.path)
+        self._pool = ThreadPoolExecutor(encode.build.threads)
+        crops = open_crops(encode, source, rows, self._pool, place.device)
+        self._crops = replace(crops, batch_size=settings.batch_size)
+        names = settings.encoders if is_aligned else ()
+        self._makers = [load_features_maker(encode, name, place.device) for name in names]
+
+    def read(self, step: int) -> Batch:
+        batch, crops = super().read(step), self.crops(step)
+        # A copy: what inference made cannot enter a backward pass.
+        tokens = [maker.network(crops)["tokens"].clone() for maker in self._makers]
+        return replace(batch, tokens=tokens)
+
+    def crops(self, step: int) -> Crops:
+        """The images of a step, decoded anew, each in the view that is wanted of it."""
+        views, rows = np.divmod(self.rows(step), len(self._labels))
+        (crops,) = self._crops.batches(rows.tolist())
+        is_mirrored = torch.from_numpy(views == 1)[:, None, None, None]
+        images: Tensor = torch.where(is_mirrored, crops.mirrored().images, crops.images)
+        return replace(crops, images=images)
+
+    def close(self) -> None:
+        super().close()
+        self._pool.shutdown()

@@ -1,0 +1,66 @@
+"""Training runs in tests: starting them, and what they left."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from stages.placement import Placement
+from stages.sample.generate import Drawn, sample
+from stages.sample.sample_options import SampleOptions
+from stages.sample.samples import Samples
+from stages.train.batches import CachedBatches
+from stages.train.cached_data import CachedData
+from stages.train.log import SPEEDS, log_path, read_log
+from stages.train.loop import TrainSummary, train
+from stages.weights.checkpoint import Checkpoint, latest
+
+CPU = Placement(torch.device("cpu"))
+
+
+def cached_batches(config: Config, place: Placement = CPU) -> CachedBatches:
+    return CachedBatches(CachedData(config.tensors, config.train), config.train, place)
+
+
+def trained(config: Config, place: Placement = CPU) -> TrainSummary:
+    return train(config.train, config.tensors, place)
+
+
+def log_values(config: Config) -> list[dict[str, float]]:
+    """What the log says of every step, speeds left out."""
+    log = read_log(log_path(config.train.run))
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in log]
+
+
+def newest_of(run: Path) -> Checkpoint:
+    found = latest(run)
+    assert found is not None
+    return found
+
+
+def newest(config: Config) -> Checkpoint:
+    return newest_of(config.train.run)
+
+
+def assert_equal_runs(one: Config, other: Config) -> None:
+    assert log_values(one) == log_values(other)
+    for name in ("model", "ema"):
+        theirs = newest(other).weights(name)
+        for key, tensor in newest(one).weights(name).items():
+            assert torch.equal(tensor, theirs[key]), (name, key)
+
+
+def drawn_into(folder: Path, config: Config, **options: Any) -> Drawn:
+    """What sampling with a configuration draws into a folder."""
+    return sample(
+        config.sample,
+        SampleOptions(folder=folder, **options),
+        config.train,
+        config.decoder,
+        CPU,
+    )
+
+
+def image_bytes(samples: Samples) -> list[bytes]:
+    return [samples.path(index).read_bytes() for index in range(samples.images)]

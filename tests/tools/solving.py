@@ -1,0 +1,35 @@
+"""Solvers run on a transformer, as the golden tensors were made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.model.transformer import Transformer
+from stages.sample.guidance import GuidedField
+from stages.sample.sample_settings import SampleSettings
+from stages.sample.solvers import SOLVERS, Problem
+
+GUIDANCE = {"plain": (1.0, (0.0, 1.0)), "cfg": (1.8, (0.0, 1.0)), "interval": (2.5, (0.2, 0.7))}
+
+
+def solved(
+    solver: str,
+    field: Any,
+    start: Tensor,
+    steps: int = 8,
+    path: str = "linear",
+    noise: Callable[[int], Tensor] = lambda _: torch.zeros(()),
+    tolerances: tuple[float, float] = (1e-6, 1e-3),
+) -> Tensor:
+    problem = Problem(field, start.double(), steps, path, noise, tolerances)
+    with torch.no_grad():
+        return SOLVERS[solver].solve(problem)
+
+
+def guided(model: Transformer, labels: Tensor, **settings: Any) -> GuidedField:
+    def predict(latents: Tensor, times: Tensor, classes: Tensor) -> Tensor:
+        return model(latents, times, classes, project=False)[0]
+
+    return GuidedField(predict, model.config, labels, SampleSettings(**settings))

@@ -1,0 +1,97 @@
+"""What happens to a run at the step at which alignment ends."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compiling import LOOKING
+from runs import assert_equal_runs, log_values, newest, trained
+
+from pipeline.config import Config
+from stages.train.batches import CachedBatches
+from stages.train.run import Run
+from stages.weights.checkpoint import checkpoints
+
+UNTIL = ("train.align_until=3", "train.steps=6", "train.log_every=2", "train.keep=10")
+
+
+def weights_at(config: Config, step: int) -> dict[str, torch.Tensor]:
+    (found,) = (c for c in checkpoints(config.train.run) if c.step == step)
+    return found.weights("model")
+
+
+def test_after_its_end_no_alignment_is_logged_and_projectors_rest(
+    trainable: Callable[..., Config],
+) -> None:
+    config = trainable(*UNTIL)
+    trained(config)
+    lines = log_values(config)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert ["alignment/efficientnet-lite0" in line for line in lines] == [True, True, False, False]
+    assert [c.step for c in checkpoints(config.train.run)] == [2, 3, 4, 6]
+    before, after = weights_at(config, 3), weights_at(config, 6)
+    for name, tensor in after.items():
+        is_moved = not torch.equal(tensor, before[name])
+        assert is_moved == (not name.startswith("projectors.") and name != "pos_embed"), name
+
+
+def test_until_its_end_a_run_is_the_one_that_is_aligned_throughout(
+    trainable: Callable[..., Config], tmp_path: Path
+) -> None:
+    ended, throughout = trainable(*UNTIL), trainable(f"train.run={tmp_path / 'other'}")
+    trained(ended)
+    trained(trainable(f"train.run={tmp_path / 'other'}", "train.steps=3"))
+    for name, tensor in newest(throughout).weights("model").items():
+        assert torch.equal(tensor, weights_at(ended, 3)[name]), name
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_run_resumes_bit_for_bit_on_either_side_of_the_end(
+    trainable: Callable[..., Config], tmp_path: Path, stop: int
+) -> None:
+    whole = trainable(*UNTIL, f"train.run={tmp_path / 'whole'}")
+    trained(whole)
+    trained(trainable(*UNTIL, f"train.steps={stop}"))
+    trained(trainable(*UNTIL))
+    assert_equal_runs(trainable(), whole)
+
+
+def test_tokens_are_not_read_once_alignment_has_ended(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = CachedBatches.take
+
+    def take(batches: CachedBatches, step: int) -> list[torch.Tensor]:
+        taken = real(batches, step)
+        read.append(len(taken))
+        return taken
+
+    monkeypatch.setattr(CachedBatches, "take", take)
+    trained(trainable(*UNTIL))
+    assert read == [2, 2, 2, 1, 1, 1]
+
+
+@LOOKING
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_the_model_of_before_is_gone_when_that_of_after_is_made(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    real, compiler = Run.__init__, torch.compile
+
+    def made(run: Run, *arguments: Any, **options: Any) -> None:
+        alive.append(sum(tensor() is not None for tensor in tensors))
+        real(run, *arguments, **options)
+        held = [*run.model.parameters(), *run.average.tensors.values()]
+        tensors.extend(weakref.ref(tensor) for tensor in held)
+
+    monkeypatch.setattr(Run, "__init__", made)
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="eager"))
+    trained(trainable(*UNTIL, f"train.compute.compile={compiled}"))
+    assert alive == [0, 0]
+    assert len(tensors) > 100

@@ -1,0 +1,135 @@
+"""What is compiled of a model, counted by a compiler that hands back what it was given."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compiling import COMPILING
+from runs import log_values, trained
+
+from pipeline.config import Config
+from stages.model.projectors import MLPProjector
+from stages.model.transformer import Transformer, config_named
+from stages.placement import Placement
+from stages.sample.grids import GridDrawer
+from stages.train.loop import train
+from stages.train.parallel import compile_blocks
+
+pytestmark = COMPILING
+
+COMPILED = "train.compute.compile=true"
+SMALL = config_named(
+    "SiT-XS/2",
+    side=8,
+    channels=4,
+    classes=3,
+    features=(16,),
+    align_depth=2,
+    projector_width=32,
+    has_null_class=True,
+)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The names of the weights that each compiled graph takes."""
+    found: list[set[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+        inputs = (str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
+        found.append({name for name in inputs if "parameters" in name})
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
+    torch._dynamo.reset()
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("train.compute.micro_batches=2",),
+        ("train.compute.recompute_activations=true",),
+        ("train.model=DiT-XS/2",),
+        ("train.align_until=2",),
+    ],
+    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends"],
+)
+def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
+    trainable: Callable[..., Config], graphs: list[set[str]], settings: tuple[str, ...]
+) -> None:
+    trained(trainable(COMPILED, *settings))
+    assert len(graphs) == 3
+    trained(trainable(COMPILED, *settings, "train.steps=6"))
+    assert len(graphs) == 3
+
+
+def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    config = trainable(COMPILED, "train.grid_every=1", "sample.compile=true", "sample.guidance=1.5")
+    device = torch.device("cpu")
+    draw = GridDrawer(config.sample, config.train, config.decoder.location, device)
+    train(config.train, config.tensors, Placement(device), draw)
+    assert len(graphs) == 5
+
+
+def test_encoders_of_one_width_share_a_graph_and_others_have_their_own(
+    graphs: list[set[str]],
+) -> None:
+    model = Transformer(replace(SMALL, features=(16, 24, 16, 40))).train()
+    compile_blocks(model, True, torch.device("cpu"))
+    for _ in range(3):
+        velocity, projected = model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3]))
+        (velocity.sum() + sum(tokens.sum() for tokens in projected)).backward()
+    assert len(graphs) == 2 + 3
+
+
+def test_the_compiled_run_is_the_one_that_is_not(
+    trainable: Callable[..., Config], tmp_path: Path, graphs: list[set[str]]
+) -> None:
+    plain = trainable(f"train.run={tmp_path / 'plain'}")
+    trained(plain)
+    trained(trainable(COMPILED))
+    assert graphs
+    assert log_values(trainable()) == log_values(plain)
+
+
+@pytest.mark.slow
+def test_the_losses_of_a_compiled_run_are_those_of_one_that_is_not(
+    trainable: Callable[..., Config], tmp_path: Path
+) -> None:
+    plain = trainable(f"train.run={tmp_path / 'plain'}")
+    trained(plain)
+    trained(trainable(COMPILED))
+    for line, expected in zip(log_values(trainable()), log_values(plain), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_compiler_does_not_argue_about_the_precision_that_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor import compile_fx  # in the test, for what it warns of
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    warn = compile_fx._warn_tf32_disabled.__wrapped__
+    with pytest.warns(UserWarning, match="TensorFloat32 tensor cores"):
+        warn()
+    compile_blocks(Transformer(SMALL), True, torch.device("cpu"))
+    warn()
+
+
+def test_a_projector_computes_its_layers_in_order_under_their_published_names() -> None:
+    projector = MLPProjector(8, 16, 4)
+    assert list(projector.state_dict()) == [
+        f"{n}.{k}" for n in (0, 2, 4) for k in ("weight", "bias")
+    ]
+    tokens = torch.randn(2, 3, 8)
+    expected = torch.nn.Sequential(*projector)(tokens)
+    assert torch.equal(projector(tokens), expected)

@@ -1,0 +1,150 @@
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from compiling import COMPILING
+from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
+
+from pipeline.config import Config
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.placement import Placement
+from stages.sample.sample_options import SampleOptions
+from stages.sample.sampled_weights import find_origin
+from stages.sample.sampler import Sampler, make_sampled
+from stages.train.randomness import Draw, Draws
+from stages.train.step import Step
+
+pytestmark = [pytest.mark.gpu, *COMPILING]
+
+GPU = Placement(torch.device("cuda"))
+
+
+def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config]) -> None:
+    config = trainable("train.steps=40")
+    with (
+        closing(cached_batches(config, GPU)) as there,
+        closing(cached_batches(config, CPU)) as here,
+    ):
+        for step in range(40):
+            one, other = there.read(step), here.read(step)
+            assert torch.equal(one.moments.cpu(), other.moments)
+            assert torch.equal(one.labels.cpu(), other.labels)
+            for tokens, expected in zip(one.tokens, other.tokens, strict=True):
+                assert torch.equal(tokens.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.compute.compile=false",),
+        ("train.precision=float16", "train.compute.compile=false"),
+        ("train.model=DiT-XS/2", "train.compute.compile=false"),
+        ("train.precision=bfloat16",),
+    ],
+    ids=["bfloat16", "float16", "dit", "compiled"],
+)
+# So torch says of the mode itself, whenever it is switched on.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
+def test_a_step_never_waits_for_the_gpu(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    real, calls = Step.__call__, 0
+
+    def watched(step: Step, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        # The first steps compile, and fill caches; the next one is recorded.
+        torch.cuda.set_sync_debug_mode("error" if calls > 4 else "default")
+        try:
+            return real(step, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    more = ("train.device=cuda", "train.steps=8", "train.log_every=8")
+    trained(trainable(*more, *settings), GPU)
+    assert calls == 8
+
+
+def test_training_starts_after_another_network_has_used_the_gpu(
+    trainable: Callable[..., Config],
+) -> None:
+    config = trainable("train.device=cuda")
+    Autoencoder(config.decoder.location, GPU.device).decode(torch.zeros(2, 4, 8, 8))
+    assert trained(config, GPU).step == 4
+
+
+@pytest.mark.parametrize("compile_blocks", ["true", "false"])
+def test_a_run_on_the_gpu_resumes_bit_for_bit(
+    trainable: Callable[..., Config], tmp_path: Path, compile_blocks: str
+) -> None:
+    more = ("train.device=cuda", "train.steps=8", f"train.compute.compile={compile_blocks}")
+    whole = trainable(f"train.run={tmp_path / 'whole'}", *more)
+    trained(whole, GPU)
+    for steps in (5, 8):
+        trained(trainable(*more, f"train.steps={steps}"), GPU)
+    assert_equal_runs(whole, trainable())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("train.compute.compile=false", "train.compute.micro_batches=2", "train.warmup_steps=6"),
+        ("train.model=DiT-XS/2", "train.compute.compile=false", "train.alignment=nt-xent"),
+        ("train.precision=float16", "train.compute.compile=false"),
+    ],
+    ids=["compiled", "parts", "dit", "float16"],
+)
+def test_a_graph_makes_the_steps_that_it_records(
+    trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    more = ("train.device=cuda", "train.steps=8", *settings)
+    plain = trainable(f"train.run={tmp_path / 'plain'}", "train.compute.graph=false", *more)
+    trained(plain, GPU)
+    trained(trainable(*more), GPU)
+    assert_equal_runs(plain, trainable(*more))
+
+
+def test_float32_on_the_gpu_trains_as_on_the_cpu(
+    trainable: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Draw.at
+
+    def drawn_on_the_cpu(draw: Draw, step: int) -> Draws:
+        drawn = real(Draw(draw._settings, draw._shape, CPU), step)
+        return Draws(*(getattr(drawn, f.name).to(draw._place.device) for f in fields(Draws)))
+
+    monkeypatch.setattr(Draw, "at", drawn_on_the_cpu)
+    there = trainable("train.device=cuda", "train.precision=float32")
+    here = trainable(f"train.run={tmp_path / 'cpu'}")
+    trained(there, GPU)
+    trained(here)
+    for line, expected in zip(log_values(there), log_values(here), strict=True):
+        assert line == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("sample.precision=bfloat16",), ("sample.compile=false",)]
+)
+def test_samples_of_the_gpu_start_from_the_noise_and_labels_of_the_cpu(
+    trainable: Callable[..., Config], settings: tuple[str, ...]
+) -> None:
+    config = trainable("sample.guidance=1.5", "sample.steps=4", *settings)
+    trained(config)
+    origin = find_origin(SampleOptions(), config.train)
+    samplers = []
+    for place in (GPU, CPU):
+        model = make_sampled(origin.config, origin.load(), place.device)
+        vae = Autoencoder(config.decoder.location, place.device)
+        samplers.append(Sampler(config.sample, model, "linear", vae, place.device))
+    there, here = samplers
+    for draw in (0, 3):
+        assert torch.equal(there._noise([2, 9], draw).cpu(), here._noise([2, 9], draw))
+    tolerance = 0.1 if settings and "bfloat16" in settings[0] else 1e-2
+    latents = there.latents(range(6)).cpu()
+    torch.testing.assert_close(latents, here.latents(range(6)), rtol=tolerance, atol=tolerance)
+    assert [index for index, _ in there.draw(range(6))] == list(range(6))

@@ -1,0 +1,132 @@
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from reference import golden_model, published
+
+from stages.model.transformer import Transformer, training_flops
+from stages.train.parallel import compile_blocks
+from stages.train.train_settings import MODELS, SIZES
+
+PARAMETERS = ("weight", "bias")
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_velocity_and_projections_are_those_of_the_published_code(sit_repa: Any, path: str) -> None:
+    labels = torch.where(sit_repa["in.drop"].bool(), 10, sit_repa["in.y"])
+    model = golden_model(sit_repa)
+    velocity, projected = model(sit_repa[f"{path}.model_input"], sit_repa["in.t"], labels)
+    torch.testing.assert_close(velocity, sit_repa[f"{path}.velocity"], rtol=1e-5, atol=1e-6)
+    for number, tokens in enumerate(projected):
+        expected = sit_repa[f"{path}.projected.{number}"]
+        torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_projection_the_velocity_is_the_same(sit_repa: Any) -> None:
+    model = golden_model(sit_repa)
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    velocity, projected = model(*inputs, project=False)
+    assert projected == []
+    torch.testing.assert_close(velocity, model(*inputs)[0], rtol=0, atol=0)
+
+
+def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
+    fresh = Transformer(golden_model(sit_repa).config)
+    torch.testing.assert_close(fresh.pos_embed, sit_repa["model.pos_embed"])
+    assert not fresh.pos_embed.requires_grad
+
+
+def test_a_fresh_model_predicts_nothing() -> None:
+    model = Transformer(published("SiT-S/8"))
+    velocity, _ = model(torch.randn(2, 4, 32, 32), torch.rand(2), torch.tensor([0, 1000]))
+    assert velocity.count_nonzero() == 0
+
+
+def test_state_dict_of_b_2_has_the_published_names_and_shapes(
+    official: Callable[[str], dict[str, Any]],
+) -> None:
+    with torch.device("meta"):
+        model = Transformer(published("SiT-B/2"))
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes == official("sit_b2_state_dict")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODELS if n[:3] == "SiT" and n[-1] != "1" and "XS" not in n]
+)
+def test_every_published_size_has_its_number_of_parameters(
+    official: Callable[[str], dict[str, Any]], name: str
+) -> None:
+    with torch.device("meta"):
+        model = Transformer(published(name))
+    counts = official("sit_parameters")[name]
+    assert sum(p.numel() for p in model.parameters()) == counts["total"]
+    assert sum(p.numel() for p in model.projectors.parameters()) == counts["projector"]
+
+
+def test_heads_divide_every_width() -> None:
+    assert all(size.width % (2 * size.heads) == 0 for size in SIZES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "gigaflops"), [("SiT-S/2", 46), ("SiT-B/2", 149), ("SiT-L/2", 496), ("SiT-XL/2", 724)]
+)
+def test_operations_are_those_counted_for_the_published_sizes(name: str, gigaflops: int) -> None:
+    assert training_flops(published(name)) / 1e9 == pytest.approx(gigaflops, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"fused_attention": False}, {"recompute": True}])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_how_it_is_computed_changes_neither_output_nor_gradients(
+    sit_repa: Any, options: dict[str, bool], qk_norm: bool
+) -> None:
+    config = replace(golden_model(sit_repa).config, qk_norm=qk_norm)
+    model, other = Transformer(config), Transformer(config, **options)
+    weights = {**model.state_dict(), **golden_model(sit_repa).state_dict()}
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    results = []
+    for one in (model, other):
+        one.load_state_dict(weights)
+        velocity, projected = one(*inputs)
+        sum(t.square().mean() for t in (velocity, *projected)).backward()
+        gradients = [p.grad for p in one.parameters() if p.requires_grad]
+        results.append([velocity, *projected, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_normalised_queries_and_keys_have_the_published_names(sit_repa: Any) -> None:
+    plain = golden_model(sit_repa).config
+    names = Transformer(replace(plain, qk_norm=True)).state_dict().keys()
+    more = {f"blocks.{i}.attn.{n}_norm.{k}" for i in range(3) for n in "qk" for k in PARAMETERS}
+    assert names - Transformer(plain).state_dict().keys() == more
+
+
+@pytest.mark.slow
+# The compiler comes across warnings of torch itself.
+@pytest.mark.filterwarnings("default")
+def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
+    eager, compiled = golden_model(sit_repa), golden_model(sit_repa)
+    compile_blocks(compiled, True, torch.device("cpu"))
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    outputs = []
+    for model in (eager, compiled):
+        velocity, projected = model(*inputs)
+        sum(t.square().mean() for t in (velocity, *projected)).backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        outputs.append([velocity, *projected, *gradients])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6)
+    assert eager.state_dict().keys() == compiled.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("DiT")])
+def test_dit_has_the_parameters_of_sit_and_a_variance_for_each_channel(name: str) -> None:
+    config = published(name.replace("DiT", "SiT"))
+    with torch.device("meta"):
+        sit, dit = Transformer(config), Transformer(replace(config, learns_sigma=True))
+    shapes, others = ({k: v.shape for k, v in m.state_dict().items()} for m in (sit, dit))
+    for kind in ("weight", "bias"):
+        last = f"final_layer.linear.{kind}"
+        assert others.pop(last)[0] == 2 * shapes.pop(last)[0]
+    assert shapes == others
