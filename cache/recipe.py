@@ -7,7 +7,7 @@ type) and nothing that changes its last bits at most (devices, batch sizes, libr
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 RecipeValue: TypeAlias = (
     "str | int | float | bool | list[RecipeValue] | dict[str, RecipeValue] | None"
@@ -39,3 +39,17 @@ def differences(found: Recipe, wanted: Recipe, where: str = "cache") -> list[str
 
 def _shown(recipe: Recipe, field: str) -> str:
     return canonical_json(recipe[field]) if field in recipe else "nothing"
+
+
+def flatten(document: Recipe, prefix: str = "") -> dict[str, Any]:
+    """The values in nested mappings and lists of them, by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, content in document.items():
+        value = content
+        if isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+            value = {str(number): one for number, one in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

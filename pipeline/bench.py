@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import typer
 
-from stages.model.transformer import training_flops
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
+from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
-from stages.train.run import transformer_config
+from stages.train.run import training_flops, transformer_config
+from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 MEASURE_SECONDS = 5.0
@@ -44,17 +44,17 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
     Writes nothing. Asks the system to forget the cached pages of the files that are read.
     """
     reading = settings.reading.model_copy(update={"memory_gb": 0.0})
-    endless = settings.model_copy(update={"steps": ENDLESS, "reading": reading})
-    place = Placement(torch.device("cpu"))
-    data = CachedData(tensors, endless)
-    with closing(CachedBatches(data, endless, place)) as batches:
+    data = CachedData(tensors, settings.encoders, verify=reading.verify)
+    order = Order(settings.seed, settings.batch_size, settings.block_rows)
+    place, arrays = Placement(torch.device("cpu")), RunTerms.of(settings).arrays
+    with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:
         for name in data.fingerprints:
             drop_cached_pages(tensors.path / name)
         epoch = max(len(data.valid) // settings.batch_size, 1)
         stop, cold = _read(batches, epoch)
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
-        flops = training_flops(transformer_config(settings, data))
-    with closing(CachedBatches(data, endless, place)) as batches:
+        flops = training_flops(settings, transformer_config(settings, data), data.shape)
+    with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:
         _, warm = _read(batches, stop if stop < epoch else ENDLESS)
     size = settings.batch_size
     return Reading(image_bytes, size, settings.model, cold * size, warm * size, GPU_FLOPS / flops)

@@ -1,7 +1,7 @@
 """pipeline.toml as one frozen, validated Config."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from stages.encode.build_settings import (
 )
 from stages.sample.sample_settings import EvaluateSettings, SampleSettings
 from stages.setting_types import Settings, nearest
+from stages.train.stored_settings import lines_instead
+from stages.train.terms import TERMS
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 
@@ -106,14 +108,21 @@ def validated(
 
 def _parsed(document: dict[str, Any], path: Path, folder: Path | None) -> Config:
     """A document's settings, with paths relative to a folder, or as they are."""
-    if problems := list(dates(document)):
+    if problems := [*dates(document), *_former_keys(document)]:
         raise config_error(path, problems)
     try:
         # JSON keeps the strict types of TOML, and has paths as strings and tuples as arrays.
         context = None if folder is None else {"folder": folder}
         return Config.model_validate_json(json.dumps(document), context=context)
     except ValidationError as error:
-        raise config_error(path, [_line(problem) for problem in error.errors()]) from None
+        raise config_error(path, [_line(problem, document) for problem in error.errors()]) from None
+
+
+def _former_keys(document: dict[str, Any]) -> Iterator[str]:
+    """What is to be written instead of the keys that `[train]` once had."""
+    train = document.get("train")
+    if isinstance(train, dict) and (lines := lines_instead(train)):
+        yield lines
 
 
 def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
@@ -122,20 +131,22 @@ def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
     return ConfigError(f"{path} cannot be used:\n{listing}")
 
 
-def _line(problem: Any) -> str:
+def _line(problem: Any, document: dict[str, Any]) -> str:
     """One line for one of pydantic's errors: where, what, and the nearest valid name."""
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
         *parents, key = problem["loc"]
-        return f"{where}: unknown key; {nearest(str(key), _fields(parents))}"
+        return f"{where}: unknown key; {nearest(str(key), _fields(parents, document))}"
     if problem["type"] == "missing":
         return f"{where}: required, but not given"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}"
 
 
-def _fields(parents: Sequence[str | int]) -> list[str]:
-    """The keys that the section at a path takes."""
+def _fields(parents: Sequence[str | int], document: dict[str, Any]) -> list[str]:
+    """The keys that the section at a path in a document takes."""
+    if tuple(parents[:2]) == ("train", "align"):
+        return list(TERMS[document["train"]["align"][parents[2]]["kind"]].model_fields)
     section: type[BaseModel] = Config
     for parent in parents:
         if section is Config and parent == "encoders":

@@ -8,7 +8,6 @@ from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
 from stages.encode.networks.registry import find_encoder
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
-from stages.train.alignment import ALIGNMENTS
 from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -23,10 +22,7 @@ def contradictions(
     world: number of processes that will train; needs: what has to be there.
     """
     train = config.train
-    for name in train.encoders:
-        if name not in config.encoders:
-            hint = nearest(name, config.encoders) if config.encoders else ""
-            yield f"train.encoders: {name!r} has no section [encoders.{name}]; {hint}".rstrip("; ")
+    yield from _alignments(config)
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
@@ -35,12 +31,23 @@ def contradictions(
     yield from _grids(config)
 
 
+def _alignments(config: "Config") -> Iterator[str]:
+    train, blocks = config.train, config.train.size.depth
+    for number, term in enumerate(train.align):
+        where = f"train.align.{number}"
+        for name in term.encoders:
+            if name not in config.encoders:
+                hint = nearest(name, config.encoders) if config.encoders else ""
+                missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
+                yield missing.rstrip("; ")
+        for depth in term.depths:
+            if depth > blocks:
+                yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
+        if term.compares_images and train.compute.micro_batches > 1:
+            yield f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once"
+
+
 def _training(train: TrainSettings) -> Iterator[str]:
-    if train.depth > train.size.depth:
-        yield f"train.depth: {train.model} has {train.size.depth} blocks, got {train.depth}"
-    for name in train.encoder_weights:
-        if name not in train.encoders:
-            yield f"train.encoder_weights: {name!r} is not among train.encoders"
     if train.keep_every is not None and train.keep_every % train.checkpoint_every:
         yield f"train.keep_every: {train.keep_every} is no multiple of train.checkpoint_every"
     if train.legacy_label_dropping and not train.label_dropping:
@@ -76,8 +83,6 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
-    if parts > 1 and ALIGNMENTS[train.alignment].compares_images:
-        yield f"train.compute.micro_batches: {train.alignment!r} needs the whole batch at once"
 
 
 def _sources(config: "Config") -> Iterator[str]:

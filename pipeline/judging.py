@@ -5,11 +5,10 @@ from pathlib import Path
 
 import typer
 
-from cache.recipe import differences
+from cache.recipe import differences, flatten
 from pipeline.config import Config
 from pipeline.evaluation_targets import Target
 from pipeline.launch import placement
-from pipeline.report.compared_runs import flatten
 from pipeline.report.records import is_run
 from pipeline.report.report_page import write_own_report
 from pipeline.tables import show_comparison, show_results

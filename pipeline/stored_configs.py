@@ -15,6 +15,7 @@ from pipeline.report.records import check_run
 from stages.encode.build_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_types import Settings, as_written, literal
+from stages.train.stored_settings import in_todays_form
 from stages.weights.run_folder import config_path, found_beside
 
 LATENTS = "latents/"
@@ -55,6 +56,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no configuration: expected an object.")
+    if isinstance(train := content.get("train"), dict):
+        content["train"] = in_todays_form(train)
     return content
 
 
@@ -95,8 +98,8 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         "latents": {"vae": _vae_called(latents.removeprefix(LATENTS), path.parent)},
         "train": {
             "run": as_written((runs if runs.is_dir() else path.parent) / path.stem),
-            "encoders": [
-                name.removeprefix(FEATURES)
+            "align": [
+                {"kind": "repa", "encoder": name.removeprefix(FEATURES)}
                 for name in names
                 if name.startswith(FEATURES) and not name.endswith(FLIPPED)
             ],

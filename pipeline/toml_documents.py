@@ -62,11 +62,26 @@ def override(document: dict[str, Any], text: str) -> Sequence[str]:
         raise ConfigError(f"--set {text}: is not UTF-8 text.")
     table: Any = document
     for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
+        table = _below(table, section, text)
+        if not isinstance(table, dict | list):
             raise ConfigError(f"--set {text}: {section} is no section.")
-    table[key] = _value(written)
+    if isinstance(table, list):
+        _below(table, key, text)
+        table[int(key)] = _value(written)
+    else:
+        table[key] = _value(written)
     return keys
+
+
+def _below(table: Any, key: str, text: str) -> Any:
+    """What a key leads to; in a list its number, which may be that of one more entry."""
+    if isinstance(table, dict):
+        return table.setdefault(key, {})
+    if not key.isdecimal() or int(key) > len(table):
+        raise ConfigError(f"--set {text}: the list has {len(table)} entries, counted from 0.")
+    if int(key) == len(table):
+        table.append({})
+    return table[int(key)]
 
 
 def _value(text: str) -> Any:
@@ -92,11 +107,15 @@ def _keys(name: str) -> list[str]:
 
 
 def copy_value(source: dict[str, Any], target: dict[str, Any], keys: Sequence[str]) -> None:
-    """Put the value that keys lead to in one document into another of the same shape."""
-    *sections, key = keys
-    for section in sections:
-        source, target = source[section], target[section]
-    target[key] = source[key]
+    """Put the value that keys lead to in one document into another of the same shape.
+
+    Of a list all entries, since keys may have lengthened it.
+    """
+    key, *rest = keys
+    if rest and isinstance(source[key], dict):
+        copy_value(source[key], target[key], rest)
+    else:
+        target[key] = source[key]
 
 
 def dates(document: Any, where: str = "") -> Iterator[str]:

@@ -152,7 +152,7 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fewer = ("train.steps=2", "train.checkpoint_every=1")
     for name, *settings in (
         ("sit",),
-        ("plain", "train.encoders=[]"),
+        ("plain", "train.align=[]"),
         ("dit", "train.model=DiT-XS/2"),
     ):
         config = load_config(

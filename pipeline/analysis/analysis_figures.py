@@ -42,8 +42,8 @@ def draw_cknna(found: AlignmentScores) -> Figure:
         axes.set_ylabel("noise")
         is_target = encoder in found.subject.settings.encoders
         axes.set_title(f"{encoder}{' (aligned with)' if is_target else ''}", loc="left")
-        if is_target:
-            _mark_depth(axes, found.subject)
+        for depth in found.subject.settings.depths(encoder):
+            _mark_depth(axes, found.subject, depth)
     axes.set_xlabel("block")
     bar = figure.colorbar(mesh, ax=figure.axes, pad=0.01, fraction=0.03, aspect=30)
     bar.set_label("CKNNA")
@@ -69,9 +69,8 @@ def _heat_map(axes: Axes, values: npt.NDArray[np.float64], top: float) -> mpl.co
     return mesh
 
 
-def _mark_depth(axes: Axes, subject: Subject) -> None:
-    """A frame around the block whose output was aligned."""
-    depth = subject.settings.depth
+def _mark_depth(axes: Axes, subject: Subject, depth: int) -> None:
+    """A frame around a block whose output was aligned."""
     if depth in subject.blocks:
         left = subject.blocks.index(depth)
         frame = mpl.patches.Rectangle(
@@ -104,8 +103,8 @@ def draw_probes(found: ProbeScores) -> Figure:
 def _finish_probes(figure: Figure, axes: Axes, found: ProbeScores) -> None:
     subject, chance = found.subject, 100 / found.classes
     axes.axhline(chance, color=INK, linewidth=0.8, alpha=0.5, label="chance")
-    if subject.settings.encoders and subject.settings.depth in subject.blocks:
-        axes.axvline(subject.settings.depth, color=ACCENT, linewidth=6, alpha=0.18, zorder=0)
+    for depth in set(subject.settings.depths()) & set(subject.blocks):
+        axes.axvline(depth, color=ACCENT, linewidth=6, alpha=0.18, zorder=0)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(subject.blocks)
     axes.set_xlim(subject.blocks[0] - 0.4, subject.blocks[-1] + 0.4)

@@ -9,6 +9,7 @@ import numpy as np
 from stages.analyze.probe import Accuracy
 from stages.analyze.run_states import AlignmentScores, ProbeScores
 from stages.analyze.subject import Subject
+from stages.train.train_settings import TrainSettings
 
 # Below this, a probe's accuracy says more about the number of images than about the features.
 ENOUGH_PER_CLASS = 20
@@ -93,13 +94,14 @@ def alignment_text(found: AlignmentScores) -> Text:
 def alignment_summary(found: AlignmentScores) -> tuple[Row, list[Row]]:
     """A line for each encoder: where it is nearest, and how near at the aligned block."""
     subject = found.subject
-    depth = subject.settings.depth
     rows: list[Row] = []
     for encoder, scores in found.scores.items():
         block, level = np.unravel_index(scores.argmax(), scores.shape)
-        aligned = ""
-        if encoder in subject.settings.encoders and depth in subject.blocks:
-            aligned = f"block {depth}: {scores[subject.blocks.index(depth)].mean():.3f}"
+        aligned = "; ".join(
+            f"block {depth}: {scores[subject.blocks.index(depth)].mean():.3f}"
+            for depth in subject.settings.depths(encoder)
+            if depth in subject.blocks
+        )
         place = f"block {subject.blocks[block]}, noise {subject.options.levels[level]:g}"
         rows.append((encoder, f"{scores.max():.3f}", place, aligned))
     return ("encoder", "highest CKNNA", "there", "where aligned, mean over noise"), rows
@@ -179,19 +181,27 @@ def _top_five(one: Accuracy) -> str:
 
 def _state_facts(subject: Subject) -> dict[str, str]:
     settings, options = subject.settings, subject.options
-    aligned = f"{', '.join(settings.encoders)}, after block {settings.depth}"
+    aligned = "; ".join(_aligned(settings, encoder) for encoder in settings.encoders)
     return {
         "weights": f"{options.weights} of {subject.found.folder}",
         "model": settings.model,
-        "aligned with": aligned if settings.encoders else "nothing",
+        "aligned with": aligned or "nothing",
         "cache": str(subject.cache.path),
         "images": f"{len(subject.rows):,}, the same noise at all levels (seed {options.seed})",
         "labels": "given to the model" if options.is_conditional else "none given to the model",
     }
 
 
+def _aligned(settings: TrainSettings, encoder: str) -> str:
+    """An encoder and the blocks that were aligned with it."""
+    blocks = settings.depths(encoder)
+    if not blocks:
+        return encoder
+    return f"{encoder}, after block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+
+
 def _framed(subject: Subject) -> str:
-    is_shown = subject.settings.encoders and subject.settings.depth in subject.blocks
+    is_shown = set(subject.settings.depths()) & set(subject.blocks)
     return " Orange marks the block whose output was aligned." if is_shown else ""
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.layout import FLIPPED
-from cache.storage import STORAGES
+from cache.layout import FEATURES, FLIPPED, Column
 from pipeline.bench import GPU_FLOPS, Reading, measure_reading
 from pipeline.config import Config
 from pipeline.plan.scratch_cache import scratch_cache
@@ -17,10 +16,9 @@ from pipeline.plan.space import Space
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
-from stages.model.transformer import training_flops
-from stages.train.alignment import ALIGNMENTS
-from stages.train.batches import arrays_read
-from stages.train.run import config_for
+from stages.train.arrays import encoder_of, shape_of, storage_of, stored_arrays
+from stages.train.run import config_for, training_flops
+from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
 
 # Of an H100, whose float32 units reach 67 TFLOP/s: the tensor cores compute less precisely.
@@ -114,11 +112,11 @@ class ReadRate:
 def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> float:
     """Operations of the transformer for one image of a training step."""
     columns = {one.column.name: one.column for one in foreseen}
-    (latents, *_), *encoders = config.tensors.columns(config.train.encoders)
-    channels, *sides = columns[latents].array("moments").row_shape
-    widths = [columns[name].array("tokens").row_shape[-1] for name, *_ in encoders]
-    shape = (channels // 2, *sides)
-    return training_flops(config_for(config.train, shape, tuple(widths), classes))
+    channels, *sides = columns[config.tensors.latents].array("moments").row_shape
+    model = config_for(config.train, (channels // 2, *sides), classes)
+    return training_flops(
+        config.train, model, lambda name: shape_of(name, columns[FEATURES + encoder_of(name)])
+    )
 
 
 def read_rate(
@@ -126,14 +124,20 @@ def read_rate(
 ) -> ReadRate:
     """What GPUs read that train the configured model. flops: of a step, for one image."""
     columns = {one.column.name: one.column for one in foreseen}
-    (latents, *_), *encoders = config.tensors.columns(config.train.encoders)
-    exact = ALIGNMENTS[config.train.alignment].needs_lengths
-    image_bytes = columns[latents].array("moments").row_bytes
-    for name, *_ in encoders:
-        storage = STORAGES[str(columns[name].recipe["storage"])]
-        arrays = arrays_read(storage, exact=exact)
-        image_bytes += sum(columns[name].array(array).row_bytes for array in arrays)
+    image_bytes = columns[config.tensors.latents].array("moments").row_bytes
+    for column, array in _arrays_read(config, columns):
+        image_bytes += column.array(array).row_bytes
     return ReadRate(image_bytes, GPU_FLOPS / flops, gpus)
+
+
+def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Column, str]]:
+    """What a run reads of its encoders, each array once."""
+    read = {}
+    for name in RunTerms.of(config.train).arrays:
+        column = columns[FEATURES + encoder_of(name)]
+        for array in stored_arrays(name, storage_of(column)):
+            read[column.name, array] = (column, array)
+    return list(read.values())
 
 
 def assumed_pace(config: Config, foreseen: Sequence[ForeseenColumn]) -> Pace:

@@ -19,9 +19,9 @@ class Gains:
     """What one run and further ones save by reading its encoders' tokens.
 
     step_flops, encoder_flops: of the transformer and of the run's encoders for an image of a
-    step, that is T and E; epochs, aligned_epochs: of a run, S and A; build_seconds: of its
-    encoders, over all images and their views; online_epoch_seconds: of the same encoders in
-    training, over all images once; step_epoch_seconds: of the transformer.
+    step, that is T and E, the mean over A; epochs, aligned_epochs: of a run, S and A;
+    build_seconds: of its encoders, over all images and their views; online_epoch_seconds: of the
+    same encoders in training, over all images once.
     """
 
     step_flops: float
@@ -77,14 +77,21 @@ def find_gains(
 ) -> Gains:
     """The gains of the configured run. flops: of the transformer in a step, for one image."""
     train, flip = config.train, config.dataset.flip
-    names = [features_column(encoder) for encoder in train.encoders]
+    # How many steps read each encoder.
+    steps: dict[str, int] = {}
+    for term in train.align:
+        until = train.steps if term.until is None else min(term.until, train.steps)
+        for name in map(features_column, term.encoders):
+            steps[name] = max(steps.get(name, 0), until)
     of = {one.column.name: one.flops for one in foreseen}
-    aligned_steps = min(train.align_until or train.steps, train.steps)
+    aligned_steps = max(steps.values(), default=train.steps)
+    shares = {name: until / aligned_steps for name, until in steps.items()}
     return Gains(
         step_flops=flops,
-        encoder_flops=sum(of[name] for name in names),
+        encoder_flops=sum(share * of[name] for name, share in shares.items()),
         epochs=train.steps * train.batch_size / images,
         aligned_epochs=aligned_steps * train.batch_size / images,
-        build_seconds=(1 + flip) * images * sum(pace.building[name] for name in names),
-        online_epoch_seconds=images * sum(pace.online[name] for name in names),
+        build_seconds=(1 + flip) * images * sum(pace.building[name] for name in steps),
+        online_epoch_seconds=images
+        * sum(share * pace.online[name] for name, share in shares.items()),
     )

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from cache.recipe import flatten
 from pipeline.report.records import RunRecord
 
 # The folder of a run is its name, and not a setting to compare.
 OWN = "train.run"
+# The entries of [[train.align]], and what a run has that has none.
+ALIGNMENTS, NO_ALIGNMENT = "train.align.", "train.align"
 # Of a data set; which images it has is told by the fingerprint of the rows.
 OF_IMAGES = frozenset({"resolution", "flip"})
-# What says nothing of a run that is aligned with no encoder.
-OF_ALIGNMENT = frozenset(
-    {"alignment", "align_until", "depth", "encoder_weights", "projector_width", "temperature"}
-    | {"weight"}
-)
 # Settings without which losses mean something else; the family is that of the model's name.
 MEANING = ("dataset.resolution", "latents.vae", "train.interpolant", "train.times")
 
@@ -30,17 +28,6 @@ class Missing(Enum):
 NOT_READ, NOT_SET = Missing.NOT_READ, Missing.NOT_SET
 
 
-def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings in nested sections, by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def different_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs that read them, and each run's value.
 
@@ -50,12 +37,17 @@ def different_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for of_run in settings for name in of_run)
     rows = {
         name: [
-            of_run.get(name, NOT_SET) if _is_read(name, record.config) else NOT_READ
+            of_run.get(name, _missing(name)) if _is_read(name, record.config) else NOT_READ
             for of_run, record in zip(settings, records, strict=True)
         ]
         for name in names
     }
     return {name: row for name, row in rows.items() if _differ(row)}
+
+
+def _missing(name: str) -> Missing:
+    """What it means that a run does not have a setting: another has an alignment more."""
+    return NOT_READ if name.startswith(ALIGNMENTS) else NOT_SET
 
 
 def _differ(row: Sequence[Any]) -> bool:
@@ -66,11 +58,11 @@ def _differ(row: Sequence[Any]) -> bool:
 def _is_read(name: str, config: Mapping[str, Any]) -> bool:
     """Whether training by a configuration reads a setting."""
     train = config.get("train", {})
-    encoders = train.get("encoders", ())
+    encoders = {term["encoder"] for term in train.get("align", ()) if "encoder" in term}
     section, _, key = name.partition(".")
     match section:
         case "train":
-            return name != OWN and (bool(encoders) or key.partition(".")[0] not in OF_ALIGNMENT)
+            return name not in (OWN, NO_ALIGNMENT)
         case "encoders":
             return any(key.startswith(f"{encoder}.") for encoder in encoders)
         case "dataset":

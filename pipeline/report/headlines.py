@@ -1,7 +1,9 @@
 """What a run has come to, in a few words each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from pipeline.report.records import RunRecord
 
@@ -31,16 +33,21 @@ def about(record: RunRecord) -> str:
 
 
 def _alignment(record: RunRecord) -> str:
-    settings = record.settings
-    encoders = ", ".join(settings.get("encoders", ()))
-    if not encoders:
-        return "aligned with no encoder"
-    until = settings.get("align_until")
-    end = "" if until is None else f", until step {until:,}"
-    return (
-        f"aligned with {encoders} ({settings.get('alignment')}) at block {settings.get('depth')}, "
-        f"weight {settings.get('weight')}{end}"
-    )
+    terms = record.settings.get("align", ())
+    return "; ".join(map(_term, terms)) if terms else "aligned with no encoder"
+
+
+def _term(term: Mapping[str, Any]) -> str:
+    """An entry of `[[train.align]]`: of what kind, with what, where, how much and how long."""
+    parts = [term["kind"]]
+    if "encoder" in term:
+        parts = [f"aligned with {term['encoder']} ({term['kind']})"]
+    if "depth" in term:
+        parts[0] += f" at block {term['depth']}"
+    parts.append(f"weight {term['weight']:.4g}")
+    if term["until"] is not None:
+        parts.append(f"until step {term['until']:,}")
+    return ", ".join(parts)
 
 
 def facts_of(record: RunRecord) -> dict[str, Fact]:

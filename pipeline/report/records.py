@@ -16,6 +16,7 @@ from cache.errors import RepaCacheError
 from stages.evaluate.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
 from stages.train.log import log_path, read_log
+from stages.train.stored_settings import in_todays_form
 from stages.weights.run_folder import (
     checkpoint_paths,
     config_path,
@@ -191,6 +192,9 @@ def _read(folder: Path, name: str) -> RunRecord:
     checkpoints = [path for path in checkpoint_paths(folder) if fault_of(path) is None]
     config = json.loads(path.read_bytes()) if path.is_file() else {}
     state = read_state(checkpoints[-1]) if checkpoints else {}
+    settings = in_todays_form(config.get("train") or state.get("settings", {}))
+    if "train" in config:
+        config["train"] = settings
     return RunRecord(
         folder=folder,
         name=name,
@@ -200,7 +204,7 @@ def _read(folder: Path, name: str) -> RunRecord:
         grids={step_of(path.stem): path for path in grid_paths(folder)},
         samples=list(_samples(folder)),
         parameters=_parameters(checkpoints[-1]) if checkpoints else None,
-        settings=config.get("train") or state.get("settings", {}),
+        settings=settings,
     )
 
 

@@ -4,21 +4,18 @@ B images of a batch, N images, K blocks, T tokens, W the transformer's width, C 
 and w the latent's sides.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.analyze.subject import Subject
 from stages.progress import progress
 from stages.sample.sampler import make_sampled
 from stages.train.cached_data import latent_scaling
-from stages.train.objectives import OBJECTIVES
 from stages.train.precision import arithmetic
 from stages.train.randomness import Stream, seed_for
+from stages.train.terms import objective_of
 
 # Of an image: what its latent is drawn with, and what is added to it.
 POSTERIOR, NOISE = 0, 1
@@ -35,8 +32,7 @@ class HiddenStates:
         self._subject, self._device = subject, device
         found, options = subject.found, subject.options
         self._model = make_sampled(found.model, found.weights(options.weights), device)
-        self._blocks = [self._model.blocks[block - 1] for block in subject.blocks]
-        self._objective = OBJECTIVES[found.model.family](subject.settings)
+        self._objective = objective_of(subject.settings)
         self._scaling = latent_scaling(subject.latents.column)
         # TF32 is what the published code samples in.
         self._precision = "tf32" if device.type == "cuda" else "float32"
@@ -49,7 +45,8 @@ class HiddenStates:
         """
         rows, size = self._subject.rows, self._subject.options.batch_size
         width = self._model.config.width
-        states = torch.empty(len(self._blocks), len(rows), width, device=self._device)
+        blocks = len(self._subject.blocks)
+        states = torch.empty(blocks, len(rows), width, device=self._device)
         show = progress(f"hidden states at noise {level:g}", len(rows), "images")
         with arithmetic(self._precision, deterministic=True), show as advance:
             for start in range(0, len(rows), size):
@@ -61,9 +58,10 @@ class HiddenStates:
     def _pooled(self, rows: npt.NDArray[np.int64], level: float) -> Tensor:
         """The means of each block's tokens for some rows, [K, B, W]."""
         noisy, time = self._pose(rows, level)
-        with collected_outputs(self._blocks) as outputs:
-            self._model(noisy, time, self._labels(rows), project=False)
-        return torch.stack([tokens.float().mean(dim=1) for tokens in outputs])
+        blocks = self._subject.blocks
+        _, hidden = self._model(noisy, time, self._labels(rows), blocks)
+        # Tokens [B, T, W] of each block become their means.
+        return torch.stack([hidden[block].float().mean(dim=1) for block in blocks])
 
     def _pose(self, rows: npt.NDArray[np.int64], level: float) -> tuple[Tensor, Tensor]:
         """Noisy latents [B, C, h, w] of some rows, and their times [B]."""
@@ -87,18 +85,3 @@ class HiddenStates:
         seeds = (seed_for(seed, Stream.ANALYSIS, row, draw) for row in rows.tolist())
         normal = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(normal).to(self._device)
-
-
-@contextmanager
-def collected_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What modules give in the forward passes within the block, in the order in which they ran."""
-    outputs: list[Tensor] = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        for module in modules
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -17,6 +17,7 @@ from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import StateOptions
 from stages.analyze.errors import AnalysisError
 from stages.setting_types import nearest
+from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Weights
@@ -44,8 +45,7 @@ class Subject:
     @cached_property
     def settings(self) -> TrainSettings:
         """The settings that the checkpoint was made with."""
-        kept = {**self.found.state["settings"], "run": str(self.run)}
-        return TrainSettings.model_validate_json(json.dumps(kept))
+        return stored_settings(self.found.state["settings"], self.run)
 
     @property
     def title(self) -> str:

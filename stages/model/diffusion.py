@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from stages.train.train_settings import DIFFUSION_STEPS
+from stages.model.sizes import DIFFUSION_STEPS
 
 BETA_RANGE = (1e-4, 0.02)
 # A value of a latent counts as one of 255 steps between -1 and 1, as if it were a pixel's.

@@ -1,10 +1,10 @@
-"""SiT and DiT: one transformer on latent patches, with projectors for alignment.
+"""SiT and DiT: one transformer on latent patches.
 
-B images, C latent channels, h and w the latent's sides, T tokens, W the model's width, D an
-encoder's features. Parameter names are those of the published code, so that its checkpoints
-load as they are.
+B images, C latent channels, h and w the latent's sides, T tokens, W the model's width. Parameter
+names are those of the published code, so that its checkpoints load as they are.
 """
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stages.model.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
-from stages.train.alignment import ALIGNMENTS
-from stages.train.objectives import OBJECTIVES
-from stages.train.train_settings import MODELS
+from stages.model.sizes import LEARNS_SIGMA, MODELS
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,8 @@ class TransformerConfig:
     """What decides a transformer's parameters.
 
     side: of the latent; patch: its patches' side; channels: of the latent; classes: without
-    the null class; features: width of each encoder to align with; align_depth: the number of
-    blocks before the projectors; alignment: which decides their form; learns_sigma: whether a
-    variance is predicted beside each channel, as DiT does; qk_norm: whether queries and keys are
-    normalised.
+    the null class; learns_sigma: whether a variance is predicted beside each channel, as DiT does;
+    qk_norm: whether queries and keys are normalised.
     """
 
     side: int
@@ -36,11 +32,7 @@ class TransformerConfig:
     width: int
     heads: int
     classes: int
-    features: tuple[int, ...]
-    align_depth: int
-    projector_width: int
     has_null_class: bool
-    alignment: str = "repa"
     learns_sigma: bool = False
     qk_norm: bool = False
 
@@ -63,15 +55,20 @@ class TransformerConfig:
 def config_named(model: str, **shape: Any) -> TransformerConfig:
     """The transformer of a name in `MODELS`; shape: all that the name does not decide."""
     family, size, patch = MODELS[model]
-    learns_sigma = OBJECTIVES[family].learns_sigma
+    learns_sigma = LEARNS_SIGMA[family]
     return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
 
 
+# Makes modules that are trained with a transformer and lie in lists of it, by the lists' names.
+MakeLists = Callable[[], Mapping[str, Sequence[nn.Module]]]
+
+
 class Transformer(nn.Module):
-    """SiT or DiT with one projector per encoder.
+    """SiT or DiT.
 
     fused_attention: whether attention is one kernel, which never holds its matrix; recompute:
-    whether the backward pass computes each block again instead of holding its activations.
+    whether the backward pass computes each block again instead of holding its activations;
+    make_lists: called between blocks and final layer, which decides what a seed gives to each.
     """
 
     def __init__(
@@ -80,6 +77,7 @@ class Transformer(nn.Module):
         *,
         fused_attention: bool = True,
         recompute: bool = False,
+        make_lists: MakeLists = dict,
     ) -> None:
         super().__init__()
         self.config = config
@@ -93,30 +91,27 @@ class Transformer(nn.Module):
             Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
             for _ in range(config.depth)
         )
-        projector = ALIGNMENTS[config.alignment].projector
-        self.projectors = nn.ModuleList(
-            projector(width, config.projector_width, features) for features in config.features
-        )
+        for name, modules in make_lists().items():
+            self.add_module(name, nn.ModuleList(modules))
         self.final_layer = FinalLayer(width, config.patch**2 * config.outputs)
         self._initialise()
 
     def forward(
-        self, latents: Tensor, time: Tensor, labels: Tensor, *, project: bool = True
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The prediction [B, C or 2C, h, w], and hidden tokens for each encoder [B, T, D].
+        self, latents: Tensor, time: Tensor, labels: Tensor, depths: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The prediction [B, C or 2C, h, w], and the tokens [B, T, W] behind some blocks.
 
         latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
-        of classes for none. project: whether the projectors are computed; training needs them,
-        sampling does not.
+        of classes for none; depths: the numbers of these blocks, from 1.
         """
         tokens = self.x_embedder(latents) + self.pos_embed
         condition = self.t_embedder(time) + self.y_embedder(labels)
-        projected: list[Tensor] = []
+        hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
             tokens = self._run(block, tokens, condition)
-            if project and depth == self.config.align_depth:
-                projected = [projector(tokens) for projector in self.projectors]
-        return self._assemble(self.final_layer(tokens, condition)), projected
+            if depth in depths:
+                hidden[depth] = tokens
+        return self._assemble(self.final_layer(tokens, condition)), hidden
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
         output: Tensor
@@ -157,16 +152,14 @@ def without_storage(config: TransformerConfig) -> Transformer:
         return Transformer(config)
 
 
-def training_flops(config: TransformerConfig) -> float:
-    """Floating-point operations of one image's forward and backward pass.
+def forward_flops(config: TransformerConfig) -> float:
+    """Floating-point operations of one image's forward pass.
 
-    Counts matrix products, at two operations a multiplication; a backward pass is two forward
-    passes.
+    Counts matrix products, at two operations a multiplication.
     """
-    tokens, width, hidden = config.grid**2, config.width, config.projector_width
+    tokens, width = config.grid**2, config.width
     block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
-    projectors = sum(hidden * (width + hidden + features) for features in config.features)
-    return 3.0 * (config.depth * block + 2 * tokens * projectors)
+    return float(config.depth * block)
 
 
 def positions(width: int, grid: int) -> Tensor:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.transformer import TransformerConfig
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import Time
-from stages.train.train_settings import DIFFUSION_STEPS
 
 
 class GuidedField:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
 from stages.sample.sample_options import SampleOptions
+from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
@@ -81,14 +82,14 @@ def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
 
 
 def _of_run(found: Checkpoint, weights: Weights) -> Origin:
-    settings, name = found.state["settings"], found.folder.name
+    settings, name = stored_settings(found.state["settings"], found.run), found.folder.name
     return Origin(
         path=found.folder,
         title=name if weights is Weights.EMA else f"{name}-{weights}",
-        model=settings["model"],
+        model=settings.model,
         config=found.model,
-        interpolant=settings["interpolant"],
-        aligned_with=tuple(settings["encoders"]),
+        interpolant=settings.interpolant,
+        aligned_with=settings.encoders,
         file=found.weights_file(weights),
         load=lambda: found.weights(weights),
     )
@@ -108,9 +109,6 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Orig
         side=int(shape.side),
         channels=shape.channels,
         classes=len(found.state[LABELS]) - 1,
-        features=(),
-        align_depth=train.depth,
-        projector_width=train.projector_width,
         has_null_class=True,
         qk_norm=shape.qk_norm,
     )

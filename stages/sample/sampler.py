@@ -4,7 +4,6 @@ B images, C latent channels, h and w the latent's sides, S the image's side in p
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from stages.sample.solvers import SOLVERS, Problem, find_solver
 from stages.train.parallel import compile_blocks
 from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
-from stages.weights.layouts import without_projectors
 
 
 class SamplerError(RepaCacheError):
@@ -96,7 +94,7 @@ class Sampler:
     def _predict(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         raise_if_abandoned()
         with autocast(self._precision, self._device):
-            predicted: Tensor = self._model(latents, times, labels, project=False)[0]
+            predicted: Tensor = self._model(latents, times, labels)[0]
         return predicted
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
@@ -158,7 +156,8 @@ def labels_of(settings: SampleSettings, indices: Sequence[int], classes: int) ->
 def make_sampled(
     config: TransformerConfig, weights: Mapping[str, Tensor], device: torch.device
 ) -> Transformer:
-    """A model with some weights, without its projectors."""
-    model = without_storage(replace(config, features=()))
-    model.load_state_dict(without_projectors(weights), assign=True)
+    """A model with some weights, without what was trained beside it."""
+    model = without_storage(config)
+    own = {name: weights[name] for name in model.state_dict()}
+    model.load_state_dict(own, assign=True)
     return model.eval().requires_grad_(False).to(device)

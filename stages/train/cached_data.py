@@ -1,6 +1,6 @@
 """What a run sees of a cache: the columns it reads, and the images that have them all.
 
-B images, C latent channels, h and w the latent's sides, N rows, T tokens, D features.
+B images, C latent channels, h and w the latent's sides, N rows.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from torch import Tensor
 from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.reader import Cache, ColumnReader
-from stages.train.train_settings import CachedTensors, TrainSettings
+from stages.train.arrays import encoder_of, shape_of
+from stages.train.train_settings import CachedTensors
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,21 @@ def latent_scaling(latents: Column) -> LatentScaling:
 class CachedData:
     """The columns of a run, one reader for each view of an image.
 
-    labels: int32 [N]; keys: of the images; valid: the rows that hold tensors in every column;
-    latent_shape: (C, h, w); token_shapes: (T, D) of each encoder. Raises IncompleteCacheError if a
-    column is missing or not finished.
+    encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
+    [N]; keys: of the images; valid: the rows that hold tensors in every column; latent_shape:
+    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
     """
 
-    def __init__(self, tensors: CachedTensors, settings: TrainSettings) -> None:
-        cache, verify = Cache(tensors.path), settings.reading.verify
-        self.latents, *self.features = [
+    def __init__(
+        self, tensors: CachedTensors, encoders: Sequence[str], *, verify: bool = True
+    ) -> None:
+        cache = Cache(tensors.path)
+        self.latents, *features = [
             [cache.column(name, verify=verify) for name in views]
-            for views in tensors.columns(settings.encoders)
+            for views in tensors.columns(encoders)
         ]
-        readers = [reader for views in (self.latents, *self.features) for reader in views]
+        self.features = dict(zip(encoders, features, strict=True))
+        readers = [reader for views in (self.latents, *features) for reader in views]
         self.flip = tensors.flip
         self.labels, self.keys = cache.rows.label, cache.rows.key
         self.classes = len(cache.rows.classes)
@@ -60,10 +64,13 @@ class CachedData:
         latents = self.latents[0].column
         channels, height, width = latents.array("moments").row_shape
         self.latent_shape = (channels // 2, height, width)
-        self.token_shapes = [views[0].column.array("tokens").row_shape for views in self.features]
         self.scaling = latent_scaling(latents)
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of an image's part of an array, one of `stages.train.arrays`."""
+        return shape_of(name, self.features[encoder_of(name)][0].column)
 
 
 def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:

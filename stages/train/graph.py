@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from stages.train.batches import Batch
+from stages.train.batches import Named
 from stages.train.meter import Measured
-from stages.train.randomness import Draws
 
-# What a step is made of on the device: no number that the host decides may change in it.
-Work = Callable[[Batch, Draws], Measured]
+# What a step is made of on the device, from a batch and what is drawn: no number that the host
+# decides may change in it.
+Work = Callable[[Named, Named], Measured]
 # Steps before the one that is recorded, in which code is compiled and memory found.
 FIRST_STEPS = 3
 
@@ -29,31 +29,34 @@ class Replayed:
         self._first_steps = FIRST_STEPS
         self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
-        self._held: tuple[Batch, Draws, Measured] | None = None
+        self._held: tuple[Named, Named, Measured] | None = None
 
-    def __call__(self, batch: Batch, draws: Draws) -> Measured:
+    def __call__(self, batch: Named, drawn: Named) -> Measured:
         if self._first_steps > 0:
             self._first_steps -= 1
-            return self._unrecorded(batch, draws)
-        held = self._held = self._held or self._recorded(batch, draws)
-        torch._foreach_copy_([*held[0].tensors, *held[1].tensors], [*batch.tensors, *draws.tensors])
+            return self._unrecorded(batch, drawn)
+        self._held = self._held or self._recorded(batch, drawn)
+        *held, measured = self._held
+        for there, given in zip(held, (batch, drawn), strict=True):
+            for name, tensor in given.items():
+                there[name].copy_(tensor)
         self._graph.replay()
-        return held[2]
+        return measured
 
-    def _unrecorded(self, batch: Batch, draws: Draws) -> Measured:
+    def _unrecorded(self, batch: Named, drawn: Named) -> Measured:
         # On the stream of the recording, where autograd then finds what it has set up.
         present = torch.cuda.current_stream()
         self._stream.wait_stream(present)
         with torch.cuda.stream(self._stream):
-            measured = self._work(batch, draws)
+            measured = self._work(batch, drawn)
         present.wait_stream(self._stream)
-        for tensor in (*batch.tensors, *draws.tensors):
+        for tensor in (*batch.values(), *drawn.values()):
             tensor.record_stream(self._stream)
-        for tensor in measured.tensors:
+        for tensor in measured:
             tensor.record_stream(present)
         return measured
 
-    def _recorded(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws, Measured]:
-        inputs = Batch.of(map(torch.clone, batch.tensors)), Draws(*map(torch.clone, draws.tensors))
+    def _recorded(self, batch: Named, drawn: Named) -> tuple[Named, Named, Measured]:
+        inputs = [{name: tensor.clone() for name, tensor in of.items()} for of in (batch, drawn)]
         with torch.cuda.graph(self._graph, stream=self._stream):
-            return *inputs, self._work(*inputs)
+            return inputs[0], inputs[1], self._work(*inputs)

@@ -12,17 +12,17 @@ from stages.interrupt import InterruptedWorkError, stop_request
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.progress import progress
-from stages.train.batches import CachedBatches
+from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.log_sinks import open_sinks
-from stages.train.losses import TrainingLoss
 from stages.train.meter import Interval, Meter
 from stages.train.precision import arithmetic, precision_of
-from stages.train.randomness import Draw
+from stages.train.randomness import Randomness
 from stages.train.run import Run, training_alone
 from stages.train.run_speeds import RunLog
 from stages.train.step import Step
 from stages.train.stopping import Agreement, nonfinite_error
+from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 from stages.weights import checkpoint
 
@@ -58,7 +58,8 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises RunError if
     others train this run, NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    data, start, seconds = CachedData(tensors, settings), None, 0.0
+    data = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
+    start, seconds = None, 0.0
     alone, signals = training_alone(settings, place), stop_request()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
     with arithmetic(precision, deterministic=deterministic), alone, signals as request:
@@ -87,7 +88,7 @@ def train(
 
 
 class Stretch:
-    """Steps of a run that are all aligned, or all not; the next stretch begins as if resumed.
+    """Steps of a run that have the same terms; the next stretch begins as if resumed.
 
     start, end: the first step, and that after the last one.
     """
@@ -101,16 +102,16 @@ class Stretch:
     ) -> None:
         found = checkpoint.agreed_latest(settings.run, place)
         self.start = found.step if found else 0
-        until = settings.steps if settings.align_until is None else settings.align_until
-        is_aligned = self.start < until
-        self.end = min(until, settings.steps) if is_aligned else settings.steps
+        self._every = RunTerms.of(settings)
+        self.end = self._every.end(self.start, settings.steps)
+        self._terms = self._every.at(self.start)
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._data = data
-        self._run = Run(settings, data, place, found, is_aligned=is_aligned)
-        self._batches = CachedBatches(data, settings, place, is_aligned=is_aligned, stop=self.end)
-        encoders = settings.encoders if is_aligned else ()
-        self._loss = TrainingLoss(settings, encoders, data.scaling, null_class=data.classes)
-        self._meter = Meter(self._loss.terms, place)
+        self._run = Run(settings, data, place, found, self._terms)
+        order = Order(settings.seed, settings.batch_size, settings.block_rows)
+        arrays, reading = self._terms.arrays, settings.reading
+        self._batches = CachedBatches(data, arrays, order, place, reading, self.end)
+        self._meter = Meter(self._terms.names, place)
         if found is not None:
             self._meter.restore(found.measured)
         self._note = ""
@@ -123,15 +124,17 @@ class Stretch:
     def train(self, stop: Agreement) -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        draw = Draw(settings, self._data.latent_shape, place)
-        step = Step(settings, run, self._loss, place)
+        latent = self._data.latent_shape
+        randomness = Randomness(settings, latent, place, self._terms.draws(latent))
+        step = Step(settings, run, self._terms, self._data, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)
         show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
         with closing(batches), closing(log), show as advance:
             while run.step < self.end and not stop.is_reached():
-                self._meter.add(step(batches.read(run.step), draw.at(run.step)))
-                if run.step % settings.log_every == 0 or run.step == settings.align_until:
+                self._meter.add(step(batches.read(run.step), randomness.at(run.step)))
+                is_last = self._every.at(run.step) != self._terms
+                if run.step % settings.log_every == 0 or is_last:
                     self._write(log)
                 if run.step % settings.checkpoint_every == 0:
                     self._save()

@@ -5,6 +5,7 @@ M losses, B images of a rank, n steps since the last line of the log.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,7 @@ BUCKETS = 4
 OTHERS = ("loss", "gradient_norm")
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What a step gave, on the device.
 
     terms: the losses of every image, [M, B]; level: of noise, [B]; loss: what was minimised;
@@ -31,11 +31,6 @@ class Measured:
     level: Tensor
     loss: Tensor
     gradient_norm: Tensor
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return [self.terms, self.level, self.loss, self.gradient_norm]
 
 
 class Meter:

@@ -3,17 +3,18 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.model.transformer import Transformer
 from stages.placement import Placement
 from stages.train.precision import HALF_PRECISIONS
+from stages.weights.parts import whole
 
 
 def shard(model: Transformer, place: Placement, precision: str) -> None:
@@ -54,26 +55,6 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     return whole(nn.utils.clip_grad_norm_(parameters, largest))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which this process may hold a part; all processes have to ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def own(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def fill(target: Tensor, values: Tensor) -> None:
-    """Copy a whole tensor, which every process has, into one that may be held in parts."""
-    if isinstance(target, DTensor):
-        values = distribute_tensor(
-            values.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
-    target.copy_(values)
-
-
 def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:
     """Compile the parts of a model one by one, where equal blocks share their code.
 
@@ -82,5 +63,6 @@ def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device)
     if wanted is True or (wanted == "auto" and device.type == "cuda"):
         # The precision is a setting; what the compiler would rather have is none of its business.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-        for part in (*model.blocks, *model.projectors, model.final_layer):
+        lists = (part for part in model.children() if isinstance(part, nn.ModuleList))
+        for part in (*chain.from_iterable(lists), model.final_layer):
             part.compile()

@@ -1,29 +1,38 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
 from cache.errors import RepaCacheError
 from cache.locks import claimed
-from cache.recipe import differences
-from stages.model.transformer import Transformer, TransformerConfig, config_named
+from cache.recipe import differences, flatten
+from stages.model.transformer import (
+    Transformer,
+    TransformerConfig,
+    config_named,
+    forward_flops,
+)
 from stages.placement import Placement
 from stages.train.cached_data import CachedData
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
-from stages.train.parallel import compile_blocks, fill, replicate, shard, whole
+from stages.train.parallel import compile_blocks, replicate, shard
 from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
+from stages.train.stored_settings import stored_settings
+from stages.train.terms.run_terms import RunTerms
+from stages.train.terms.term import Shapes, Term
 from stages.train.train_settings import TrainSettings
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
 from stages.weights.fitting import start_from
+from stages.weights.parts import fill, whole
 from stages.weights.run_folder import checkpoint_path
 
 # Settings that may change between two parts of one run.
@@ -53,10 +62,11 @@ def training_alone(settings: TrainSettings, place: Placement) -> Iterator[None]:
 class Run:
     """A run at some step, new or restored from a checkpoint.
 
-    found: its newest checkpoint, if it has any; is_aligned: whether the projectors are trained;
-    network: the model as it has to be called. Raises RunError if the cache does not suit the
-    model, or if the checkpoint was made with other settings or from other cached tensors;
-    WeightsError if the weights it is to start from do not suit the model.
+    found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
+    network: the model as it has to be called; modules: of terms, by the terms' numbers. Raises
+    RunError if the cache does not suit the model, or if the checkpoint was made with other
+    settings or from other cached tensors; WeightsError if the weights it is to start from do not
+    suit the model.
     """
 
     def __init__(
@@ -65,10 +75,9 @@ class Run:
         data: CachedData,
         place: Placement,
         found: Checkpoint | None,
-        *,
-        is_aligned: bool = True,
+        active: RunTerms,
     ) -> None:
-        self._settings, self._place = settings, place
+        self._settings, self._place, self._data = settings, place, data
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
             "settings": kept_settings(settings),
@@ -80,8 +89,11 @@ class Run:
         if found is not None:
             self._check(found)
         precision = precision_of(settings, place.device)
+        self.modules: dict[int, nn.Module] = {}
         self.model = self._make_model(config, found)
-        self.model.projectors.requires_grad_(is_aligned)
+        trained = {one.number for one in active.every}
+        for number, module in self.modules.items():
+            module.requires_grad_(number in trained)
         self.model.to(place.device).train()
         compile_blocks(self.model, settings.compute.compile, place.device)
         if self._is_sharded:
@@ -103,6 +115,7 @@ class Run:
                 config,
                 fused_attention=settings.compute.fused_attention,
                 recompute=settings.compute.recompute_activations,
+                make_lists=lambda: self._make_modules(config),
             )
         if found is not None:
             with reading_of(found):
@@ -111,6 +124,16 @@ class Run:
             which, layout = settings.init_weights, settings.init_layout
             start_from(settings.init_from, which, model, self._place, layout)
         return model
+
+    def _make_modules(self, config: TransformerConfig) -> dict[str, list[nn.Module]]:
+        """The modules of all terms, also of those that have ended, in the lists that hold them."""
+        lists: dict[str, list[nn.Module]] = {}
+        for number, term, _ in RunTerms.of(self._settings).every:
+            module = term.make_module(shapes_for(term, config, self._data.shape))
+            if module is not None:
+                self.modules[number] = module
+                lists.setdefault(term.module_list, []).append(module)
+        return lists
 
     def _restore(self, found: Checkpoint) -> None:
         weights = found.weights("ema")
@@ -154,11 +177,11 @@ class Run:
         self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
-        # What another version does not set has the effect of the default.
-        defaults = kept_settings(TrainSettings(run=self._settings.run))
-        there = {**found.state, "settings": defaults | found.state["settings"]}
+        kept = stored_settings(found.state["settings"], self._settings.run)
+        there = {**found.state, "settings": flatten(kept_settings(kept))}
+        here = {**self._identity, "settings": flatten(self._identity["settings"])}
         for part in ("settings", "columns", "rows"):
-            if changed := differences(there[part], self._identity[part], "run"):
+            if changed := differences(there[part], here[part], "run"):
                 raise RunError(
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
@@ -179,35 +202,49 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 
 def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
     """The transformer that suits a cache."""
-    widths = tuple(shape[-1] for shape in data.token_shapes)
-    return config_for(settings, data.latent_shape, widths, data.classes)
+    return config_for(settings, data.latent_shape, data.classes)
 
 
 def config_for(
-    settings: TrainSettings,
-    latent_shape: tuple[int, ...],
-    features: tuple[int, ...],
-    classes: int,
+    settings: TrainSettings, latent_shape: tuple[int, ...], classes: int
 ) -> TransformerConfig:
-    """The transformer for latents (C, h, w), the width of each encoder's tokens, and classes."""
+    """The transformer for latents (C, h, w) and classes."""
     channels, side, _ = latent_shape
     return config_named(
         settings.model,
         side=side,
         channels=channels,
         classes=classes,
-        features=features,
-        align_depth=settings.depth,
-        projector_width=settings.projector_width,
         has_null_class=settings.label_dropping > 0,
-        alignment=settings.alignment,
         qk_norm=settings.qk_norm,
     )
 
 
+def shapes_for(
+    term: Term, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> Shapes:
+    """The sizes that a term's module depends on. shape: of an array that it reads."""
+    return Shapes(config.width, {name: shape(name) for name in term.arrays})
+
+
+def training_flops(
+    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> float:
+    """Operations of one image's forward and backward pass, with all terms.
+
+    A backward pass is two forward passes. shape: of an array that a term reads.
+    """
+    tokens = config.grid**2
+    modules = (
+        term.module_flops(shapes_for(term, config, shape), tokens) for term in settings.align
+    )
+    return 3.0 * (forward_flops(config) + sum(modules))
+
+
 def check_grids(config: TransformerConfig, settings: TrainSettings, data: CachedData) -> None:
-    """Raise RunError unless every encoder's tokens lie on the transformer's grid."""
-    for encoder, (tokens, _) in zip(settings.encoders, data.token_shapes, strict=True):
+    """Raise RunError unless all tokens that are read lie on the transformer's grid."""
+    for encoder, (reader, *_) in data.features.items():
+        tokens = reader.column.array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "

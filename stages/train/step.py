@@ -1,66 +1,103 @@
-"""One step of the optimiser."""
+"""One step of the optimiser, on one screen.
+
+B images of a rank, M losses, C latent channels, h and w the latent's sides.
+"""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from stages.placement import Placement
-from stages.train.batches import Batch
+from stages.train.batches import Named, split
+from stages.train.cached_data import CachedData
 from stages.train.graph import Replayed, Work
-from stages.train.losses import TrainingLoss
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.parallel import clip_gradients, synchronised
 from stages.train.precision import autocast, precision_of
-from stages.train.randomness import Draws
 from stages.train.run import Run
+from stages.train.terms import objective_of
+from stages.train.terms.run_terms import RunTerms
+from stages.train.terms.term import Seen
 from stages.train.train_settings import TrainSettings
 
 
 class Step:
-    """Makes steps of a run: forward, backward, update, average. It never waits for the device."""
+    """Makes steps of a run: forward, backward, update, average. It never waits for the device.
+
+    terms: those that the steps have.
+    """
 
     def __init__(
-        self, settings: TrainSettings, run: Run, loss: TrainingLoss, place: Placement
+        self,
+        settings: TrainSettings,
+        run: Run,
+        terms: RunTerms,
+        data: CachedData,
+        place: Placement,
     ) -> None:
-        self._settings = settings
-        self._run = run
-        self._loss = loss
-        self._device = place.device
-        self._precision = precision_of(settings, place.device)
+        self._settings, self._run, self._terms = settings, run, terms
+        self._objective = objective_of(settings)
+        self._scaling, self._null_class = data.scaling, data.classes
+        self._device, self._precision = place.device, precision_of(settings, place.device)
         self._work: Work = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
             if settings.compute.graph and place.world == 1:
                 self._work = Replayed(self._made, place.device)
 
-    def __call__(self, batch: Batch, draws: Draws) -> Measured:
+    def __call__(self, batch: Named, drawn: Named) -> Measured:
         """Make the next step; what it measured is valid until the one after it."""
         run = self._run
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
-        measured = self._work(batch, draws)
+        measured = self._work(batch, drawn)
         run.step += 1
         return measured
 
-    def _made(self, batch: Batch, draws: Draws) -> Measured:
+    def _made(self, batch: Named, drawn: Named) -> Measured:
         """Forward, backward, update, average: the same whatever the step, but for its inputs."""
         run, parts = self._run, self._settings.compute.micro_batches
-        terms, losses = [], []
-        for number, part in enumerate(zip(batch.split(parts), draws.split(parts), strict=True)):
+        terms, totals = [], []
+        for number, part in enumerate(zip(split(batch, parts), split(drawn, parts), strict=True)):
             with synchronised(run.network, is_last=number == parts - 1):
-                found = self._loss(self._predict, *part)
-                run.scaler.scale(found.total / parts).backward()
-            terms.append(found.terms.detach())
-            losses.append(found.total.detach())
+                losses = self._losses(*part)
+                total = self._total(losses)
+                run.scaler.scale(total / parts).backward()
+            terms.append(losses.detach())
+            totals.append(total.detach())
         norm = self._update()
-        level = self._loss.objective.level(draws.time)
-        return Measured(torch.cat(terms, dim=1), level, torch.stack(losses).mean(), norm)
+        level = self._objective.level(drawn["time"])
+        return Measured(torch.cat(terms, dim=1), level, torch.stack(totals).mean(), norm)
 
-    def _predict(self, noisy: Tensor, time: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _losses(self, batch: Named, drawn: Named) -> Tensor:
+        """Every loss of every image, float32 [M, B], with gradients."""
+        time, modules = drawn["time"], self._run.modules
+        # Moments [B, 2C, h, w] become latents [B, C, h, w], drawn anew at every step.
+        clean = self._scaling.sample(batch["moments"], drawn["posterior"])
+        noisy, target = self._objective.pose(clean, drawn["noise"], time)
+        labels = batch["labels"].masked_fill(drawn["dropped"], self._null_class)
         with autocast(self._precision, self._device):
-            predicted: tuple[Tensor, list[Tensor]] = self._run.network(
-                noisy, time, labels, project=self._loss.is_aligned
-            )
-        return predicted
+            prediction, hidden = self._run.network(noisy, time, labels, self._terms.depths)
+            projected = {
+                number: modules[number](*(hidden[depth] for depth in term.depths))
+                for number, term, _ in self._terms.every
+                if number in modules
+            }
+        level = self._objective.level(time)
+        seen = Seen(batch, drawn, time, level, clean, noisy, target, prediction, hidden)
+        return torch.stack(
+            [
+                loss
+                for number, term, _ in self._terms.every
+                for loss in term.losses(replace(seen, projected=projected.get(number)))
+            ]
+        )
+
+    def _total(self, losses: Tensor) -> Tensor:
+        """What is minimised: the weighted sum of the means of losses [M, B]."""
+        means = zip(self._terms.weights, losses.unbind(), strict=True)
+        return sum((weight * loss.mean() for weight, loss in means), start=losses.new_zeros(()))
 
     def _update(self) -> Tensor:
         """Update weights and average; returns the norm of the gradient."""

@@ -1,53 +1,17 @@
-"""The section of pipeline.toml that stage two reads, and the sizes of its models."""
+"""The section of pipeline.toml that stage two reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from cache.layout import FEATURES, FLIPPED
+from stages.model.sizes import MODELS, Size
 from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, Unlimited, one_of
+from stages.train.terms import AnyTerm
 from stages.weights.export_options import Layout
-
-
-class Size(NamedTuple):
-    """A transformer's number of blocks, width and attention heads."""
-
-    depth: int
-    width: int
-    heads: int
-
-
-# DiT, table 1. XS is this project's own, for laptops.
-SIZES = {
-    "XS": Size(4, 128, 4),
-    "S": Size(12, 384, 6),
-    "B": Size(12, 768, 12),
-    "L": Size(24, 1024, 16),
-    "XL": Size(28, 1152, 16),
-}
-FAMILIES = ("SiT", "DiT")
-PATCHES = (1, 2, 4, 8)
-# Of the diffusion that DiT is trained on.
-DIFFUSION_STEPS = 1000
-
-
-class Model(NamedTuple):
-    """What a model's name says."""
-
-    family: str
-    size: Size
-    patch: int
-
-
-MODELS = {
-    f"{family}-{size}/{patch}": Model(family, SIZES[size], patch)
-    for family in FAMILIES
-    for size in SIZES
-    for patch in PATCHES
-}
 
 
 class ReadingSettings(Settings):
@@ -88,12 +52,9 @@ class ComputeSettings(Settings):
 class TrainSettings(Settings):
     """`[train]`: one run. The defaults are the paper's.
 
-    What is trained. run: the run's folder; encoders: the cached encoders to align with, none for
-    plain SiT or DiT; encoder_weights: of single encoders in the mean of their losses, 1 for
-    those not named; depth: the block whose output is aligned; weight: of the alignment loss;
-    align_until: the step at which alignment ends, if it does; temperature: of nt-xent;
-    interpolant, times: of SiT; label_dropping: probability; legacy_label_dropping: drop labels
-    twice, as the first runs of the published code did.
+    What is trained. run: the run's folder; align: a loss beside denoising each, none for plain SiT
+    or DiT; interpolant, times: of SiT; label_dropping: probability; legacy_label_dropping: drop
+    labels twice, as the first runs of the published code did.
 
     How. init_from: weights to start from, a checkpoint of any run or a published file;
     init_weights: which of these; init_layout: whose code the file is of, if it does not tell
@@ -109,16 +70,9 @@ class TrainSettings(Settings):
     """
 
     run: AnchoredPath
-    model: Annotated[str, one_of("stages.train.train_settings:MODELS")] = "SiT-XL/2"
+    model: Annotated[str, one_of("stages.model.sizes:MODELS")] = "SiT-XL/2"
     qk_norm: bool = False
-    encoders: tuple[str, ...] = ()
-    encoder_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
-    alignment: Annotated[str, one_of("stages.train.alignment:ALIGNMENTS")] = "repa"
-    temperature: PositiveFloat = 0.1
-    depth: Count = 8
-    weight: NonNegativeFloat = 0.5
-    align_until: Count | None = None
-    projector_width: Annotated[int, Field(gt=0, le=2**20)] = 2048
+    align: tuple[AnyTerm, ...] = ()
     interpolant: Annotated[str, one_of("stages.model.interpolants:INTERPOLANTS")] = "linear"
     times: Literal["uniform", "lognormal"] = "uniform"
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -151,6 +105,16 @@ class TrainSettings(Settings):
     device: str = "auto"
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Those whose cached arrays are read at some step, each once."""
+        return tuple(dict.fromkeys(name for term in self.align for name in term.encoders))
+
+    def depths(self, encoder: str | None = None) -> tuple[int, ...]:
+        """The blocks, from 1, whose output is aligned: with any encoder, or with one."""
+        terms = (term for term in self.align if encoder is None or encoder in term.encoders)
+        return tuple(sorted({depth for term in terms for depth in term.depths}))
 
     @property
     def family(self) -> str:

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,7 +30,7 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, barrier
-from stages.train.parallel import whole
+from stages.weights.parts import whole
 from stages.weights.run_folder import (
     checkpoint_path,
     checkpoint_paths,
@@ -65,7 +65,14 @@ class Checkpoint:
     @property
     def model(self) -> TransformerConfig:
         """What its weights are of."""
-        return TransformerConfig(**self.state["model"])
+        kept, known = self.state["model"], {field.name for field in fields(TransformerConfig)}
+        # Checkpoints of earlier versions also tell what projectors they have.
+        return TransformerConfig(**{name: kept[name] for name in known & kept.keys()})
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run that it is of."""
+        return self.folder.parents[1]
 
     @property
     def step(self) -> int:
@@ -146,7 +153,7 @@ def check_whole(found: Checkpoint, fault: str | None = None) -> None:
     """
     if (fault := fault or found.fault) is None:
         return
-    others = (other for other in reversed(checkpoints(found.folder.parents[1])) if other != found)
+    others = (other for other in reversed(checkpoints(found.run)) if other != found)
     whole = next((other for other in others if other.fault is None), None)
     aside = f"mv {found.folder} {found.folder}.damaged"
     raise CheckpointError(

@@ -3,19 +3,29 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 
 from cache.errors import RepaCacheError
 from cache.files import atomic_file
+from stages.model.sizes import MODELS
 from stages.model.transformer import TransformerConfig
-from stages.train.train_settings import MODELS
+from stages.train.stored_settings import stored_settings
+from stages.train.terms.term import Alignment
+from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
 from stages.weights.fitting import PIXELS_PER_LATENT
-from stages.weights.layouts import State, with_sigma, with_time_reversed, without_projectors
+from stages.weights.layouts import (
+    PROJECTORS,
+    State,
+    count_below,
+    with_sigma,
+    with_time_reversed,
+    without_projectors,
+)
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # The models that REPA's generate.py builds (its S has a head of another width), the sides of their
@@ -23,6 +33,10 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
 PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
+
+
+# The bias of the last layer of a projector.
+OUTPUT = "projectors.{}.4.bias"
 
 
 class ExportError(RepaCacheError):
@@ -80,7 +94,8 @@ def export(run: Path, options: ExportOptions) -> Exported:
     if not path.parent.is_dir():
         raise ExportError(f"{path}: there is no folder {path.parent}.")
     source = find(run, options.step)
-    name, model = source.state["settings"]["model"], source.model
+    settings, model = stored_settings(source.state["settings"], run), source.model
+    name = settings.model
     layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
     form = FORMS[layout]
     if MODELS[name].family != form.family:
@@ -88,7 +103,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
     state = form.convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
-    loaded_by = _loaded_by(layout, model, source.state["settings"])
+    loaded_by = _loaded_by(layout, model, settings, state)
     return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
 
 
@@ -100,43 +115,50 @@ def _write(path: Path, state: State, step: int) -> None:
             torch.save({"ema": state, "steps": step}, stream)
 
 
-def _loaded_by(layout: Layout, model: TransformerConfig, settings: dict[str, Any]) -> str:
+def _loaded_by(
+    layout: Layout, model: TransformerConfig, settings: TrainSettings, state: State
+) -> str:
     if layout is Layout.SIT:
         return "SiT's models with learn_sigma=True, whose time 0 is noise"
     if layout is Layout.SIT_NO_SIGMA:
         return "SiT's samplers with --ckpt, whose time 0 is noise"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
-    if not model.features:
+    if not settings.align:
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
-    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings))}"
-    unknown = list(_unknown(model, settings["model"]))
+    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
+    unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
 
 
-def _arguments(model: TransformerConfig, settings: dict[str, Any]) -> Iterator[str]:
+def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) -> Iterator[str]:
     """What generate.py has to be told: how the model is built, and what else it assumes."""
-    yield f"--model={settings['model']}"
-    yield f"--encoder-depth={model.align_depth}"
-    yield f"--projector-embed-dims={','.join(map(str, model.features))}"
+    count = count_below(PROJECTORS, state)
+    features = (len(state[OUTPUT.format(number)]) for number in range(count))
+    yield f"--model={settings.model}"
+    yield f"--encoder-depth={','.join(map(str, settings.depths()))}"
+    yield f"--projector-embed-dims={','.join(map(str, features))}"
     if model.classes != CLASSES:
         yield f"--num-classes={model.classes}"
     if model.side in SIDES[1:]:
         yield f"--resolution={model.side * PIXELS_PER_LATENT}"
     if model.qk_norm:
         yield "--qk-norm"
-    if settings["interpolant"] != "linear":
-        yield f"--path-type={settings['interpolant']}"
+    if settings.interpolant != "linear":
+        yield f"--path-type={settings.interpolant}"
 
 
-def _unknown(model: TransformerConfig, name: str) -> Iterator[str]:
+def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]:
     """What generate.py has no argument for, or not with this value."""
-    if name not in LISTED:
-        yield name
+    if settings.model not in LISTED:
+        yield settings.model
     if model.side not in SIDES:
         yield f"latents of side {model.side}"
-    if model.projector_width != PROJECTOR_WIDTH:
-        yield f"projector_dim={model.projector_width}"
+    widths = {term.projector_width for term in settings.align if isinstance(term, Alignment)}
+    if widths - {PROJECTOR_WIDTH}:
+        yield f"projector_dim={', '.join(map(str, sorted(widths)))}"
+    if len(settings.depths()) > 1:
+        yield "several depths"
     if model.channels != CHANNELS:
         yield f"in_channels={model.channels}"
     if not model.has_null_class:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
-from stages.train.train_settings import MODELS
 from stages.weights.export_options import Layout
 from stages.weights.layouts import (
     HEAD,
@@ -111,9 +111,10 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
-    kept = [number for number in range(len(config.features)) if _has_projector(found, own, number)]
+    count = count_below(PROJECTORS, own)
+    kept = [number for number in range(count) if _has_projector(found, own, number)]
     state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
-    if note := _note_on_projectors(found, len(config.features), kept):
+    if note := _note_on_projectors(found, count, kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
 

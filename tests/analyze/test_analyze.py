@@ -27,8 +27,8 @@ from stages.analyze.run_states import measure_cknna, measure_probes
 from stages.analyze.subject import Subject, open_subject, spread_rows
 from stages.model.diffusion import diffuse
 from stages.sample.sampler import make_sampled
-from stages.train.objectives import OBJECTIVES
 from stages.train.randomness import Stream, seed_for
+from stages.train.terms import objective_of
 from stages.train.train_settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_only_the_blocks_that_are_asked_for_are_kept(subject: Callable[..., Subj
 @pytest.mark.parametrize("family", ["SiT", "DiT"])
 def test_a_level_of_noise_is_the_time_that_has_it(family: str) -> None:
     settings = TrainSettings(run=Path("run"), model=f"{family}-B/2")
-    objective = OBJECTIVES[family](settings)
+    objective = objective_of(settings)
     levels = torch.arange(1000) / 1000
     torch.testing.assert_close(objective.level(objective.time(levels)), levels)
     assert float(objective.level(objective.time(torch.ones(1)))) == pytest.approx(1, abs=1.1e-3)

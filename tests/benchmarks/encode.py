@@ -66,7 +66,7 @@ device = "{device}"
 
 [train]
 run = "run"
-encoders = []
+align = []
 """
 ENCODER = """
 [encoders.{name}]

@@ -60,7 +60,7 @@ vae = "demo-autoencoder"
 
 [train]
 run = "run"
-encoders = []
+align = []
 """
 
 

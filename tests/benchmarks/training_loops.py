@@ -6,7 +6,6 @@ B images, S their side in px, T tokens, D features.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from plain_training import Inputs, PlainLoop, SiT
+from stages.train.losses import TrainingLoss
 from torch import Tensor
 
 from cache.layout import VALID, ArraySpec, Column
@@ -30,7 +30,6 @@ from stages.placement import Placement, find_device
 from stages.train.batches import Batch, CachedBatches
 from stages.train.cached_data import CachedData
 from stages.train.loop import Stretch
-from stages.train.losses import TrainingLoss
 from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Draw
 from stages.train.run import transformer_config
@@ -114,7 +113,7 @@ class OnlineBatches(CachedBatches):
         self._encoder = encoder
 
     def read(self, step: int) -> Batch:
-        return replace(super().read(step), tokens=[self._encoder.tokens(self._pixels)])
+        return {**super().read(step), self._name: self._encoder.tokens(self._pixels)}
 
 
 class Loop(Protocol):

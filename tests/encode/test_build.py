@@ -131,7 +131,7 @@ def test_a_cache_of_other_settings_is_refused_and_kept(
     built_by(tiny())
     before = content(tiny().cache.path)
     with pytest.raises(StaleCacheError, match=message):
-        built_by(tiny(override, "train.encoders=[]"))
+        built_by(tiny(override, "train.align=[]"))
     assert content(tiny().cache.path) == before
 
 

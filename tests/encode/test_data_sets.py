@@ -42,7 +42,7 @@ def test_packed_images_are_encoded_like_those_in_folders(
     name: str, images: Path, tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:
     packed = pack(name, images, tmp_path)
-    plain_config = tiny("train.encoders=[]", "cache.path=plain.zarr")
+    plain_config = tiny("train.align=[]", "cache.path=plain.zarr")
     config = tiny(f"dataset.source={packed.source}", f"dataset.path={packed.path}")
     for one in (plain_config, config):
         build(one.encode.model_copy(update={"encoders": {}}), CPU)
@@ -56,7 +56,7 @@ def test_packed_images_are_encoded_like_those_in_folders(
 def test_a_build_says_what_it_found_and_what_it_left_out(
     images: Path, tiny: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(f"cache.path={images / 'own.zarr'}", "train.encoders=[]")
+    config = tiny(f"cache.path={images / 'own.zarr'}", "train.align=[]")
     without_encoders = config.encode.model_copy(update={"encoders": {}})
     build(without_encoders, CPU)
     assert f"{images}: 21 images of 3 classes (class0 ... class2)\n" in capsys.readouterr().err

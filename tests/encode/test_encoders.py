@@ -141,7 +141,7 @@ def test_an_encoder_that_cannot_work_is_refused_before_anything_runs(
     tiny: Callable[..., Config], name: str, setting: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        tiny(f"encoders.{name}.{setting}", f'train.encoders=["{name}"]')
+        tiny(f"encoders.{name}.{setting}", f"train.align.0.encoder={name}")
 
 
 def test_a_digest_of_weights_changes_with_any_of_them() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from stages.encode.images.sources import SAMPLE_PHOTOGRAPHS
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import ENCODERS
 from stages.placement import Placement
-from stages.train.alignment import ALIGNMENTS, NegativeCosine
 from stages.train.log import read_log
 from stages.train.loop import train
+from stages.train.terms import TERMS
+from stages.train.terms.repa import Repa
 
 CPU = torch.device("cpu")
 HERE = Placement(CPU)
@@ -98,25 +100,27 @@ def test_training_reads_the_codes_and_not_the_token_scales(tiny: Callable[..., C
         (path / column / f"token_scale/c.{shard}.0").unlink()
     batches = cached_batches(config, HERE)
     with closing(batches):
-        (tokens,) = batches.read(0).tokens
+        tokens = batches.read(0)["efficientnet-lite0/directions"]
     torch.testing.assert_close(normalize(tokens, dim=-1), normalize(expected, dim=-1))
 
 
-class ByLength(NegativeCosine):
+class ByLength(Repa):
     """An alignment to which the length of a token matters."""
 
-    needs_lengths = True
+    needs_lengths: ClassVar[bool] = True
+
+    kind: Literal["by-length"] = "by-length"  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("storage", FLOAT_STORAGES)
 def test_an_alignment_that_needs_lengths_gets_tokens_as_they_were(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
-    monkeypatch.setitem(ALIGNMENTS, "by-length", ByLength)
-    config = tiny(f"encoders.efficientnet-lite0.storage={storage}", "train.alignment=by-length")
+    monkeypatch.setitem(TERMS, "by-length", ByLength)
+    config = tiny(f"encoders.efficientnet-lite0.storage={storage}", "train.align.0.kind=by-length")
     build(config.encode, CPU)
     reader = Cache(config.cache.path).column("features/efficientnet-lite0")
     with closing(cached_batches(config, HERE)) as batches:
-        (tokens,) = batches.read(0).tokens
+        tokens = batches.read(0)["efficientnet-lite0/tokens"]
         expected = torch.from_numpy(reader.values("tokens", batches.rows(0)))
     torch.testing.assert_close(tokens, expected, rtol=1e-6, atol=1e-6)

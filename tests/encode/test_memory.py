@@ -41,7 +41,7 @@ def test_memory_stays_flat_over_many_images(
         "dataset.pixels=true",
         "dataset.flip=true",
         "encoders.efficientnet-lite0.input_size=32",
-        "train.encoders=[]",
+        "train.align=[]",
     )
     used: list[int] = []
     done = threading.Event()

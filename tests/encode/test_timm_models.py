@@ -119,7 +119,7 @@ def test_a_grid_that_does_not_fit_comes_with_the_size_that_does(
     tiny: Callable[..., Config],
 ) -> None:
     name = "vit_base_patch16_224.augreg_in21k"
-    sections = f'encoders."{name}".storage=int8', f'train.encoders=["{name}"]'
+    sections = f'encoders."{name}".storage=int8', f"train.align.0.encoder={name}"
     with pytest.raises(ConfigError, match=r"\d+ x \d+, those of SiT-XS/2 on 4 x 4; set .* = 64"):
         tiny(*sections, "dataset.resolution=32", f'encoders."{name}".input_size=96')
     config = tiny(*sections, f'encoders."{name}".input_size=64')

@@ -212,7 +212,7 @@ def test_a_column_of_another_recipe_is_not_repaired_into_this_one(
     copied: Config, tiny: Callable[..., Config]
 ) -> None:
     before = content(copied.cache.path)
-    other = tiny("encoders.efficientnet-lite0.input_size=96", "train.encoders=[]")
+    other = tiny("encoders.efficientnet-lite0.input_size=96", "train.align=[]")
     with pytest.raises(StaleCacheError, match="input_size: cache 64, configuration 96"):
         built_by(other, REPAIR)
     PLANTED["an edited recipe"].plant(copied.cache.path / FEATURES)

@@ -87,13 +87,15 @@ def test_training_draws_either_view_of_an_image(tiny: Callable[..., Config], sto
             batch = batches.read(step)
             views, rows = np.divmod(batches.rows(step), len(cache.rows))
             seen += views.tolist()
-            assert batch.labels.tolist() == cache.rows.label[rows].tolist()
+            assert batch["labels"].tolist() == cache.rows.label[rows].tolist()
             for place, (view, row) in enumerate(zip(views, rows, strict=True)):
                 suffix = ".flipped" if view else ""
                 moments = cache.column(LATENTS + suffix).read("moments", [row])[0]
-                np.testing.assert_array_equal(batch.moments[place].numpy(), moments)
+                np.testing.assert_array_equal(batch["moments"][place].numpy(), moments)
                 tokens = torch.from_numpy(cache.column(FEATURES + suffix).values("tokens", [row]))
-                cosine = torch.cosine_similarity(batch.tokens[0][place], tokens[0], dim=-1)
+                cosine = torch.cosine_similarity(
+                    batch["efficientnet-lite0/directions"][place], tokens[0], dim=-1
+                )
                 assert cosine.min() > 0.9999
     assert 0.35 < np.mean(seen) < 0.65
 

@@ -43,7 +43,7 @@ weights = "saliency-vit-s.safetensors"
 [train]
 model = "SiT-XS/4"
 run = "run"
-encoders = []
+align = []
 depth = 2
 """
 

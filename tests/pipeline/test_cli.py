@@ -166,7 +166,7 @@ def test_a_wrong_configuration_writes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     for command in set(COMMANDS) - {"init", "export"}:
         assert "train.depth: SiT-XS/2 has 4 blocks" in invoke(
-            command, "--set", "train.depth=9", status=1
+            command, "--set", "train.align.0.depth=9", status=1
         )
     assert sorted(folder.rglob("*")) == before
 

@@ -40,7 +40,7 @@ def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.depth=7", "train.depth: SiT-XS/2 has 4 blocks, got 7"),
+        ("train.align.0.depth=7", "train.depth: SiT-XS/2 has 4 blocks, got 7"),
         ("train.batch_size=5", "train.batch_size: 5 images cannot be shared by 2 processes"),
         ("dataset.resolution=34", "dataset.resolution: 34 is no multiple of the VAE's 4 px"),
         ("dataset.resolution=20", "train.model: SiT-XS/2 cannot cut latents of side 5"),
@@ -314,7 +314,7 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
         ),
         (["train.model=DiT-XS/2", "sample.solver=heun"], "'heun' is not for DiT"),
         (
-            ["train.compute.micro_batches=2", "train.alignment=nt-xent"],
+            ["train.compute.micro_batches=2", "train.align.0.kind=nt-xent"],
             "train.compute.micro_batches: 'nt-xent' needs the whole batch at once",
         ),
         (["train.precision=float64"], "train.precision"),

@@ -169,7 +169,7 @@ def test_a_mistake_in_the_settings_is_told_once_a_machine(monkeypatch: pytest.Mo
     torchrun = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    mistake = ["train", "--set", "train.depth=9"]
+    mistake = ["train", "--set", "train.align.0.depth=9"]
     for local, said in (("0", True), ("1", False)):
         monkeypatch.setenv("LOCAL_RANK", local)
         result = CliRunner().invoke(app, mistake)

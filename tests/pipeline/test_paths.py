@@ -36,7 +36,7 @@ def trained_runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(built, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, *settings in (("sit",), ("plain", "train.encoders=[]", "sample.guidance=1.5")):
+        for name, *settings in (("sit",), ("plain", "train.align=[]", "sample.guidance=1.5")):
             overrides = [f"train.run=runs/{name}", "train.steps=2", *settings]
             invoke("train", *(word for one in overrides for word in ("--set", one)))
     return folder
@@ -273,5 +273,5 @@ def test_a_cache_is_timed_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     output = invoke("bench", "tiny.zarr", "--set", "train.batch_size=4")
     assert "steps/s of 4 images" in output
     assert "trains SiT-XL/2 on" in output
-    latents_alone = ("--set", "train.batch_size=4", "--set", "train.encoders=[]")
+    latents_alone = ("--set", "train.batch_size=4", "--set", "train.align=[]")
     assert "steps/s of 4 images" in invoke("bench", "tiny.zarr", *latents_alone)

@@ -187,11 +187,11 @@ def test_gains_follow_the_configuration(planned: Plan, tiny: Callable[..., Confi
 
     one = gains()
     assert one.epochs == one.aligned_epochs == 100 * 4 / 21
-    assert gains("train.align_until=25").aligned_epochs == 25 * 4 / 21
+    assert gains("train.align.0.until=25").aligned_epochs == 25 * 4 / 21
     # float32 units of a GPU are ten times slower than those that published code uses.
     assert one.break_even_epochs == pytest.approx(10)
     assert gains("dataset.flip=true").break_even_epochs == pytest.approx(20)
-    plain = gains("train.encoders=[]")
+    plain = gains("train.align=[]")
     assert plain.break_even_epochs is None
     assert plain.run_saving == 0
 
@@ -205,7 +205,7 @@ def test_advice_follows_from_the_numbers(
 
     assert "is better run online" in sentences("train.steps=40")
     assert "It pays after 10 epochs" in sentences("train.steps=400")
-    assert "This run aligns to no encoder" in sentences("train.encoders=[]")
+    assert "This run aligns to no encoder" in sentences("train.align=[]")
     assert 'precision = "float16" for efficientnet-lite0, the VAE' in sentences()
     built = make_plan(trainable(), None, 1)
     assert "Its tokens are there: a run from them saves" in advice(built)[0]
@@ -241,7 +241,7 @@ def measured(
 def test_reading_is_what_bench_says_of_the_built_cache(
     trainable: Callable[..., Config], measured: Callable[..., Plan], alignment: str
 ) -> None:
-    settings = f"train.alignment={alignment}", "train.batch_size=8"
+    settings = f"train.align.0.kind={alignment}", "train.batch_size=8"
     config = trainable(*settings)
     before = sorted(config.cache.path.parent.iterdir())
     planned, benched = measured(*settings), measure_reading(config.train, config.tensors)

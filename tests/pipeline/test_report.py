@@ -46,7 +46,7 @@ def three(runs: Path, trainable: Callable[..., Config], tmp_path: Path) -> Path:
     folder = tmp_path / "three"
     for name, *settings in (
         ("sit",),
-        ("plain", "train.encoders=[]"),
+        ("plain", "train.align=[]"),
         ("dit", "train.model=DiT-XS/2"),
     ):
         shutil.copytree(runs / name, folder / name)

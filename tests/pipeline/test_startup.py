@@ -59,8 +59,8 @@ def test_help_and_version_import_nothing_that_works(tmp_path: Path, arguments: l
     ("setting", "message"),
     [
         ("train.dept=9", "did you mean 'depth'?"),
-        ("train.depth=9", "SiT-XS/2 has 4 blocks"),
-        ("train.alignment=nt_xent", "did you mean 'nt-xent'?"),
+        ("train.align.0.depth=9", "SiT-XS/2 has 4 blocks"),
+        ("train.align.0.kind=nt_xent", "did you mean 'nt-xent'?"),
         ("train.interpolant=cosin", "did you mean 'cosine'?"),
         ("sample.solver=ddpm", "'ddpm' is not for SiT"),
         ("encoders.dinov2-vit-bb.storage=int8", "did you mean 'dinov2-vit-b'?"),

@@ -114,7 +114,7 @@ def test_the_report_tells_where_every_number_is_from(
 
 
 def test_a_model_that_was_not_aligned_is_not_marked(judged: Callable[..., list[Result]]) -> None:
-    (result,) = judged("train.encoders=[]", run="plain")
+    (result,) = judged("train.align=[]", run="plain")
     assert not any("aligned" in remark for remark in result.remarks)
 
 
@@ -164,9 +164,9 @@ def test_another_encoder_joins_what_was_measured_before(
     folder = tmp_path / "samples"
     larger = "encoders.efficientnet-lite0.input_size=128"
     reference = f"evaluate.reference={folder}"
-    other = judged(larger, reference, "train.encoders=[]", samples=folder)
+    other = judged(larger, reference, "train.align=[]", samples=folder)
     assert read_results(folder) == [first, *other]
-    again = judged(larger, reference, "train.encoders=[]", samples=folder)
+    again = judged(larger, reference, "train.align=[]", samples=folder)
     assert read_results(folder) == [first, *again]
 
 
@@ -187,7 +187,7 @@ def test_missing_samples_and_another_encoder_are_refused(
     with pytest.raises(EvaluateError, match=r"There is no .*Run `repa-cache sample` first"):
         judged(samples=tmp_path / "nothing")
     with pytest.raises(StaleCacheError, match="input_size: cache 64, configuration 96"):
-        judged("encoders.efficientnet-lite0.input_size=96", "train.encoders=[]", run="plain")
+        judged("encoders.efficientnet-lite0.input_size=96", "train.align=[]", run="plain")
     judged()
     (tmp_path / "samples/000004.png").unlink()
     with pytest.raises(EvaluateError, match="1 of 6 images are missing"):
@@ -296,7 +296,7 @@ def test_kept_statistics_of_another_network_are_refused(
 ) -> None:
     judged(save_statistics=tmp_path / "kept.npz")
     kept = f"evaluate.reference={tmp_path / 'kept.npz'}"
-    other = ("encoders.efficientnet-lite0.input_size=96", "train.encoders=[]")
+    other = ("encoders.efficientnet-lite0.input_size=96", "train.align=[]")
     with pytest.raises(ReferenceSetError, match=f"was made with another {FD}"):
         judged(*other, kept, run="plain")
 

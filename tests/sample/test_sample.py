@@ -306,7 +306,7 @@ def test_a_vae_with_other_latents_is_refused(
 def test_the_paper_s_decoder_is_the_default_for_its_encoder(
     drawable: Callable[..., Config],
 ) -> None:
-    settings = ("train.encoders=[]", "dataset.resolution=256")
+    settings = ("train.align=[]", "dataset.resolution=256")
     mse = drawable("latents.vae=stabilityai/sd-vae-ft-mse", *settings)
     assert mse.decoder.location == "stabilityai/sd-vae-ft-ema"
     assert drawable().decoder.location == drawable().latents.location

@@ -3,8 +3,10 @@
 B images of a rank, T tokens, D features.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,9 @@ from stages.encode.building.columns import load_features_maker
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_crops, open_source
 from stages.placement import Placement
-from stages.train.batches import Batch, CachedBatches
+from stages.train.arrays import encoder_of
+from stages.train.batches import CachedBatches, Named, Order
 from stages.train.cached_data import CachedData
-from stages.train.train_settings import TrainSettings
 
 
 class OnlineBatches(CachedBatches):
@@ -31,25 +33,27 @@ class OnlineBatches(CachedBatches):
         self,
         encode: EncodeSettings,
         data: CachedData,
-        settings: TrainSettings,
+        names: Sequence[str],
+        order: Order,
         place: Placement,
-        *,
-        is_aligned: bool = True,
-        stop: int | None = None,
+        *options: Any,
     ) -> None:
-        super().__init__(data, settings, place, is_aligned=False, stop=stop)
+        super().__init__(data, (), order, place, *options)
         source, rows = open_source(encode), read_rows(encode.cache.path)
         self._pool = ThreadPoolExecutor(encode.build.threads)
         crops = open_crops(encode, source, rows, self._pool, place.device)
-        self._crops = replace(crops, batch_size=settings.batch_size)
-        names = settings.encoders if is_aligned else ()
-        self._makers = [load_features_maker(encode, name, place.device) for name in names]
+        self._crops = replace(crops, batch_size=order.batch_size)
+        self._makers = {
+            name: load_features_maker(encode, encoder_of(name), place.device) for name in names
+        }
 
-    def read(self, step: int) -> Batch:
+    def read(self, step: int) -> Named:
         batch, crops = super().read(step), self.crops(step)
         # A copy: what inference made cannot enter a backward pass.
-        tokens = [maker.network(crops)["tokens"].clone() for maker in self._makers]
-        return replace(batch, tokens=tokens)
+        tokens = {
+            name: maker.network(crops)["tokens"].clone() for name, maker in self._makers.items()
+        }
+        return {**batch, **tokens}
 
     def crops(self, step: int) -> Crops:
         """The images of a step, decoded anew, each in the view that is wanted of it."""

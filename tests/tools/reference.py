@@ -2,58 +2,69 @@
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.model.transformer import Transformer, TransformerConfig, config_named
+from stages.model.projectors import MLPProjector
+from stages.model.transformer import MakeLists, Transformer, TransformerConfig, config_named
 
 
-def published(name: str) -> TransformerConfig:
+def published(name: str) -> "Described":
     """The published model of a name, for ImageNet at 256 px, aligned to DINOv2-B."""
-    return config_named(
+    config = config_named(
         name,
         side=32,
         channels=4,
         classes=1000,
-        features=(768,),
-        align_depth=8,
-        projector_width=2048,
         has_null_class=True,
     )
+    return with_projectors(config, 2048, (768,))
+
+
+class Described(NamedTuple):
+    """A transformer and what is trained beside it."""
+
+    config: TransformerConfig
+    make_lists: MakeLists = dict
+
+    def make(self) -> Transformer:
+        return Transformer(self.config, make_lists=self.make_lists)
+
+
+def with_projectors(config: TransformerConfig, hidden: int, features: Sequence[int]) -> Described:
+    """A transformer with projectors to some widths."""
+    width = config.width
+    return Described(
+        config, lambda: {"projectors": [MLPProjector(width, hidden, one) for one in features]}
+    )
+
+
+def golden_described(sit_repa: Any) -> Described:
+    """The published model with the projectors that it was trained with."""
+    config = json.loads(sit_repa.metadata["config"])
+    return with_projectors(_config(sit_repa), config["projector_dim"], config["z_dims"])
 
 
 def golden_model(sit_repa: Any) -> Transformer:
-    config = json.loads(sit_repa.metadata["config"])
-    return _loaded(
-        sit_repa,
-        features=tuple(config["z_dims"]),
-        align_depth=config["encoder_depth"],
-        projector_width=config["projector_dim"],
-    )
+    return _loaded(sit_repa, golden_described(sit_repa))
 
 
 def golden_dit(dit: Any) -> Transformer:
-    config = json.loads(dit.metadata["config"])
-    return _loaded(
-        dit,
-        features=(),
-        align_depth=config["depth"],
-        projector_width=1,
-        learns_sigma=config["learn_sigma"],
-    )
+    learns_sigma = json.loads(dit.metadata["config"])["learn_sigma"]
+    return _loaded(dit, Described(_config(dit, learns_sigma=learns_sigma)))
 
 
 def golden_sit(sit_official: Any) -> TransformerConfig:
     """What both models in the file of SiT's own code are."""
-    return _config(sit_official, features=(), align_depth=1, projector_width=1)
+    return _config(sit_official)
 
 
-def _loaded(golden: Any, **own: Any) -> Transformer:
-    model = Transformer(_config(golden, **own))
+def _loaded(golden: Any, described: Described) -> Transformer:
+    model = described.make()
     model.load_state_dict(golden.below("model."))
     return model
 

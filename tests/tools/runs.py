@@ -10,17 +10,21 @@ from stages.placement import Placement
 from stages.sample.generate import Drawn, sample
 from stages.sample.sample_options import SampleOptions
 from stages.sample.samples import Samples
-from stages.train.batches import CachedBatches
+from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.log import SPEEDS, log_path, read_log
 from stages.train.loop import TrainSummary, train
+from stages.train.terms.run_terms import RunTerms
 from stages.weights.checkpoint import Checkpoint, latest
 
 CPU = Placement(torch.device("cpu"))
 
 
 def cached_batches(config: Config, place: Placement = CPU) -> CachedBatches:
-    return CachedBatches(CachedData(config.tensors, config.train), config.train, place)
+    train = config.train
+    order = Order(train.seed, train.batch_size, train.block_rows)
+    data, arrays = CachedData(config.tensors, train.encoders), RunTerms.of(train).arrays
+    return CachedBatches(data, arrays, order, place, train.reading, train.steps)
 
 
 def trained(config: Config, place: Placement = CPU) -> TrainSummary:

@@ -30,6 +30,6 @@ def solved(
 
 def guided(model: Transformer, labels: Tensor, **settings: Any) -> GuidedField:
     def predict(latents: Tensor, times: Tensor, classes: Tensor) -> Tensor:
-        return model(latents, times, classes, project=False)[0]
+        return model(latents, times, classes)[0]
 
     return GuidedField(predict, model.config, labels, SampleSettings(**settings))

@@ -29,15 +29,18 @@ batch_size = 3
 [train]
 run = "run"
 model = "SiT-XS/2"
-encoders = ["efficientnet-lite0"]
-depth = 2
-projector_width = 32
 batch_size = 4
 steps = 4
 learning_rate = 1e-3
 checkpoint_every = 2
 log_every = 1
 device = "cpu"
+
+[[train.align]]
+kind = "repa"
+encoder = "efficientnet-lite0"
+depth = 2
+projector_width = 32
 
 [sample]
 images = 6

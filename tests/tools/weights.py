@@ -1,11 +1,12 @@
 """Weights for tests: models full of random numbers, files of them, runs and what they export."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from reference import Described, with_projectors
 from runs import CPU
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,9 +19,9 @@ from stages.weights.fitting import start_from
 State = dict[str, Tensor]
 
 
-def fresh(config: TransformerConfig) -> Transformer:
+def fresh(described: Described | TransformerConfig) -> Transformer:
     """A new model whose every tensor is random, so that none can be right by chance."""
-    model = Transformer(config)
+    model = (described if isinstance(described, Described) else Described(described)).make()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for parameter in model.parameters():
@@ -28,7 +29,9 @@ def fresh(config: TransformerConfig) -> Transformer:
     return model
 
 
-def a_model(**changes: Any) -> TransformerConfig:
+def a_model(
+    features: Sequence[int] = (24,), projector_width: int = 16, **changes: Any
+) -> Described:
     tiny = TransformerConfig(
         side=8,
         patch=2,
@@ -37,21 +40,18 @@ def a_model(**changes: Any) -> TransformerConfig:
         width=48,
         heads=4,
         classes=10,
-        features=(24,),
-        align_depth=1,
-        projector_width=16,
         has_null_class=True,
     )
-    return replace(tiny, **changes)
+    return with_projectors(replace(tiny, **changes), projector_width, features)
 
 
-def saved(path: Path, config: TransformerConfig, drop: Iterable[str] = ()) -> Path:
+def saved(path: Path, config: Described, drop: Iterable[str] = ()) -> Path:
     state = {n: t for n, t in fresh(config).state_dict().items() if n not in drop}
     save_file(state, path)
     return path
 
 
-def started(path: Path, config: TransformerConfig, which: str = "ema") -> Transformer:
+def started(path: Path, config: Described | TransformerConfig, which: str = "ema") -> Transformer:
     model = fresh(config)
     start_from(path, which, model, CPU)
     return model

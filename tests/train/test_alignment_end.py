@@ -15,7 +15,7 @@ from stages.train.batches import CachedBatches
 from stages.train.run import Run
 from stages.weights.checkpoint import checkpoints
 
-UNTIL = ("train.align_until=3", "train.steps=6", "train.log_every=2", "train.keep=10")
+UNTIL = ("train.align.0.until=3", "train.steps=6", "train.log_every=2", "train.keep=10")
 
 
 def weights_at(config: Config, step: int) -> dict[str, torch.Tensor]:

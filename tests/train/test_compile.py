@@ -1,13 +1,13 @@
 """What is compiled of a model, counted by a compiler that hands back what it was given."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compiling import COMPILING
+from reference import with_projectors
 from runs import log_values, trained
 
 from pipeline.config import Config
@@ -26,9 +26,6 @@ SMALL = config_named(
     side=8,
     channels=4,
     classes=3,
-    features=(16,),
-    align_depth=2,
-    projector_width=32,
     has_null_class=True,
 )
 
@@ -56,7 +53,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.compute.micro_batches=2",),
         ("train.compute.recompute_activations=true",),
         ("train.model=DiT-XS/2",),
-        ("train.align_until=2",),
+        ("train.align.0.until=2",),
     ],
     ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends"],
 )
@@ -82,10 +79,12 @@ def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
 def test_encoders_of_one_width_share_a_graph_and_others_have_their_own(
     graphs: list[set[str]],
 ) -> None:
-    model = Transformer(replace(SMALL, features=(16, 24, 16, 40))).train()
+    model = with_projectors(SMALL, 32, (16, 24, 16, 40)).make().train()
     compile_blocks(model, True, torch.device("cpu"))
     for _ in range(3):
-        velocity, projected = model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3]))
+        inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
+        velocity, hidden = model(*inputs, {2})
+        projected = (projector(hidden[2]) for projector in model.projectors)
         (velocity.sum() + sum(tokens.sum() for tokens in projected)).backward()
     assert len(graphs) == 2 + 3
 

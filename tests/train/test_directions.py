@@ -181,7 +181,7 @@ def test_published_weights_of_unclear_origin_are_drawn_from_once_that_is_said(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = trainable("sample.guidance=2.0", "train.encoders=[]")
+    config = trainable("sample.guidance=2.0", "train.align=[]")
     export(built, runs / "plain", tmp_path / "w.pt", "--layout", "sit-no-sigma")
     with pytest.raises(WeightsError, match="does not tell whose code"):
         drawn_into(tmp_path / "x", config, official=tmp_path / "w.pt")
@@ -200,7 +200,7 @@ def test_a_run_that_began_before_there_was_a_setting_goes_on(
     train(first.train, first.tensors, CPU)
     path = newest_of(first.train.run).folder / "state.json"
     state = json.loads(path.read_text())
-    del state["settings"]["init_layout"], state["settings"]["encoder_weights"]
+    del state["settings"]["init_layout"], state["settings"]["align"][0]["until"]
     path.write_text(json.dumps(state))
     again = trainable("train.steps=2")
     assert train(again.train, again.tensors, CPU).start == 1

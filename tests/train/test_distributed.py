@@ -21,12 +21,12 @@ LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 VARIANTS = {
     "ddp": [],
     "micro-batches": ["train.compute.micro_batches=2"],
-    "nt-xent": ["train.alignment=nt-xent"],
+    "nt-xent": ["train.align.0.kind=nt-xent"],
     "fsdp": ["train.compute.parallel=fsdp"],
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
-    "end-of-alignment": ["train.align_until=2"],
-    "fsdp-end-of-alignment": ["train.align_until=2", "train.compute.parallel=fsdp"],
+    "end-of-alignment": ["train.align.0.until=2"],
+    "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Half precision rounds sums in another order to other numbers.
 HALF = {
@@ -132,13 +132,15 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
     store = f"file://{tmp_path / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, world_size=1, rank=0)
     try:
-        network = DistributedDataParallel(golden_model(sit_repa))
+        model = golden_model(sit_repa)
+        network = DistributedDataParallel(model)
         network.register_comm_hook(None, exchange)
         for number in range(micro_batches):
             with synchronised(network, is_last=number == micro_batches - 1):
-                velocity, projected = network(
-                    sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"]
+                velocity, hidden = network(
+                    sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"], {2}
                 )
+                projected = (projector(hidden[2]) for projector in model.projectors)
                 sum(tensor.sum() for tensor in (velocity, *projected)).backward()
         assert exchanged == 1
     finally:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from reference import predict, published
 from runs import CPU, newest_of
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from weights import State, assert_equal, export
 
@@ -22,7 +21,7 @@ from stages.weights.checkpoint import Checkpoint
 from stages.weights.export import FORMS
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import TIMES
+from stages.weights.layouts import TIMES, without_projectors
 
 
 def loaded(path: Path) -> State:
@@ -54,7 +53,7 @@ def test_exported_weights_come_back(
 ) -> None:
     path, source = tmp_path / f"w{suffix}", newest_of(runs / name)
     export(built, runs / name, path, "--layout", layout, "--weights", weights)
-    model = Transformer(replace(source.model, features=()))
+    model = Transformer(source.model)
     start_from(path, "ema", model, CPU, Layout(layout))
     found = model.state_dict()
     trunk = {n: t for n, t in source.weights(weights).items() if not n.startswith("projectors")}
@@ -75,9 +74,9 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def test_a_b_2_has_the_names_and_shapes_of_the_published_code(
     layout: Layout, official: Callable[[str], dict[str, Any]]
 ) -> None:
-    config = published(f"{FORMS[layout].family}-B/2")
+    described = published(f"{FORMS[layout].family}-B/2")
     with torch.device("meta"):
-        state = FORMS[layout].convert(Transformer(config).state_dict(), config.patch)
+        state = FORMS[layout].convert(described.make().state_dict(), described.config.patch)
     expected = official("sit_b2_state_dict")
     if layout is not Layout.REPA:
         expected = {n: s for n, s in expected.items() if not n.startswith("projectors.")}
@@ -96,7 +95,7 @@ def test_published_code_predicts_from_an_export_what_the_run_predicts(
     source = newest_of(runs / name)
     export(built, runs / name, tmp_path / "w.pt", "--layout", layout)
     model = Transformer(source.model)
-    model.load_state_dict(source.weights("ema"))
+    model.load_state_dict(without_projectors(source.weights("ema")))
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((5, 4, 8, 8), generator=generator)
     time, labels = torch.rand(5, generator=generator), torch.tensor([0, 1, 2, 3, 0])
@@ -149,16 +148,14 @@ def test_a_published_model_needs_no_more_than_arguments(
     shutil.copytree(runs / "sit", tmp_path / "run")
     path = newest_of(tmp_path / "run").folder / "state.json"
     state = json.loads(path.read_text())
-    state["settings"] |= {"model": "SiT-XL/2", "interpolant": "cosine"}
-    state["model"] |= {
-        "classes": 1000,
-        "side": 32,
-        "projector_width": 2048,
-        "features": [768, 1024],
-        "align_depth": 8,
-        "qk_norm": True,
-    }
+    (term,) = state["settings"]["align"]
+    term |= {"depth": 8, "projector_width": 2048}
+    state["settings"] |= {"model": "SiT-XL/2", "interpolant": "cosine", "align": [term, term]}
+    state["model"] |= {"classes": 1000, "side": 32, "qk_norm": True}
     path.write_text(json.dumps(state))
+    second = {f"projectors.{number}.4.bias": torch.zeros(n) for number, n in enumerate((768, 1024))}
+    for weights in (path.with_name("ema.safetensors"),):
+        save_file({**load_file(weights), **second}, weights)
     output = export(built, tmp_path / "run", tmp_path / "w.pt")
     assert output.endswith(
         "for REPA's generate.py with --model=SiT-XL/2 --encoder-depth=8 "

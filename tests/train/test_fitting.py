@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from reference import Described
 from runs import CPU
 from weights import a_model, doubled, fresh, saved, started
 
-from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
@@ -79,7 +79,7 @@ def test_all_of_the_trunk_has_to_be_there_and_nothing_else(tmp_path: Path) -> No
 
 def test_refused_weights_leave_the_model_as_it_was(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", a_model(), drop=["blocks.1.mlp.fc2.bias"])
-    model = Transformer(a_model())
+    model = a_model().make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError):
         start_from(path, "ema", model, CPU)
@@ -89,12 +89,12 @@ def test_refused_weights_leave_the_model_as_it_was(tmp_path: Path) -> None:
 
 def begun(
     path: Path,
-    config: TransformerConfig,
+    described: Described,
     capsys: pytest.CaptureFixture[str],
     place: Placement = CPU,
 ) -> tuple[set[str], list[str]]:
     """Which tensors of a model stay new when it starts from a file, and what is said of that."""
-    model = Transformer(config)
+    model = described.make()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     capsys.readouterr()
     # Without projectors, a file does not tell its direction of time.
@@ -208,5 +208,5 @@ def test_an_output_of_which_half_is_blank_is_no_dit_s(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"there no predicted variance \(SiT\), here a pred"):
         started(tmp_path / "w.pt", config)
-    torch.save(Transformer(config).state_dict(), tmp_path / "w.pt")
+    torch.save(config.make().state_dict(), tmp_path / "w.pt")
     assert not started(tmp_path / "w.pt", config).final_layer.linear.weight.any()

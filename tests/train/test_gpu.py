@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from stages.placement import Placement
 from stages.sample.sample_options import SampleOptions
 from stages.sample.sampled_weights import find_origin
 from stages.sample.sampler import Sampler, make_sampled
-from stages.train.randomness import Draw, Draws
+from stages.train.randomness import Randomness
 from stages.train.step import Step
 
 pytestmark = [pytest.mark.gpu, *COMPILING]
@@ -30,10 +29,8 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
     ):
         for step in range(40):
             one, other = there.read(step), here.read(step)
-            assert torch.equal(one.moments.cpu(), other.moments)
-            assert torch.equal(one.labels.cpu(), other.labels)
-            for tokens, expected in zip(one.tokens, other.tokens, strict=True):
-                assert torch.equal(tokens.cpu(), expected)
+            for name, tensor in other.items():
+                assert torch.equal(one[name].cpu(), tensor), name
 
 
 @pytest.mark.parametrize(
@@ -94,7 +91,7 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
     [
         (),
         ("train.compute.compile=false", "train.compute.micro_batches=2", "train.warmup_steps=6"),
-        ("train.model=DiT-XS/2", "train.compute.compile=false", "train.alignment=nt-xent"),
+        ("train.model=DiT-XS/2", "train.compute.compile=false", "train.align.0.kind=nt-xent"),
         ("train.precision=float16", "train.compute.compile=false"),
     ],
     ids=["compiled", "parts", "dit", "float16"],
@@ -112,13 +109,13 @@ def test_a_graph_makes_the_steps_that_it_records(
 def test_float32_on_the_gpu_trains_as_on_the_cpu(
     trainable: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Draw.at
+    real = Randomness.at
 
-    def drawn_on_the_cpu(draw: Draw, step: int) -> Draws:
-        drawn = real(Draw(draw._settings, draw._shape, CPU), step)
-        return Draws(*(getattr(drawn, f.name).to(draw._place.device) for f in fields(Draws)))
+    def drawn_on_the_cpu(own: Randomness, step: int) -> dict[str, torch.Tensor]:
+        drawn = real(Randomness(own._settings, own._latent, CPU, own._named), step)
+        return {name: tensor.to(own._place.device) for name, tensor in drawn.items()}
 
-    monkeypatch.setattr(Draw, "at", drawn_on_the_cpu)
+    monkeypatch.setattr(Randomness, "at", drawn_on_the_cpu)
     there = trainable("train.device=cuda", "train.precision=float32")
     here = trainable(f"train.run={tmp_path / 'cpu'}")
     trained(there, GPU)

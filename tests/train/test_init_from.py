@@ -16,6 +16,7 @@ from stages.model.transformer import Transformer
 from stages.train.cached_data import CachedData
 from stages.train.loop import train
 from stages.train.run import Run, RunError
+from stages.train.terms.run_terms import RunTerms
 from stages.weights.checkpoint import Checkpoint
 from stages.weights.fitting import start_from
 from stages.weights.published import WeightsError
@@ -25,7 +26,8 @@ FEWER = ("train.steps=2", "train.checkpoint_every=1")
 
 
 def begun(config: Config) -> Run:
-    return Run(config.train, CachedData(config.tensors, config.train), CPU, None)
+    data = CachedData(config.tensors, config.train.encoders)
+    return Run(config.train, data, CPU, None, RunTerms.of(config.train))
 
 
 @pytest.mark.parametrize("which", ["ema", "model"])

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from runs import assert_equal_runs, log_values, newest, trained
 
 from cache.reader import Cache
 from pipeline.config import Config
-from stages.train.randomness import Draw, Draws
+from stages.train.randomness import Randomness
 from stages.train.stopping import NonFiniteLossError
 from stages.weights.checkpoint import Checkpoint, checkpoints
 
@@ -21,14 +20,14 @@ BAD_STEP = 2
 @pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step whose noise is not a number."""
-    real = Draw.at
+    real = Randomness.at
 
-    def at(draw: Draw, step: int) -> Draws:
-        draws = real(draw, step)
-        noise = draws.noise.index_fill(0, torch.tensor(1), torch.nan)
-        return replace(draws, noise=noise) if step == BAD_STEP else draws
+    def at(own: Randomness, step: int) -> dict[str, torch.Tensor]:
+        drawn = real(own, step)
+        noise = drawn["noise"].index_fill(0, torch.tensor(1), torch.nan)
+        return {**drawn, "noise": noise} if step == BAD_STEP else drawn
 
-    monkeypatch.setattr(Draw, "at", at)
+    monkeypatch.setattr(Randomness, "at", at)
 
 
 @pytest.mark.usefixtures("spoilt")

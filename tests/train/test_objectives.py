@@ -10,14 +10,14 @@ from torch.testing import assert_close
 
 from stages.model.interpolants import INTERPOLANTS, interpolate, lognormal_time
 from stages.placement import Placement
-from stages.train.batches import Batch
+from stages.train.batches import Named
 from stages.train.cached_data import LatentScaling
-from stages.train.losses import TrainingLoss
-from stages.train.objectives import OBJECTIVES
 from stages.train.optim import Average, make_optimiser
 from stages.train.precision import make_scaler
-from stages.train.randomness import Draws
 from stages.train.step import Step
+from stages.train.terms.denoising import NoiseAndVariance, Velocity
+from stages.train.terms.run_terms import RunTerms
+from stages.train.terms.term import Seen
 from stages.train.train_settings import TrainSettings
 
 CPU = Placement(torch.device("cpu"))
@@ -50,39 +50,14 @@ def test_lognormal_times_have_that_noise_to_signal_ratio(interpolant: str, ratio
     assert ratio(time.item()) == pytest.approx(math.exp(0.7))
 
 
-def golden_loss(path: str) -> TrainingLoss:
-    settings = TrainSettings(run=Path("run"), interpolant=path)
-    return TrainingLoss(settings, ("one", "two"), LatentScaling(0.18215, 0.0), null_class=10)
+# Both encoders of the golden model share the published weight of 0.5.
+ALIGN = tuple(
+    {"kind": "repa", "encoder": name, "weight": 0.25, "depth": 2} for name in ("one", "two")
+)
 
 
-def golden_batch(sit_repa: Any, time: Any, noise: Any) -> tuple[Batch, Draws]:
-    """The golden batch, and the golden posterior draw."""
-    tokens = [sit_repa[f"in.target_tokens.{i}"] for i in range(2)]
-    batch = Batch(sit_repa["in.moments"], sit_repa["in.y"], tokens)
-    return batch, Draws(sit_repa["in.posterior_noise"], noise, time, sit_repa["in.drop"].bool())
-
-
-@pytest.mark.parametrize("path", INTERPOLANTS)
-def test_losses_and_gradients_are_those_of_the_published_code(sit_repa: Any, path: str) -> None:
-    model = golden_model(sit_repa)
-    batch = golden_batch(sit_repa, sit_repa["in.t"], sit_repa["in.noise"])
-    losses = golden_loss(path)(model, *batch)
-    denoising, *alignment = losses.terms
-    assert_close(denoising, sit_repa[f"{path}.denoising_loss"], rtol=1e-5, atol=0)
-    aligned = torch.stack(alignment).mean()
-    assert_close(aligned, sit_repa[f"{path}.projection_loss"].squeeze(), rtol=1e-5, atol=1e-7)
-    losses.total.backward()
-    assert_gradients(model, sit_repa.below(f"{path}.grad."))
-
-
-def test_each_encoder_has_a_weight_in_the_mean_of_their_losses(sit_repa: Any) -> None:
-    settings = TrainSettings(run=Path("run"), weight=0.7, encoder_weights={"one": 3.0})
-    loss = TrainingLoss(settings, ("one", "two"), LatentScaling(0.18215, 0.0), null_class=10)
-    batch = golden_batch(sit_repa, sit_repa["in.t"], sit_repa["in.noise"])
-    losses = loss(golden_model(sit_repa), *batch)
-    denoising, one, two = losses.terms.mean(dim=1)
-    assert_close(losses.total, denoising + 0.7 * (3 * one + two) / 2)
-    assert loss.terms == ("denoising", "alignment/one", "alignment/two")
+def golden_settings(**changes: Any) -> TrainSettings:
+    return TrainSettings(run=Path("run"), **{"align": ALIGN, **changes})
 
 
 def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
@@ -91,6 +66,7 @@ def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     return SimpleNamespace(
         model=model,
         network=model,
+        modules=dict(enumerate(model.projectors, start=1)),
         average=Average(model, settings.ema_decay),
         optimiser=make_optimiser(model, settings),
         scaler=make_scaler("float32", CPU.device),
@@ -98,13 +74,58 @@ def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     )
 
 
+def golden_step(run: Any, settings: TrainSettings) -> Step:
+    data: Any = SimpleNamespace(scaling=LatentScaling(0.18215, 0.0), classes=10)
+    return Step(settings, run, RunTerms.of(settings), data, CPU)
+
+
+def golden_batch(sit_repa: Any, time: Any, noise: Any) -> tuple[Named, Named]:
+    """The golden batch, and the golden posterior draw."""
+    tokens = {
+        f"{n}/directions": sit_repa[f"in.target_tokens.{i}"] for i, n in enumerate(("one", "two"))
+    }
+    batch = {"moments": sit_repa["in.moments"], "labels": sit_repa["in.y"], **tokens}
+    posterior, dropped = sit_repa["in.posterior_noise"], sit_repa["in.drop"].bool()
+    return batch, {"posterior": posterior, "noise": noise, "time": time, "dropped": dropped}
+
+
+@pytest.mark.parametrize("path", INTERPOLANTS)
+def test_losses_and_gradients_are_those_of_the_published_code(sit_repa: Any, path: str) -> None:
+    settings = golden_settings(interpolant=path)
+    run = golden_run(sit_repa, settings)
+    step = golden_step(run, settings)
+    losses = step._losses(*golden_batch(sit_repa, sit_repa["in.t"], sit_repa["in.noise"]))
+    denoising, *alignment = losses
+    assert_close(denoising, sit_repa[f"{path}.denoising_loss"], rtol=1e-5, atol=0)
+    aligned = torch.stack(alignment).mean()
+    assert_close(aligned, sit_repa[f"{path}.projection_loss"].squeeze(), rtol=1e-5, atol=1e-7)
+    step._total(losses).backward()
+    assert_gradients(run.model, sit_repa.below(f"{path}.grad."))
+
+
+def test_each_term_has_a_weight_and_a_name_of_its_own(sit_repa: Any) -> None:
+    one, two = ALIGN
+    entries = ({**one, "weight": 2.0}, {**two, "weight": 0.3}, {**one, "weight": 0.7})
+    settings = golden_settings(align=entries)
+    run = golden_run(sit_repa, settings)
+    run.modules[3] = run.modules[1]
+    step = golden_step(run, settings)
+    batch = golden_batch(sit_repa, sit_repa["in.t"], sit_repa["in.noise"])
+    losses = step._losses(*batch)
+    denoising, first, second, third = losses.mean(dim=1)
+    assert_close(step._total(losses), denoising + 2 * first + 0.3 * second + 0.7 * third)
+    assert first == third
+    names = ("denoising", "alignment/one", "alignment/two", "alignment/one/2")
+    assert RunTerms.of(settings).names == names
+
+
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_five_steps_of_training_are_those_of_the_published_code(
     sit_repa: Any, micro_batches: int
 ) -> None:
-    settings = TrainSettings(run=Path("run"), compute={"micro_batches": micro_batches})
+    settings = golden_settings(compute={"micro_batches": micro_batches})
     run = golden_run(sit_repa, settings)
-    step = Step(settings, run, golden_loss("linear"), CPU)
+    step = golden_step(run, settings)
     for number in range(5):
         time, noise = sit_repa[f"train.t.{number}"], sit_repa[f"train.noise.{number}"]
         measured = step(*golden_batch(sit_repa, time, noise))
@@ -117,15 +138,16 @@ def test_five_steps_of_training_are_those_of_the_published_code(
 
 
 def test_the_variational_loss_of_dit_is_that_of_the_published_code(dit: Any) -> None:
-    settings = TrainSettings(run=Path("run"), model="DiT-B/2")
-    model, objective = golden_dit(dit), OBJECTIVES["DiT"](settings)
+    model, objective = golden_dit(dit), NoiseAndVariance()
     # It is not trained, but its gradient was kept.
     model.pos_embed.requires_grad_()
-    noisy, losses = objective.pose(dit["in.x"], dit["in.noise"], dit["in.t"])
+    clean, time = dit["in.x"], dit["in.t"]
+    noisy, target = objective.pose(clean, dit["in.noise"], time)
     assert_close(noisy, dit["x_t"], rtol=1e-5, atol=1e-6)
     predicted, _ = model(noisy, dit["in.t"], dit["in.y"])
     assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
-    squared_error, bound = losses(predicted)
+    seen = Seen({}, {}, time, objective.level(time), clean, noisy, target, predicted, {})
+    squared_error, bound = objective.losses(seen)
     assert_close(squared_error, dit["loss.mse"], rtol=1e-5, atol=0)
     assert_close(bound, dit["loss.vb"], rtol=1e-5, atol=1e-7)
     total = squared_error + bound
@@ -144,9 +166,10 @@ def assert_gradients(model: torch.nn.Module, expected: dict[str, Any]) -> None:
 
 def test_the_loss_of_an_image_is_its_mean_squared_error() -> None:
     noise = torch.stack([torch.full((4, 3, 3), 2.0), torch.zeros(4, 3, 3)])
-    objective = OBJECTIVES["SiT"](TrainSettings(run=Path("run")))
-    _, losses = objective.pose(torch.zeros(2, 4, 3, 3), noise, torch.full((2,), 0.5))
-    assert losses(torch.zeros(2, 4, 3, 3))[0].tolist() == [4, 0]
+    objective, clean, time = Velocity(), torch.zeros(2, 4, 3, 3), torch.full((2,), 0.5)
+    noisy, target = objective.pose(clean, noise, time)
+    seen = Seen({}, {}, time, time, clean, noisy, target, torch.zeros_like(noisy), {})
+    assert objective.losses(seen)[0].tolist() == [4, 0]
 
 
 def test_latents_are_drawn_from_the_posterior_shifted_and_scaled() -> None:

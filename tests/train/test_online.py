@@ -9,19 +9,19 @@ import numpy.typing as npt
 import pytest
 import torch
 from online import OnlineBatches
+from runs import cached_batches
 from torch import Tensor
 
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.images.crop_batches import Crops
 from stages.placement import Placement
-from stages.train.batches import CachedBatches
-from stages.train.cached_data import CachedData
 from stages.train.log import log_path, read_log
 from stages.train.loop import train
 
 CPU = Placement(torch.device("cpu"))
 ENCODER = "efficientnet-lite0"
+TOKENS = f"{ENCODER}/directions"
 STEPS = 50
 LOSSES = ("loss", "denoising", f"alignment/{ENCODER}")
 # A float16 value is off by at most 2**-11 of itself, and a code of 127 by half a step. Most of it
@@ -72,21 +72,20 @@ def farthest(one: Tensor, other: Tensor) -> float:
 @in_every_storage
 @with_and_without_mirrored_images
 def test_a_batch_is_what_the_encoder_gives_for_its_images(
-    cached: Callable[[str], Config], storage: str
+    cached: Callable[[str], Config], monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
     config = cached("run")
-    arguments = (CachedData(config.tensors, config.train), config.train, CPU)
-    with (
-        closing(CachedBatches(*arguments)) as stored,
-        closing(OnlineBatches(config.encode, *arguments)) as online,
-    ):
+    monkeypatch.setattr("runs.CachedBatches", partial(OnlineBatches, config.encode))
+    online_batches = cached_batches(config)
+    monkeypatch.undo()
+    with closing(cached_batches(config)) as stored, closing(online_batches) as online:
         for step in range(STEPS):
             batch, expected = stored.read(step), online.read(step)
-            assert torch.equal(batch.moments, expected.moments)
-            assert torch.equal(batch.labels, expected.labels)
-            assert len(batch.tokens) == len(expected.tokens) == 1
-            assert not torch.equal(batch.tokens[0], expected.tokens[0])
-            distance = farthest(batch.tokens[0], expected.tokens[0])
+            assert batch.keys() == expected.keys() == {"moments", "labels", TOKENS}
+            assert torch.equal(batch["moments"], expected["moments"])
+            assert torch.equal(batch["labels"], expected["labels"])
+            assert not torch.equal(batch[TOKENS], expected[TOKENS])
+            distance = farthest(batch[TOKENS], expected[TOKENS])
             assert distance < {"float16": 1e-7, "int8": 2e-4}[storage]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import golden_dit, golden_model, golden_sit, predict, training
+from reference import golden_described, golden_dit, golden_sit, predict, training
 from safetensors.torch import save_file
 from weights import State, started
 
@@ -55,7 +55,7 @@ def test_every_published_layout_predicts_the_published_velocity(
 ) -> None:
     path, state = tmp_path / "w.pt", sit_repa.below("model.")
     torch.save(LAYOUTS[name](state), path)
-    model = started(path, golden_model(sit_repa).config)
+    model = started(path, golden_described(sit_repa))
     labels = torch.where(sit_repa["in.drop"].bool(), 10, sit_repa["in.y"])
     velocity, projected = model(sit_repa["linear.model_input"], sit_repa["in.t"], labels)
     torch.testing.assert_close(velocity, sit_repa["linear.velocity"], rtol=1e-5, atol=1e-6)
@@ -93,21 +93,21 @@ def test_any_format_of_file_is_read(suffix: str, sit_repa: Any, tmp_path: Path) 
         save_file(state, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=suffix != ".legacy")
-    for name, tensor in started(path, golden_model(sit_repa).config).state_dict().items():
+    for name, tensor in started(path, golden_described(sit_repa)).state_dict().items():
         assert torch.equal(tensor, state[name]), name
 
 
 def test_half_precision_becomes_float32(sit_repa: Any, tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in sit_repa.below("model.").items()}
     torch.save(state, tmp_path / "w.pt")
-    model = started(tmp_path / "w.pt", golden_model(sit_repa).config)
+    model = started(tmp_path / "w.pt", golden_described(sit_repa))
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
     assert torch.equal(model.pos_embed, state["pos_embed"].float())
 
 
 def test_the_settings_say_which_weights_of_a_file(sit_repa: Any, tmp_path: Path) -> None:
     path, state = tmp_path / "w.pt", sit_repa.below("model.")
-    config = golden_model(sit_repa).config
+    config = golden_described(sit_repa)
     torch.save(training(state), path)
     assert torch.equal(started(path, config, "ema").pos_embed, state["pos_embed"])
     assert torch.equal(started(path, config, "model").pos_embed, -state["pos_embed"])
@@ -128,7 +128,7 @@ def test_a_file_that_could_run_code_is_refused(is_zip: bool, sit_repa: Any, tmp_
     content = {**training(sit_repa.below("model.")), "args": Pickled()}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(WeightsError, match=r"w\.pt is refused: .*\.Pickled\. .*save_file"):
-        started(tmp_path / "w.pt", golden_model(sit_repa).config)
+        started(tmp_path / "w.pt", golden_described(sit_repa))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 400, 20_000])
@@ -138,7 +138,7 @@ def test_torn_files_are_named(suffix: str, kept: int, sit_repa: Any, tmp_path: P
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(WeightsError, match=rf"w{suffix} cannot be read as weights: it is torn"):
-        started(path, golden_model(sit_repa).config)
+        started(path, golden_described(sit_repa))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_files_without_a_transformer_are_refused(
 ) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=message):
-        started(tmp_path / "w.pt", golden_model(sit_repa).config)
+        started(tmp_path / "w.pt", golden_described(sit_repa))
 
 
 def test_paths_without_weights_are_refused(tmp_path: Path) -> None:

@@ -119,8 +119,9 @@ from stages.placement import Placement
 from stages.weights.checkpoint import checkpoints
 from stages.train.loop import train
 from stages.train.train_settings import CachedTensors, TrainSettings
-settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", depth=2, steps=2,
-                         batch_size=4, encoders=("efficientnet-lite0",), log_every=1)
+settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", steps=2,
+                         batch_size=4, log_every=1,
+                         align=({{"kind": "repa", "encoder": "efficientnet-lite0", "depth": 2}},))
 tensors = CachedTensors(Path({str(built / "tiny.zarr")!r}), "latents/tiny-vae")
 print(train(settings, tensors, Placement(torch.device("cpu"))).step)
 assert not any(name.startswith("stages.encode") and module for name, module in sys.modules.items())
@@ -138,7 +139,7 @@ def test_alignment_falls(trainable: Callable[..., Config]) -> None:
 
 
 def test_a_run_without_encoders_trains_plain_sit(trainable: Callable[..., Config]) -> None:
-    assert trained(trainable("train.encoders=[]")).step == 4
+    assert trained(trainable("train.align=[]")).step == 4
     assert not any("alignment" in name for name in log_values(trainable())[0])
 
 
@@ -170,7 +171,7 @@ def test_checkpoints_of_every_nth_step_stay_for_ever(trainable: Callable[..., Co
     "settings",
     [
         ("train.model=DiT-XS/2",),
-        ("train.alignment=nt-xent",),
+        ("train.align.0.kind=nt-xent",),
         ("train.qk_norm=true",),
         ("train.precision=bfloat16",),
         ("train.warmup_steps=3", "train.weight_decay=0.1"),
@@ -198,9 +199,9 @@ def test_the_learning_rate_rises_to_its_value(trainable: Callable[..., Config]) 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.depth=3", "depth: run 2, configuration 3"),
+        ("train.align.0.depth=3", "align.0.depth: run 2, configuration 3"),
         ("train.seed=1", "seed: run 0, configuration 1"),
-        ("train.encoders=[]", "encoders"),
+        ("train.align=[]", "align.0.encoder: "),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(
@@ -256,7 +257,8 @@ def test_damage_stops_training_with_the_row_named(
 
 def test_an_encoder_that_was_not_built_is_refused(trainable: Callable[..., Config]) -> None:
     config = trainable()
-    settings = config.train.model_copy(update={"encoders": ("dinov2-vit-b",)})
+    term = config.train.align[0].model_copy(update={"encoder": "dinov2-vit-b"})
+    settings = config.train.model_copy(update={"align": (term,)})
     with pytest.raises(IncompleteCacheError, match="no column features/dinov2-vit-b"):
         train(settings, config.tensors, CPU)
 

@@ -1,14 +1,19 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reference import golden_model, published
 
-from stages.model.transformer import Transformer, training_flops
+from stages.model.sizes import MODELS, SIZES
+from stages.model.transformer import Transformer
 from stages.train.parallel import compile_blocks
-from stages.train.train_settings import MODELS, SIZES
+from stages.train.run import training_flops
+from stages.train.train_settings import TrainSettings
+from stages.weights.layouts import without_projectors
 
 PARAMETERS = ("weight", "bias")
 
@@ -17,19 +22,28 @@ PARAMETERS = ("weight", "bias")
 def test_velocity_and_projections_are_those_of_the_published_code(sit_repa: Any, path: str) -> None:
     labels = torch.where(sit_repa["in.drop"].bool(), 10, sit_repa["in.y"])
     model = golden_model(sit_repa)
-    velocity, projected = model(sit_repa[f"{path}.model_input"], sit_repa["in.t"], labels)
+    depth = json.loads(sit_repa.metadata["config"])["encoder_depth"]
+    noisy = sit_repa[f"{path}.model_input"]
+    velocity, hidden = model(noisy, sit_repa["in.t"], labels, [depth])
     torch.testing.assert_close(velocity, sit_repa[f"{path}.velocity"], rtol=1e-5, atol=1e-6)
-    for number, tokens in enumerate(projected):
+    for number, projector in enumerate(model.projectors):
+        tokens = projector(hidden[depth])
         expected = sit_repa[f"{path}.projected.{number}"]
         torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_projection_the_velocity_is_the_same(sit_repa: Any) -> None:
+def test_hidden_states_are_those_that_are_asked_for(sit_repa: Any) -> None:
     model = golden_model(sit_repa)
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
-    velocity, projected = model(*inputs, project=False)
-    assert projected == []
-    torch.testing.assert_close(velocity, model(*inputs)[0], rtol=0, atol=0)
+    velocity, nothing = model(*inputs)
+    same, hidden = model(*inputs, {1, 3})
+    assert (nothing, hidden.keys()) == ({}, {1, 3})
+    assert torch.equal(velocity, same)
+    tokens = hidden[1]
+    condition = model.t_embedder(inputs[1]) + model.y_embedder(inputs[2])
+    for block in model.blocks[1:3]:
+        tokens = block(tokens, condition)
+    assert torch.equal(hidden[3], tokens)
 
 
 def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
@@ -39,7 +53,7 @@ def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
 
 
 def test_a_fresh_model_predicts_nothing() -> None:
-    model = Transformer(published("SiT-S/8"))
+    model = published("SiT-S/8").make()
     velocity, _ = model(torch.randn(2, 4, 32, 32), torch.rand(2), torch.tensor([0, 1000]))
     assert velocity.count_nonzero() == 0
 
@@ -48,7 +62,7 @@ def test_state_dict_of_b_2_has_the_published_names_and_shapes(
     official: Callable[[str], dict[str, Any]],
 ) -> None:
     with torch.device("meta"):
-        model = Transformer(published("SiT-B/2"))
+        model = published("SiT-B/2").make()
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == official("sit_b2_state_dict")
 
@@ -60,7 +74,7 @@ def test_every_published_size_has_its_number_of_parameters(
     official: Callable[[str], dict[str, Any]], name: str
 ) -> None:
     with torch.device("meta"):
-        model = Transformer(published(name))
+        model = published(name).make()
     counts = official("sit_parameters")[name]
     assert sum(p.numel() for p in model.parameters()) == counts["total"]
     assert sum(p.numel() for p in model.projectors.parameters()) == counts["projector"]
@@ -74,7 +88,11 @@ def test_heads_divide_every_width() -> None:
     ("name", "gigaflops"), [("SiT-S/2", 46), ("SiT-B/2", 149), ("SiT-L/2", 496), ("SiT-XL/2", 724)]
 )
 def test_operations_are_those_counted_for_the_published_sizes(name: str, gigaflops: int) -> None:
-    assert training_flops(published(name)) / 1e9 == pytest.approx(gigaflops, rel=0.02)
+    settings = TrainSettings(
+        run=Path("run"), model=name, align=({"kind": "repa", "encoder": "dinov2-vit-b"},)
+    )
+    flops = training_flops(settings, published(name).config, lambda _: (256, 768))
+    assert flops / 1e9 == pytest.approx(gigaflops, rel=0.02)
 
 
 @pytest.mark.parametrize("options", [{"fused_attention": False}, {"recompute": True}])
@@ -84,15 +102,15 @@ def test_how_it_is_computed_changes_neither_output_nor_gradients(
 ) -> None:
     config = replace(golden_model(sit_repa).config, qk_norm=qk_norm)
     model, other = Transformer(config), Transformer(config, **options)
-    weights = {**model.state_dict(), **golden_model(sit_repa).state_dict()}
+    weights = {**model.state_dict(), **without_projectors(golden_model(sit_repa).state_dict())}
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
     results = []
     for one in (model, other):
         one.load_state_dict(weights)
-        velocity, projected = one(*inputs)
-        sum(t.square().mean() for t in (velocity, *projected)).backward()
+        velocity, hidden = one(*inputs, {2})
+        sum(t.square().mean() for t in (velocity, hidden[2])).backward()
         gradients = [p.grad for p in one.parameters() if p.requires_grad]
-        results.append([velocity, *projected, *gradients])
+        results.append([velocity, hidden[2], *gradients])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
@@ -112,7 +130,8 @@ def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
     outputs = []
     for model in (eager, compiled):
-        velocity, projected = model(*inputs)
+        velocity, hidden = model(*inputs, {2})
+        projected = [projector(hidden[2]) for projector in model.projectors]
         sum(t.square().mean() for t in (velocity, *projected)).backward()
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         outputs.append([velocity, *projected, *gradients])
@@ -122,7 +141,7 @@ def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("DiT")])
 def test_dit_has_the_parameters_of_sit_and_a_variance_for_each_channel(name: str) -> None:
-    config = published(name.replace("DiT", "SiT"))
+    config = published(name.replace("DiT", "SiT")).config
     with torch.device("meta"):
         sit, dit = Transformer(config), Transformer(replace(config, learns_sigma=True))
     shapes, others = ({k: v.shape for k, v in m.state_dict().items()} for m in (sit, dit))

@@ -51,7 +51,7 @@ class Watch(TorchDispatchMode):
     [
         (),
         ("train.model=DiT-XS/2",),
-        ("train.alignment=nt-xent",),
+        ("train.align.0.kind=nt-xent",),
         ("train.compute.micro_batches=2",),
         ("train.compute.recompute_activations=true",),
         ("train.precision=bfloat16",),

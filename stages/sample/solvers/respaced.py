@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.train.train_settings import DIFFUSION_STEPS
+from stages.model.sizes import DIFFUSION_STEPS
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,116 @@
+"""Denoising: what the transformer sees of an image, and what its prediction costs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from stages.model.sizes import DIFFUSION_STEPS
+from stages.setting_types import one_of
+from stages.train.terms.term import Seen, Term
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    # torch.rand or torch.randn to the draws of the images of a rank, [B].
+    DrawTimes = Callable[[Callable[..., Tensor]], Tensor]
+
+
+class Objective(Term):
+    """The term that every run has: it decides times, the model's input and its target."""
+
+    @abstractmethod
+    def times(self, draw: DrawTimes) -> Tensor:
+        """Times for the images of a step, [B], in the unit that the model takes."""
+
+    @abstractmethod
+    def level(self, time: Tensor) -> Tensor:
+        """Times [B] as levels of noise from 0, clean, to 1, noise."""
+
+    @abstractmethod
+    def time(self, level: Tensor) -> Tensor:
+        """Levels of noise [B], from 0 to 1, as times: the nearest there are."""
+
+    @abstractmethod
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's input, and what its prediction is to be. All but time: [B, C, h, w]."""
+
+
+class Velocity(Objective):
+    """SiT: the velocity of an interpolant (arXiv 2401.08740, eq. 5)."""
+
+    kind: Literal["velocity"] = "velocity"
+    interpolant: Annotated[str, one_of("stages.model.interpolants:INTERPOLANTS")] = "linear"
+    """The path from data to noise."""
+    distribution: Literal["uniform", "lognormal"] = "uniform"
+    """Of times."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("denoising",)
+
+    def times(self, draw: DrawTimes) -> Tensor:
+        import torch
+
+        from stages.model.interpolants import lognormal_time
+
+        if self.distribution == "uniform":
+            return draw(torch.rand)
+        return lognormal_time(self.interpolant, draw(torch.randn))
+
+    def level(self, time: Tensor) -> Tensor:
+        return time
+
+    def time(self, level: Tensor) -> Tensor:
+        return level
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        from stages.model.interpolants import interpolate
+
+        return interpolate(self.interpolant, clean, noise, time)
+
+    def losses(self, seen: Seen) -> Sequence[Tensor]:
+        return [_squared_error(seen.prediction, seen.target)]
+
+
+class NoiseAndVariance(Objective):
+    """DiT: the noise, and the variance between its bounds (improved DDPM, section 3.1).
+
+    The bound moves the variance only: the mean enters it without gradient.
+    """
+
+    kind: Literal["noise-and-variance"] = "noise-and-variance"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("denoising", "bound")
+
+    def times(self, draw: DrawTimes) -> Tensor:
+        import torch
+
+        return (draw(torch.rand) * DIFFUSION_STEPS).long()
+
+    def level(self, time: Tensor) -> Tensor:
+        return time / DIFFUSION_STEPS
+
+    def time(self, level: Tensor) -> Tensor:
+        return (level * DIFFUSION_STEPS).round().long().clamp(max=DIFFUSION_STEPS - 1)
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        from stages.model.diffusion import diffuse
+
+        return diffuse(clean, noise, time), noise
+
+    def losses(self, seen: Seen) -> Sequence[Tensor]:
+        from stages.model.diffusion import variational_bound
+
+        mean, fraction = seen.prediction.float().chunk(2, dim=1)
+        bound = variational_bound(seen.clean, seen.noisy, seen.time, mean.detach(), fraction)
+        return [_squared_error(mean, seen.target), bound]
+
+
+def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each image, [B], in float32."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)

@@ -1,0 +1,70 @@
+"""The terms of a run: the names of their losses, what they read, and which are part of a step."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from stages.train.terms import objective_of
+from stages.train.terms.term import Term
+from stages.train.train_settings import TrainSettings
+
+
+class RunTerm(NamedTuple):
+    """A term of a run: its number, the objective's being 0, and names of its losses of its own."""
+
+    number: int
+    term: Term
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """The objective and the entries of `[[train.align]]`, or those of them that a step has."""
+
+    every: tuple[RunTerm, ...]
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "RunTerms":
+        """All terms of a run."""
+        terms = (objective_of(settings), *settings.align)
+        seen: Counter[str] = Counter()
+        every = []
+        for number, term in enumerate(terms):
+            seen.update(term.names)
+            names = (name if seen[name] == 1 else f"{name}/{seen[name]}" for name in term.names)
+            every.append(RunTerm(number, term, tuple(names)))
+        return cls(tuple(every))
+
+    def at(self, step: int) -> "RunTerms":
+        """Those that are part of a step, counted from 0."""
+        return RunTerms(tuple(one for one in self.every if one.term.is_active(step)))
+
+    def end(self, step: int, last: int) -> int:
+        """The first step behind one, at most `last`, that has other terms."""
+        now = self.at(step)
+        return next((later for later in range(step + 1, last) if self.at(later) != now), last)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all losses."""
+        return tuple(name for one in self.every for name in one.names)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of each loss in the total."""
+        return tuple(one.term.weight for one in self.every for _ in one.names)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """What is read of encoders, each once."""
+        return tuple(dict.fromkeys(name for one in self.every for name in one.term.arrays))
+
+    @property
+    def depths(self) -> frozenset[int]:
+        """The blocks whose output is seen."""
+        return frozenset(depth for one in self.every for depth in one.term.depths)
+
+    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        """What is drawn for them, and its shape for an image. latent: (C, h, w)."""
+        return {name: shape for one in self.every for name, shape in one.term.draws(latent).items()}
