@@ -167,7 +167,7 @@ def _alignment(encoder: str, manifest: Mapping[str, Any]) -> list[str]:
     """What is to be said of a model that was, or may have been, aligned to an encoder."""
     if (aligned := manifest.get("aligned_with")) is None:
         return ["whether the model was aligned to this encoder is not known"]
-    network = find_encoder(encoder).timm_model
-    if any(find_encoder(name).timm_model == network for name in aligned):
+    network = find_encoder(encoder).model
+    if any(find_encoder(name).model == network for name in aligned):
         return ["the model was aligned to this encoder"]
     return []

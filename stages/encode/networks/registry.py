@@ -39,13 +39,13 @@ class EncoderError(RepaCacheError):
 class EncoderSpec:
     """One frozen encoder.
 
-    timm_model: the name for `timm.create_model`; stride: pixels per token; input_size: side of
+    model: its name in its library; stride: pixels per token; input_size: side of
     its input for 256 px images; antialias: whether resizing blurs what it shrinks; packaged: the
     installed package and the file in it that hold its weights, if they do not come from timm's
     hub; unpublished: why they can only come from a local file, and where that is to be had.
     """
 
-    timm_model: str
+    model: str
     stride: int
     input_size: int
     mean: Channels = IMAGENET_MEAN
@@ -58,11 +58,12 @@ class EncoderSpec:
     packaged: tuple[str, str] | None = None
     unpublished: str | None = None
     arguments: dict[str, RecipeValue] = field(default_factory=dict)
+    library: str = "timm"
 
     def recipe(self, input_size: int) -> dict[str, RecipeValue]:
         """What of this entry decides the bytes of tokens, and of the class token if it has one."""
         return {
-            "model": self.timm_model,
+            "model": self.model,
             "arguments": dict(self.arguments),
             "input_size": input_size,
             "mean": list(self.mean),
@@ -99,9 +100,9 @@ def find_encoder(name: str) -> EncoderSpec:
     """
     if name in ENCODERS:
         return ENCODERS[name]
-    from stages.encode.networks.timm_index import timm_encoder  # which reads the registry
+    from stages.encode.networks.libraries import find_model  # which reads the registry
 
-    return timm_encoder(name)
+    return find_model("timm", name)
 
 
 def _dinov2() -> dict[str, EncoderSpec]:
