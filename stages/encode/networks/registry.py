@@ -63,6 +63,7 @@ class EncoderSpec:
     def recipe(self, input_size: int) -> dict[str, RecipeValue]:
         """What of this entry decides the bytes of tokens, and of the class token if it has one."""
         return {
+            "library": self.library,
             "model": self.model,
             "arguments": dict(self.arguments),
             "input_size": input_size,
