@@ -17,7 +17,7 @@ from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderError
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
 # before. That of the crop, which every column is made from, is called `recipe_version` in recipes.
@@ -87,7 +87,7 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
         origin = {"autoencoder_version": AUTOENCODER_VERSION, "compute": latents.precision}
     recipes = {latents.column: image | {"storage": "float16"} | origin}
     for name, encoder in settings.encoders.items():
-        spec = find_encoder(name).recipe(settings.input_size(name))
+        spec = _encoder_recipe(settings, name)
         own: dict[str, RecipeValue] = {
             "encoder_version": ENCODER_VERSION,
             "storage": encoder.storage,
@@ -99,6 +99,14 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
     if settings.dataset.pixels:
         recipes[PIXELS] = pixels_recipe(settings)
     return recipes
+
+
+def _encoder_recipe(settings: EncodeSettings, encoder: str) -> dict[str, RecipeValue]:
+    """What the registry says of an encoder, or its library, as far as that is to be had here."""
+    try:
+        return settings.spec(encoder).recipe(settings.input_size(encoder))
+    except EncoderError:
+        return {"library": settings.encoders[encoder].library}
 
 
 def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
@@ -187,7 +195,7 @@ def load_features_maker(
     """
     own, name = settings.encoders[encoder], features_column(encoder)
     frozen = FrozenEncoder(
-        find_encoder(encoder),
+        settings.spec(encoder),
         settings.input_size(encoder),
         own.weights,
         device,

@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.encode.build_settings import Precision
 from stages.encode.networks.libraries import library_of
 from stages.encode.networks.network_precision import compute
-from stages.encode.networks.network_weights import UNTRAINED, weights_sha256
+from stages.encode.networks.network_weights import UNTRAINED
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 
 
@@ -49,7 +49,9 @@ class FrozenEncoder:
             network = self._library.load_network(spec, input_size, weights)
         self._model: Any = network.eval().requires_grad_(False).to(device)
         self._device = device
-        self.weights_sha256 = UNTRAINED if untrained else weights_sha256(self._model)
+        self.weights_sha256 = UNTRAINED
+        if not untrained:
+            self.weights_sha256 = self._library.weights_sha256(self._model)
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None]
         self._std = torch.tensor(spec.std, device=device)[:, None, None]
 
@@ -82,6 +84,8 @@ class FrozenEncoder:
     def _resize(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self._input_size:
             return images
-        return F.interpolate(
-            images, size=self._input_size, mode="bicubic", antialias=self._spec.antialias
+        spec = self._spec
+        resized = F.interpolate(
+            images, size=self._input_size, mode=spec.interpolation, antialias=spec.antialias
         )
+        return resized.clamp(0, 1) if spec.is_clamped else resized

@@ -36,6 +36,9 @@ class Networks(Protocol):
     def load_network(self, spec: EncoderSpec, input_size: int, weights: Path | None) -> "nn.Module":
         """A network with published weights, or those of a local file, on the CPU."""
 
+    def weights_sha256(self, network: "nn.Module") -> str:
+        """The sha256 of the weights as loaded, by which a cache knows them."""
+
     def run_to_layer(
         self, network: Any, inputs: "Tensor", spec: EncoderSpec
     ) -> "tuple[Tensor, Tensor]":
@@ -48,6 +51,10 @@ class Networks(Protocol):
 LIBRARIES: dict[str, Library] = {
     "timm": Library(
         "stages.encode.networks.timm_library", "stages.encode.networks.timm_index:timm_encoder"
+    ),
+    "transformers": Library(
+        "stages.encode.networks.transformers_library",
+        "stages.encode.networks.transformers_index:transformers_encoder",
     ),
 }
 

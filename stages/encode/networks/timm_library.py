@@ -12,11 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.encode.networks.network_weights import State, check_shape, copy_state
+from stages.encode.networks.network_weights import State, check_shape, copy_state, weights_sha256
 from stages.encode.networks.published_networks import read_checkpoint
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 from stages.packages import needs
 from stages.weight_files import READING_ERRORS
+
+__all__ = ["create_network", "load_network", "run_to_layer", "weights_sha256"]
 
 PATCHES = "patch_embed.proj.weight"
 
