@@ -52,6 +52,7 @@ LIBRARIES: dict[str, Library] = {
     "timm": Library(
         "stages.encode.networks.timm_library", "stages.encode.networks.timm_index:timm_encoder"
     ),
+    "torch": Library("stages.encode.networks.torch_modules"),
     "transformers": Library(
         "stages.encode.networks.transformers_library",
         "stages.encode.networks.transformers_index:transformers_encoder",
