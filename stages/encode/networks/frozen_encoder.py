@@ -4,6 +4,7 @@ B images, S their side in px, T tokens on a square grid, P class and register to
 D features.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ class FrozenEncoder:
     def _resize(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self._input_size:
             return images
-        spec = self._spec
-        resized = F.interpolate(
-            images, size=self._input_size, mode=spec.interpolation, antialias=spec.antialias
-        )
-        return resized.clamp(0, 1) if spec.is_clamped else resized
+        side, spec = self._input_size, self._spec
+        resize = partial(F.interpolate, mode=spec.interpolation, antialias=spec.antialias)
+        if not spec.is_clamped:
+            return resize(images, size=side)
+        # As libraries of images do, which keep whole levels between rows and columns.
+        rows = resize(images, size=(images.shape[-2], side)).clamp(0, 1)
+        return resize(rows, size=side).clamp(0, 1)

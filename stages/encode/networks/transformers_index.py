@@ -45,7 +45,7 @@ WITHOUT_POOLER: dict[str, RecipeValue] = {"add_pooling_layer": False}
 ARCHITECTURES = {
     "clip_vision_model": Architecture(patch_size=32),
     "deit": Architecture(arguments=WITHOUT_POOLER),
-    "dinov2": Architecture(),
+    "dinov2": Architecture(patch_size=14),
     "dinov2_with_registers": Architecture(),
     "dinov3_vit": Architecture(),
     "ijepa": Architecture(has_class_token=False, arguments=WITHOUT_POOLER),
