@@ -21,6 +21,7 @@ from stages.encode.measuring.foresight import count_images, foresee
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.libraries import LIBRARIES, Networks, library_of
 from stages.encode.networks.registry import ENCODERS, EncoderError, EncoderSpec
+from stages.evaluate.evaluate import _alignment
 
 CPU = torch.device("cpu")
 HALVES = (0.5, 0.5, 0.5)
@@ -165,6 +166,18 @@ def test_encoders_that_judge_samples_have_names_of_the_configuration_or_of_the_r
     assert config.evaluate.frechet_encoders == ("finer",)
     with pytest.raises(ConfigError, match="frechet_encoders: unknown name 'dinov2'; did you"):
         tiny('evaluate.frechet_encoders=["dinov2"]')
+
+
+def test_a_network_that_a_run_was_aligned_to_is_known_by_whatever_name(
+    config: Callable[..., Config],
+) -> None:
+    encode = config('encoders.finer={model = "efficientnet-lite0"}').encode
+    recipe = encode.spec("efficientnet-lite0").recipe(64)
+    aligned = ["the model was aligned to this encoder"]
+    assert _alignment(recipe, {"aligned_with": ["finer"]}, encode) == aligned
+    assert _alignment(recipe, {"aligned_with": ["patches"]}, encode) == []
+    (note,) = _alignment(recipe, {"aligned_with": ["gone"]}, encode)
+    assert note == "whether the model was aligned to this encoder is not known"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

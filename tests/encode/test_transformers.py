@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import stages.vision  # noqa: F401 - before transformers, as everywhere
+from cache.metadata import read_group
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
 from pipeline.extras import missing_packages
@@ -251,6 +252,8 @@ def test_a_folder_beside_the_configuration_becomes_a_column_as_foreseen(
     assert foreseen.column.arrays == column.arrays
     assert [array.name for array in column.arrays] == ["tokens", "class_token", "valid"]
     assert (column.recipe["library"], column.recipe["model"]) == ("transformers", "dinov3_vit")
+    provenance = read_group(encode.cache.path / "features" / "dino")["provenance"]
+    assert provenance["transformers"] == transformers.__version__
     assert column.recipe["resize"] == "bilinear, antialias, clamped"
     model.rename(model.with_name("moved"))
     moved = tiny(*section("./moved")).encode
