@@ -14,7 +14,7 @@ from cache.compression import codec_arguments, unwarned
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
 from cache.files import atomic_folder, remove_leftovers, write_atomically
 from cache.layout import FAMILIES, LEDGER, ROWS, ArraySpec, Column, Constants
-from cache.recipe import Recipe, RecipeValue, differences, fingerprint
+from cache.recipe import Recipe, RecipeValue, fingerprint, recipe_differences, written
 from cache.versions import Found, of_one_version
 
 FORMAT_VERSION = 2
@@ -118,7 +118,7 @@ def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) 
             "arrays": [
                 asdict(array) | {"row_shape": list(array.row_shape)} for array in column.arrays
             ],
-            "recipe": dict(column.recipe),
+            "recipe": written(column.recipe),
             "fingerprint": column.fingerprint,
             "provenance": dict(provenance),
         }
@@ -219,7 +219,7 @@ def check_recipe(column: Column, wanted: Recipe) -> None:
     wanted: without the constants, which were measured once and are the column's own.
     """
     own = {field: column.recipe[field] for field in ("constants",) if field in column.recipe}
-    if changed := differences(column.recipe, {**own, **wanted}):
+    if changed := recipe_differences(column.recipe, {**own, **wanted}):
         raise StaleCacheError(
             f"{column.folder} was built by another recipe ({'; '.join(changed)}). Restore these "
             f"settings, run `repa-cache build --rebuild {column.folder.name}` to make it anew, or "

@@ -15,7 +15,7 @@ from stages.encode.build_settings import (
     BuildSettings,
     CacheSettings,
     DatasetSettings,
-    EncoderName,
+    Encoders,
     EncoderSettings,
     EncodeSettings,
     LatentsSettings,
@@ -33,7 +33,7 @@ class Config(Settings):
     dataset: DatasetSettings
     cache: CacheSettings
     latents: LatentsSettings = LatentsSettings()
-    encoders: dict[EncoderName, EncoderSettings] = Field(default_factory=dict)
+    encoders: Encoders = Field(default_factory=dict)
     build: BuildSettings = BuildSettings()
     train: TrainSettings
     sample: SampleSettings = SampleSettings()

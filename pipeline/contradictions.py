@@ -1,11 +1,12 @@
 """What is valid by itself in a configuration, but does not fit together."""
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.needs import EVERYTHING, Need, missing_files
 from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
 from stages.train.train_settings import TrainSettings
@@ -28,6 +29,7 @@ def contradictions(
     yield from _sampling(config)
     yield from _sources(config)
     yield from missing_files(config, needs)
+    yield from _judges(config)
     yield from _grids(config)
 
 
@@ -103,11 +105,30 @@ def _sources(config: "Config") -> Iterator[str]:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
 
 
+def _judges(config: "Config") -> Iterator[str]:
+    for name in config.evaluate.frechet_encoders:
+        if name not in config.encoders:
+            try:
+                find_encoder(name)
+            except EncoderError as error:
+                yield f"evaluate.frechet_encoders: {error}"
+
+
+def _known_encoders(config: "Config") -> dict[str, EncoderSpec]:
+    """The encoders of which it is known what they are: files of others may be elsewhere."""
+    known = {}
+    for name in config.encoders:
+        with suppress(EncoderError):
+            known[name] = config.encode.spec(name)
+    return known
+
+
 def _grids(config: "Config") -> Iterator[str]:
     """Whether images, latents, patches and tokens divide one another."""
     resolution, train = config.dataset.resolution, config.train
-    for name in config.encoders:
-        if problem := find_encoder(name).size_problem(config.encode.input_size(name)):
+    encoders = _known_encoders(config)
+    for name, encoder in encoders.items():
+        if problem := encoder.size_problem(config.encode.input_size(name)):
             yield f"encoders.{name}.input_size: {problem}"
     factor = config.latents.downsampling
     if factor is None:
@@ -120,8 +141,8 @@ def _grids(config: "Config") -> Iterator[str]:
         yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
         return
     grid = side // train.patch
-    for name in set(train.encoders) & set(config.encoders):
-        tokens, encoder = config.encode.token_grid(name), find_encoder(name)
+    for name in set(train.encoders) & encoders.keys():
+        tokens, encoder = config.encode.token_grid(name), encoders[name]
         if tokens != grid:
             yield (
                 f"encoders.{name}: its tokens lie on a grid of {tokens} x {tokens}, those of "

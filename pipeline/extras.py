@@ -1,11 +1,13 @@
 """Which optional packages a command needs with a configuration, told before it does anything."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 from pipeline.config import Config
+from stages.encode.build_settings import EncoderSettings
 from stages.encode.images.sources import SOURCE_PACKAGES
-from stages.encode.networks.registry import find_encoder
-from stages.packages import is_installed, needs
+from stages.encode.networks.registry import EncoderError
+from stages.packages import OPTIONAL, is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver
 
 # What needs a package, and the name that it is imported by.
@@ -30,15 +32,15 @@ def _images(config: Config) -> Iterator[Use]:
 
 
 def _encoders(config: Config) -> Iterator[Use]:
-    for name, encoder in config.encoders.items():
-        if encoder.weights is None:
-            yield f"encoders.{name}:", _package_of_weights(name)
+    for name in config.encoders:
+        for package in _packages(config, name):
+            yield f"encoders.{name}:", package
 
 
 def _judges(config: Config) -> Iterator[Use]:
     for name in config.evaluate.frechet_encoders:
-        if name not in config.encoders or config.encoders[name].weights is None:
-            yield f"evaluate.frechet_encoders: {name!r}", _package_of_weights(name)
+        for package in _packages(config, name):
+            yield f"evaluate.frechet_encoders: {name!r}", package
 
 
 def _logs(config: Config) -> Iterator[Use]:
@@ -57,9 +59,15 @@ def _grids(config: Config) -> Iterator[Use]:
         yield from _solver(config)
 
 
-def _package_of_weights(encoder: str) -> str | None:
-    packaged = find_encoder(encoder).packaged
-    return packaged[0] if packaged else None
+def _packages(config: Config, encoder: str) -> Iterator[str]:
+    """The package that an encoder comes from, and the one that holds its weights."""
+    own = config.encoders.get(encoder, EncoderSettings())
+    if own.library in OPTIONAL:
+        yield own.library
+    with suppress(EncoderError):
+        packaged = config.encode.spec(encoder).packaged
+        if packaged is not None and own.weights is None:
+            yield packaged[0]
 
 
 USES: Mapping[str, tuple[Callable[[Config], Iterator[Use]], ...]] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cache.layout import FEATURES
 from stages.encode.build_settings import EncoderSettings
 from stages.encode.images.sources import FOLDER_SOURCES
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -49,10 +49,10 @@ def missing_files(config: "Config", needs: Collection[Need]) -> Iterator[str]:
     if Need.VAE in needs and (problem := config.latents.problem):
         yield f"latents.vae: {problem}"
     if Need.ENCODERS in needs:
-        for name, encoder in config.encoders.items():
+        for name in config.encoders:
             # Once it is cached, a build says by itself if it needs them again.
             if not (config.cache.path / FEATURES / name).is_dir():
-                yield from _missing_weights(name, encoder)
+                yield from _missing_weights(config, name)
     is_drawing = Need.GRIDS in needs and config.train.grid_every > 0
     if (Need.DECODER in needs or is_drawing) and (problem := config.decoder.problem):
         yield f"sample.vae: {problem}"
@@ -69,11 +69,17 @@ def _missing_images(config: "Config") -> Iterator[str]:
         yield f"dataset.path: there is no folder {dataset.path}"
 
 
-def _missing_weights(name: str, encoder: EncoderSettings) -> Iterator[str]:
-    if encoder.weights is not None and not encoder.weights.is_file():
-        yield f"encoders.{name}.weights: there is no file {encoder.weights}"
-    if encoder.weights is None and (reason := find_encoder(name).unpublished):
-        yield f"encoders.{name}.weights: required; {reason}"
+def _missing_weights(config: "Config", name: str) -> Iterator[str]:
+    weights = config.encoders.get(name, EncoderSettings()).weights
+    if weights is not None and not weights.is_file():
+        yield f"encoders.{name}.weights: there is no file {weights}"
+    try:
+        reason = config.encode.spec(name).unpublished
+    except EncoderError as error:
+        yield f"encoders.{name}: {error}"
+    else:
+        if weights is None and reason:
+            yield f"encoders.{name}.weights: required; {reason}"
 
 
 def _missing_judges(config: "Config") -> Iterator[str]:
@@ -88,4 +94,4 @@ def _missing_judges(config: "Config") -> Iterator[str]:
         if path is not None and not path.exists():
             yield f"evaluate.{key}: there is no file {path}"
     for name in settings.frechet_encoders:
-        yield from _missing_weights(name, config.encoders.get(name, EncoderSettings()))
+        yield from _missing_weights(config, name)

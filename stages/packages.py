@@ -19,6 +19,7 @@ OPTIONAL = {
     "skimage": Package("scikit-image", "demo"),
     "tensorboard": Package("tensorboard", "logs"),
     "torchode": Package("torchode", "adaptive"),
+    "transformers": Package("transformers", "transformers"),
     "wandb": Package("wandb", "logs"),
 }
 

@@ -18,7 +18,7 @@ from cache import ledger
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
-from cache.recipe import Recipe, differences
+from cache.recipe import Recipe, recipe_differences
 from cache.rows import RowTable, read_unchecked_rows
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
@@ -164,7 +164,7 @@ def _facts(
         invalid=invalid,
         disk_bytes=_disk_bytes(column.folder),
         provenance=read_group(column.folder).get("provenance", {}),
-        changes=None if wanted is None else differences(column.recipe, wanted),
+        changes=None if wanted is None else recipe_differences(column.recipe, wanted),
     )
 
 

@@ -1,10 +1,19 @@
 """The sections of pipeline.toml that stage one reads."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from stages.encode.images.sources.tables import Choice
 from stages.encode.networks.autoencoder_files import (
@@ -13,24 +22,17 @@ from stages.encode.networks.autoencoder_files import (
     downsampling,
     read_vae_config,
 )
-from stages.encode.networks.registry import EncoderError, find_encoder
+from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, expanded, one_of
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
 Precision = Literal["float32", "float16"]
-
-
-def _known_encoder(name: str) -> str:
-    try:
-        find_encoder(name)
-    except EncoderError as error:
-        raise ValueError(error) from error
-    return name
+# Of encoders that are called otherwise than their models.
+COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
 Name = Annotated[str, Field(min_length=1)]
-EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class DatasetSettings(Settings):
@@ -72,15 +74,15 @@ class CacheSettings(Settings):
     seed: Seed = 0
 
 
-def _anchor_folder(vae: str, info: ValidationInfo) -> str:
+def _anchor_folder(name: str, info: ValidationInfo) -> str:
     """What begins with a dot is no hub name, but relative to the folder of pipeline.toml."""
     if not info.context:
-        return vae
-    vae = expanded(vae)
-    return str((info.context["folder"] / vae).absolute()) if vae.startswith(".") else vae
+        return name
+    name = expanded(name)
+    return str((info.context["folder"] / name).absolute()) if name.startswith(".") else name
 
 
-VaeName = Annotated[str, AfterValidator(_anchor_folder)]
+HubName = Annotated[str, AfterValidator(_anchor_folder)]
 
 
 class LatentsSettings(Settings):
@@ -91,7 +93,7 @@ class LatentsSettings(Settings):
     source `repa`), so that nothing is encoded.
     """
 
-    vae: VaeName = "stabilityai/sd-vae-ft-mse"
+    vae: HubName = "stabilityai/sd-vae-ft-mse"
     precision: Precision = "float32"
     imported: bool = False
 
@@ -132,15 +134,59 @@ class LatentsSettings(Settings):
 class EncoderSettings(Settings):
     """`[encoders.NAME]`: one frozen encoder.
 
-    weights: a local file to load instead of timm's hub; input_size: side of its input in px,
+    model: its name in the registry or in its library, by default NAME; one of transformers is a
+    folder that begins with `.`, `/`, `~` or `$`, or a hub name; library: that has the model;
+    weights: a local file to load instead of published ones; input_size: side of its input in px,
     where another than the published one is wanted; precision: in which it computes; storage: how
     tokens are kept, at 2 bytes a number (float16) or 1 (int8).
     """
 
+    model: HubName | None = None
+    library: Annotated[str, one_of("stages.encode.networks.libraries:LIBRARIES")] = "timm"
     weights: AnchoredPath | None = None
     input_size: Count | None = None
     precision: Precision = "float32"
     storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
+
+
+def _with_known_models(
+    sections: Any, validate: ValidatorFunctionWrapHandler
+) -> dict[str, EncoderSettings]:
+    """Encoders that there are, as far as that is known without files of theirs."""
+    problems: list[InitErrorDetails] = []
+    try:
+        validated: dict[str, EncoderSettings] = validate(sections)
+    except ValidationError as error:
+        problems += [_detail(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
+    for name, section in sections.items() if isinstance(sections, dict) else ():
+        if problem := _model_problem(name, section):
+            problems.append(_detail((name,), "value_error", problem, name))
+    if problems:
+        raise ValidationError.from_exception_data("encoders", problems)
+    return validated
+
+
+def _detail(loc: tuple[int | str, ...], kind: str, message: str, given: Any) -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{message}", {"message": message})
+    return InitErrorDetails(type=error, loc=loc, input=given)
+
+
+def _model_problem(name: str, section: Any) -> str | None:
+    """What is wrong with the name or the model of an encoder's section, if anything is."""
+    settings = section if isinstance(section, dict) else dict(section)
+    model, library = settings.get("model"), settings.get("library", "timm")
+    if model is not None and not COLUMN_NAME.fullmatch(name):
+        return f"{name!r} names a folder of the cache: letters, digits and any of . _ + - make one"
+    if library != "timm":
+        return None if model else f"model: required, as {library} has none by the name {name!r}"
+    try:
+        find_encoder(name if model is None else model)
+    except EncoderError as error:
+        return str(error)
+    return None
+
+
+Encoders = Annotated[dict[str, EncoderSettings], WrapValidator(_with_known_models)]
 
 
 class BuildSettings(Settings):
@@ -161,13 +207,18 @@ class EncodeSettings(Settings):
     dataset: DatasetSettings
     cache: CacheSettings
     latents: LatentsSettings
-    encoders: dict[EncoderName, EncoderSettings]
+    encoders: dict[str, EncoderSettings]
     build: BuildSettings
+
+    def spec(self, encoder: str) -> EncoderSpec:
+        """What an encoder is, by its section if it has one. Raises EncoderError if it is none."""
+        own = self.encoders.get(encoder, EncoderSettings())
+        return find_encoder(own.model or encoder, own.library)
 
     def input_size(self, encoder: str) -> int:
         """Side of an encoder's input in px."""
-        published = find_encoder(encoder).size_for(self.dataset.resolution)
-        return self.encoders[encoder].input_size or published
+        own = self.encoders[encoder].input_size
+        return own or self.spec(encoder).size_for(self.dataset.resolution)
 
     def in_precision(self, precision: Precision) -> "EncodeSettings":
         """The same with all networks computing in one precision."""
@@ -178,4 +229,4 @@ class EncodeSettings(Settings):
 
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""
-        return self.input_size(encoder) // find_encoder(encoder).stride
+        return self.input_size(encoder) // self.spec(encoder).stride

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cache.recipe import Recipe
 from stages.encode.build_settings import EncoderSettings, EncodeSettings
 from stages.encode.building.columns import load_features_maker
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderError
 from stages.evaluate.comparison import BY_IMAGE, FRECHET, Comparison
 from stages.evaluate.image_sets import NoiseImages
 from stages.evaluate.judged import EvaluateError, Judged
@@ -89,7 +90,7 @@ def evaluate(
         found = measured(title, one.images, wanted=of_samples)
         if place.is_main:
             comparison = Comparison(found, reference, len(one.images), noise, place.device)
-            own = [networks.signed(r) for r in _results(comparison, metrics, networks, one)]
+            own = [networks.signed(r) for r in _results(comparison, metrics, networks, one, encode)]
             weights = {network.name: network.weights_sha256 for network in networks.all}
             write_results(one.path, own, one.manifest, weights)
             results.append(own)
@@ -156,18 +157,28 @@ def _wanted(
 
 
 def _results(
-    comparison: Comparison, metrics: Sequence[str], networks: Networks, samples: Judged
+    comparison: Comparison,
+    metrics: Sequence[str],
+    networks: Networks,
+    samples: Judged,
+    encode: EncodeSettings,
 ) -> Iterator[Result]:
     yield from comparison.of_inception(metrics)
-    for name, vectors in networks.encoders.items():
-        yield comparison.frechet(vectors.name, vectors.name, _alignment(name, samples.manifest))
+    for vectors in networks.encoders.values():
+        notes = _alignment(vectors.recipe, samples.manifest, encode)
+        yield comparison.frechet(vectors.name, vectors.name, notes)
 
 
-def _alignment(encoder: str, manifest: Mapping[str, Any]) -> list[str]:
+def _alignment(recipe: Recipe, manifest: Mapping[str, Any], encode: EncodeSettings) -> list[str]:
     """What is to be said of a model that was, or may have been, aligned to an encoder."""
+    unknown = ["whether the model was aligned to this encoder is not known"]
     if (aligned := manifest.get("aligned_with")) is None:
-        return ["whether the model was aligned to this encoder is not known"]
-    network = find_encoder(encoder).timm_model
-    if any(find_encoder(name).timm_model == network for name in aligned):
+        return unknown
+    try:
+        others = [encode.spec(name).recipe(0) for name in aligned]
+    except EncoderError:
+        return unknown
+    fields = ("library", "model", "arguments")
+    if any(all(other[field] == recipe[field] for field in fields) for other in others):
         return ["the model was aligned to this encoder"]
     return []

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
-from stages.encode.build_settings import EncoderName, LatentsSettings, VaeName
+from stages.encode.build_settings import HubName, LatentsSettings
 from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, one_of
 
 # The published evaluation decodes with another VAE than the one that encoded.
@@ -42,7 +42,7 @@ class SampleSettings(Settings):
     guided_channels: Count | None = None
     labels: Literal["random", "balanced"] = "random"
     seed: Seed = 0
-    vae: VaeName | None = None
+    vae: HubName | None = None
     uint8: Literal["truncate", "round"] = "truncate"
     npz: bool = False
     grid: tuple[Few, Few] = (8, 8)
@@ -77,6 +77,6 @@ class EvaluateSettings(Settings):
     reference: AnchoredPath | None = None
     metrics: tuple[MetricName, ...] | None = None
     inception_weights: AnchoredPath | None = None
-    frechet_encoders: tuple[EncoderName, ...] = ()
+    frechet_encoders: tuple[str, ...] = ()
     reference_features: Count = 10_000
     batch_size: Count = 64

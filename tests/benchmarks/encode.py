@@ -38,8 +38,8 @@ from stages.encode.building.columns import Maker, load_makers
 from stages.encode.images.crop import centre_crop, decode
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.photographs import LICENCES, open_photograph
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.timm_library import create_network
 from stages.placement import find_device
 from stages.vision import AutoencoderKL
 

@@ -47,9 +47,8 @@ from training_loops import (
     write_cache,
 )
 
-from stages.encode.networks.frozen_encoder import run_to_layer
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.timm_library import create_network, run_to_layer
 from stages.model.transformer import training_flops
 from stages.placement import find_device
 from stages.train.precision import HALF_PRECISIONS, precision_of
@@ -82,7 +81,7 @@ def write_encoder(name: str, folder: Path) -> tuple[int, float]:
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), counter:
         network = create_network(spec, size).eval()
-        _, tokens = run_to_layer(network, torch.empty(1, 3, size, size), spec.layer)
+        _, tokens = run_to_layer(network, torch.empty(1, 3, size, size), spec)
     return tokens.shape[-1], float(counter.get_total_flops())
 
 

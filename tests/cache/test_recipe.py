@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.recipe import canonical_json, differences, fingerprint
+from cache.recipe import (
+    DECLARED_DEFAULTS,
+    canonical_json,
+    differences,
+    fingerprint,
+    recipe_differences,
+    written,
+)
 
 RECIPES = st.dictionaries(
     st.text(max_size=5), st.one_of(st.integers(), st.booleans(), st.text(max_size=5)), max_size=5
@@ -32,3 +39,15 @@ def test_differences_name_the_field_and_both_values() -> None:
 def test_a_recipe_holds_no_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"value": float("nan")})
+
+
+def test_a_field_with_its_declared_default_is_as_good_as_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(DECLARED_DEFAULTS, "b", [1])
+    assert written({"a": 1, "b": [1]}) == {"a": 1}
+    assert written({"a": 1, "b": [2]}) == {"a": 1, "b": [2]}
+    assert fingerprint({"a": 1, "b": [1]}) == fingerprint({"a": 1})
+    assert recipe_differences({"a": 1}, {"a": 1, "b": [1]}) == []
+    assert recipe_differences({"a": 1, "b": [2]}, {"a": 1}) == ["b: cache [2], configuration [1]"]
+    assert recipe_differences({"a": 1}, {"a": 2}) == ["a: cache 1, configuration 2"]

@@ -13,8 +13,9 @@ from pipeline.config import Config, ConfigError
 from stages.encode.building.columns import declared_recipes
 from stages.encode.images.photographs import open_photograph
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.network_weights import create_network, weights_sha256
+from stages.encode.networks.network_weights import weights_sha256
 from stages.encode.networks.registry import ENCODERS, EncoderError, EncoderSpec
+from stages.encode.networks.timm_library import create_network
 from stages.vision import timm
 
 CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def test_the_frechet_distance_of_edm2_sees_bytes_resized_with_antialiasing(
 
 def test_every_encoder_is_a_timm_model_with_the_statistics_of_its_weights() -> None:
     for name, spec in ENCODERS.items():
-        config = timm.models.get_pretrained_cfg(spec.timm_model, allow_unregistered=False)
+        config = timm.models.get_pretrained_cfg(spec.model, allow_unregistered=False)
         if spec.unpublished is None:
             assert config.has_weights, name
             assert (spec.mean, spec.std) == (config.mean, config.std), name
@@ -219,7 +220,7 @@ def test_every_encoder_at_its_full_size_has_its_grid_features_and_class_token(
 ) -> None:
     spec = ENCODERS[name]
     monkeypatch.setattr(
-        "stages.encode.networks.frozen_encoder.load_network",
+        "stages.encode.networks.timm_library.load_network",
         lambda spec, size, _: create_network(spec, size),
     )
     encoder = FrozenEncoder(spec, spec.size_for(256), None, CPU)

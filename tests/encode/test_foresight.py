@@ -15,8 +15,8 @@ from stages.encode.build import build
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.images.sources import SourceError
 from stages.encode.measuring.foresight import count_images, foresee
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.timm_library import create_network
 
 CPU = torch.device("cpu")
 VIT = "test_vit.r160_in1k"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.network_precision import compute, exact_float32
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import ENCODERS
+from stages.encode.networks.timm_library import create_network
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from pipeline.config import Config, ConfigError
 from stages.encode.networks import timm_index
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.encode.networks.timm_index import timm_encoder
+from stages.encode.networks.timm_library import create_network
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_a_model_of_timm_is_known_by_what_it_gives(
     name: str, stride: int, size: int, sizing: str, has_class_token: bool
 ) -> None:
     spec = find_encoder(name)
-    assert (spec.timm_model, spec.stride, spec.input_size) == (name, stride, size)
+    assert (spec.model, spec.stride, spec.input_size) == (name, stride, size)
     assert (spec.sizing, spec.has_class_token) == (sizing, has_class_token)
     assert spec.size_for(256) == size
 

@@ -17,14 +17,16 @@ from cache.metadata import (
     resize_column,
     root_attributes,
 )
+from cache.recipe import Recipe
 from stages.encode.building.columns import Maker
 from stages.encode.images.crop_batches import CropReader, Crops
+from stages.packages import OPTIONAL
 
 
 def open_column(path: Path, maker: Maker, crops: CropReader) -> Column:
     """The column that a maker fills, made on first use and as long as the row table."""
     if not has_column(path, maker.column):
-        create_column(describe(path, maker, crops, measure(maker, crops)), provenance())
+        create_column(describe(path, maker, crops, measure(maker, crops)), provenance(maker.recipe))
     column = read_column(path, maker.column, len(crops.rows))
     resize_column(column)
     return column
@@ -75,9 +77,11 @@ def column_of(
     )
 
 
-def provenance() -> dict[str, str]:
+def provenance(recipe: Recipe) -> dict[str, str]:
     """Which software makes a column, and when: of use to readers, without effect on identity."""
-    packages = ("repa-cache", "torch", "timm", "diffusers", "pillow")
+    packages = ["repa-cache", "torch", "timm", "diffusers", "pillow"]
+    if (library := recipe.get("library")) in OPTIONAL:
+        packages.append(str(library))
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -17,10 +17,13 @@ from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderError
 
-# Raised whenever the same settings give other bytes than before.
-RECIPE_VERSION = 2
+# Of what makes a column: a version is raised whenever the same settings give other bytes than
+# before. That of the crop, which every column is made from, is called `recipe_version` in recipes.
+CROP_VERSION = 2
+AUTOENCODER_VERSION = 1
+ENCODER_VERSION = 1
 
 MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
 
@@ -79,18 +82,31 @@ def _along(valid: Tensor, values: Tensor) -> Tensor:
 def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
     """What the configuration alone says of every column's recipe, without loading a network."""
     image, latents = _image_recipe(settings), settings.latents
-    origin: dict[str, RecipeValue]
-    origin = {"imported": True} if latents.imported else {"compute": latents.precision}
+    origin: dict[str, RecipeValue] = {"imported": True}
+    if not latents.imported:
+        origin = {"autoencoder_version": AUTOENCODER_VERSION, "compute": latents.precision}
     recipes = {latents.column: image | {"storage": "float16"} | origin}
     for name, encoder in settings.encoders.items():
-        spec = find_encoder(name).recipe(settings.input_size(name))
-        own: dict[str, RecipeValue] = {"storage": encoder.storage, "compute": encoder.precision}
+        spec = _encoder_recipe(settings, name)
+        own: dict[str, RecipeValue] = {
+            "encoder_version": ENCODER_VERSION,
+            "storage": encoder.storage,
+            "compute": encoder.precision,
+        }
         recipes[features_column(name)] = image | spec | own
     if settings.dataset.flip:
         recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
     if settings.dataset.pixels:
         recipes[PIXELS] = pixels_recipe(settings)
     return recipes
+
+
+def _encoder_recipe(settings: EncodeSettings, encoder: str) -> dict[str, RecipeValue]:
+    """What the registry says of an encoder, or its library, as far as that is to be had here."""
+    try:
+        return settings.spec(encoder).recipe(settings.input_size(encoder))
+    except EncoderError:
+        return {"library": settings.encoders[encoder].library}
 
 
 def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
@@ -101,7 +117,7 @@ def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
 def _image_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
     """What every column's recipe says of the crops."""
     return {
-        "recipe_version": RECIPE_VERSION,
+        "recipe_version": CROP_VERSION,
         "resolution": settings.dataset.resolution,
         "crop": "ADM centre crop",
     }
@@ -179,7 +195,7 @@ def load_features_maker(
     """
     own, name = settings.encoders[encoder], features_column(encoder)
     frozen = FrozenEncoder(
-        find_encoder(encoder),
+        settings.spec(encoder),
         settings.input_size(encoder),
         own.weights,
         device,

@@ -92,7 +92,7 @@ def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: boo
 
 
 def _write_over(column: Column) -> None:
-    made_by = provenance()
+    made_by = provenance(column.recipe)
     with suppress(DamagedCacheError):
         made_by = read_group(column.folder).get("provenance", made_by)
     with TemporaryDirectory() as aside:

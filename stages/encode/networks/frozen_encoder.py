@@ -4,6 +4,7 @@ B images, S their side in px, T tokens on a square grid, P class and register to
 D features.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.encode.build_settings import Precision
+from stages.encode.networks.libraries import library_of
 from stages.encode.networks.network_precision import compute
-from stages.encode.networks.network_weights import (
-    UNTRAINED,
-    create_network,
-    load_network,
-    weights_sha256,
-)
-from stages.encode.networks.registry import EncoderError, EncoderSpec, Layer
+from stages.encode.networks.network_weights import UNTRAINED
+from stages.encode.networks.registry import EncoderError, EncoderSpec
 
 
 class FrozenEncoder:
@@ -43,16 +40,19 @@ class FrozenEncoder:
         if problem := spec.size_problem(input_size):
             raise EncoderError(f"input_size: {problem}.")
         self._spec = spec
+        self._library = library_of(spec)
         self._input_size = input_size
         self._precision = precision
         if untrained:
             with device:
-                network = create_network(spec, input_size)
+                network = self._library.create_network(spec, input_size)
         else:
-            network = load_network(spec, input_size, weights)
+            network = self._library.load_network(spec, input_size, weights)
         self._model: Any = network.eval().requires_grad_(False).to(device)
         self._device = device
-        self.weights_sha256 = UNTRAINED if untrained else weights_sha256(self._model)
+        self.weights_sha256 = UNTRAINED
+        if not untrained:
+            self.weights_sha256 = self._library.weights_sha256(self._model)
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None]
         self._std = torch.tensor(spec.std, device=device)[:, None, None]
 
@@ -72,7 +72,7 @@ class FrozenEncoder:
         return compute(self._forward, inputs, self._precision)
 
     def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        prefix, tokens = run_to_layer(self._model, inputs, self._spec.layer)
+        prefix, tokens = self._library.run_to_layer(self._model, inputs, self._spec)
         if self._spec.has_class_token:
             return {"tokens": tokens, "class_token": prefix[:, 0]}
         return {"tokens": tokens}
@@ -85,35 +85,10 @@ class FrozenEncoder:
     def _resize(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self._input_size:
             return images
-        return F.interpolate(
-            images, size=self._input_size, mode="bicubic", antialias=self._spec.antialias
-        )
-
-
-def run_to_layer(network: Any, inputs: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
-    """Prefix tokens [B, P, D] and patch tokens [B, T, D] of a timm model at a layer.
-
-    inputs: [B, 3, S, S], normalised. Of a feature map every place is a patch token.
-    """
-    if layer == "before norm":
-        ((tokens, prefix),) = network.forward_intermediates(
-            inputs,
-            indices=1,
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        return prefix, tokens
-    if layer == "norm":
-        features = network.forward_features(inputs)
-        if features.ndim == 3:
-            prefixes = getattr(network, "num_prefix_tokens", 0)
-            return features[:, :prefixes], features[:, prefixes:]
-        has_channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        tokens = features.flatten(1, 2) if has_channels_last else features.flatten(2).mT
-        return tokens[:, :0], tokens
-    (stage,) = network.forward_intermediates(
-        inputs, indices=[layer], stop_early=True, intermediates_only=True
-    )
-    tokens = stage.flatten(2).mT
-    return tokens[:, :0], tokens
+        side, spec = self._input_size, self._spec
+        resize = partial(F.interpolate, mode=spec.interpolation, antialias=spec.antialias)
+        if not spec.is_clamped:
+            return resize(images, size=side)
+        # As libraries of images do, which keep whole levels between rows and columns.
+        rows = resize(images, size=(images.shape[-2], side)).clamp(0, 1)
+        return resize(rows, size=side).clamp(0, 1)

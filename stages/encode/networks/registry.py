@@ -1,7 +1,7 @@
-"""The registry of frozen encoders: which timm model, how images enter, which tokens are kept.
+"""The registry of frozen encoders: which model, how images enter, which tokens are kept.
 
-To add an encoder, add an entry to `ENCODERS`; everything else follows from it. Every other model
-of timm that gives a grid of features goes by its name in timm.
+To add an encoder, add an entry to `ENCODERS`; everything else follows from it. Other models of a
+library are found by their names in it.
 """
 
 from dataclasses import dataclass, field
@@ -23,8 +23,10 @@ HALF = (0.5, 0.5, 0.5)
 ResizeOrder = Literal["normalise, resize", "resize, normalise"]
 
 # Tokens after the final norm, which for networks without tokens is the final map; tokens before
-# that norm; or a stage of a convolutional network, counted from 0.
-Layer: TypeAlias = Literal["norm", "before norm"] | int
+# that norm; what transformers calls so; or a stage of a convolutional network, counted from 0.
+Layer: TypeAlias = Literal["norm", "before norm", "last hidden state"] | int
+
+Interpolation = Literal["bicubic", "bilinear"]
 
 # How a network comes to the side of its input: it is built for one, it takes any multiple of its
 # stride, or it has only the one that it was trained with.
@@ -39,36 +41,45 @@ class EncoderError(RepaCacheError):
 class EncoderSpec:
     """One frozen encoder.
 
-    timm_model: the name for `timm.create_model`; stride: pixels per token; input_size: side of
-    its input for 256 px images; antialias: whether resizing blurs what it shrinks; packaged: the
-    installed package and the file in it that hold its weights, if they do not come from timm's
-    hub; unpublished: why they can only come from a local file, and where that is to be had.
+    model: its name in its library; stride: pixels per token; input_size: side of its input for
+    256 px images; antialias: whether resizing blurs what it shrinks; is_clamped: whether colours
+    beyond black and white, which it makes, become these; packaged: the installed package and the
+    file in it that hold its weights, if they do not come from timm's hub; unpublished: why they
+    can only come from a local file, and where that is to be had; arguments: of the network;
+    library: a name in `LIBRARIES`; location: a folder or a repository of the hub, where a model is
+    found by that.
     """
 
-    timm_model: str
+    model: str
     stride: int
     input_size: int
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     order: ResizeOrder = "normalise, resize"
+    interpolation: Interpolation = "bicubic"
     antialias: bool = False
+    is_clamped: bool = False
     layer: Layer = "norm"
     has_class_token: bool = False
     sizing: Sizing = "built"
     packaged: tuple[str, str] | None = None
     unpublished: str | None = None
     arguments: dict[str, RecipeValue] = field(default_factory=dict)
+    library: str = "timm"
+    location: str | None = None
 
     def recipe(self, input_size: int) -> dict[str, RecipeValue]:
         """What of this entry decides the bytes of tokens, and of the class token if it has one."""
         return {
-            "model": self.timm_model,
+            "library": self.library,
+            "model": self.model,
             "arguments": dict(self.arguments),
             "input_size": input_size,
             "mean": list(self.mean),
             "std": list(self.std),
             "order": self.order,
-            "resize": f"bicubic, {'' if self.antialias else 'no '}antialias",
+            "resize": f"{self.interpolation}, {'' if self.antialias else 'no '}antialias"
+            + (", clamped" if self.is_clamped else ""),
             "layer": self.layer,
             "class_token": self.has_class_token,
         }
@@ -92,16 +103,16 @@ class EncoderSpec:
         return f"set input_size = {self.stride * grid}"
 
 
-def find_encoder(name: str) -> EncoderSpec:
-    """The encoder of a name: an entry of the registry, else the timm model called so.
+def find_encoder(name: str, library: str = "timm") -> EncoderSpec:
+    """The encoder of a name: an entry of the registry, else the model of a library called so.
 
     Raises EncoderError with the nearest valid name if there is none, or if it has no grid.
     """
-    if name in ENCODERS:
+    if library == "timm" and name in ENCODERS:
         return ENCODERS[name]
-    from stages.encode.networks.timm_index import timm_encoder  # which reads the registry
+    from stages.encode.networks.libraries import find_model  # which reads the registry
 
-    return timm_encoder(name)
+    return find_model(library, name)
 
 
 def _dinov2() -> dict[str, EncoderSpec]:

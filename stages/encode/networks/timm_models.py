@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from stages.encode.networks.frozen_encoder import run_to_layer
-from stages.encode.networks.network_weights import create_network
 from stages.encode.networks.registry import EncoderSpec, Sizing
 from stages.encode.networks.timm_index import TimmModel, TimmNames, Unusable
+from stages.encode.networks.timm_library import create_network, run_to_layer
 from stages.vision import timm
 
 # Of convolutional networks, whose published size need not be a multiple of their stride.
@@ -57,7 +56,7 @@ def _probe(spec: EncoderSpec, size: int) -> tuple[int, bool] | None:
     try:
         with torch.device("meta"), torch.inference_mode():
             network: Any = create_network(spec, size).eval()
-            prefix, tokens = run_to_layer(network, torch.empty(1, 3, size, size), spec.layer)
+            prefix, tokens = run_to_layer(network, torch.empty(1, 3, size, size), spec)
     except Exception:  # each architecture has its own way to refuse a size
         return None
     side = isqrt(tokens.shape[1])

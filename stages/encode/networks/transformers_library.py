@@ -1,0 +1,114 @@
+"""transformers' networks: made, given weights and run to their last hidden state.
+
+B images, S their side in px, T tokens on a square grid, P class and register tokens before them,
+D features.
+"""
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.encode.networks.network_weights import tensor_bytes
+from stages.encode.networks.published_networks import read_checkpoint
+from stages.encode.networks.registry import EncoderError, EncoderSpec
+from stages.encode.networks.transformers_index import ARCHITECTURES, model_folder
+from stages.packages import is_installed, needs
+from stages.weight_files import READING_ERRORS
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")
+
+
+def create_network(spec: EncoderSpec, input_size: int) -> nn.Module:  # noqa: ARG001 - takes any
+    """A network of the configuration, with random weights."""
+    config, kind = _configured(spec)
+    network: nn.Module = kind(config, **ARCHITECTURES[spec.model].arguments)
+    return network
+
+
+def load_network(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn.Module:  # noqa: ARG001
+    """A network with the weights that lie beside its configuration, or those of a local file.
+
+    Raises EncoderError if they cannot be had, or if a tensor of the network is not among them.
+    """
+    config, kind = _configured(spec)
+    assert spec.location is not None, "found by its location"
+    where = str(weights or spec.location)
+    folder = None if weights else _weights_folder(spec.location)
+    state = read_checkpoint(weights) if weights else None
+    try:
+        network, found = kind.from_pretrained(
+            folder,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **ARCHITECTURES[spec.model].arguments,
+        )
+    except READING_ERRORS as error:
+        raise EncoderError(f"{where} cannot be loaded as a {spec.model}: {error!r}") from error
+    if lacking := sorted(found["missing_keys"]):
+        raise EncoderError(
+            f"{where} holds other weights: {len(lacking)} of {len(network.state_dict())} tensors "
+            f"of the encoder are not in it, {lacking[0]} among them."
+        )
+    return network  # type: ignore[no-any-return]
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """The sha256 of a network's tensors without their names, which change with the library."""
+    digests = (hashlib.sha256(b) for b in map(tensor_bytes, network.state_dict().values()))
+    return hashlib.sha256("".join(sorted(d.hexdigest() for d in digests)).encode()).hexdigest()
+
+
+def run_to_layer(network: Any, inputs: Tensor, spec: EncoderSpec) -> tuple[Tensor, Tensor]:
+    """Prefix tokens [B, P, D] and patch tokens [B, T, D] of the last hidden state.
+
+    inputs: [B, 3, S, S], normalised.
+    """
+    places = (inputs.shape[-1] // spec.stride) ** 2
+    accepted = inspect.signature(network.forward).parameters
+    arguments: dict[str, Any] = {}
+    if "interpolate_pos_encoding" in accepted:
+        arguments["interpolate_pos_encoding"] = True
+    if "noise" in accepted:
+        # Patches are kept in the order of this.
+        order = torch.arange(places, dtype=torch.float32, device=inputs.device)
+        arguments["noise"] = order.expand(len(inputs), -1)
+    hidden = network(inputs, **arguments).last_hidden_state
+    prefixes = hidden.shape[1] - places
+    return hidden[:, :prefixes], hidden[:, prefixes:]
+
+
+def _configured(spec: EncoderSpec) -> tuple[Any, Any]:
+    """The configuration of an encoder, and the class of its network."""
+    if not is_installed("transformers"):
+        raise EncoderError(f"An encoder of transformers {needs('transformers')}")
+    import transformers
+
+    import stages.vision  # noqa: F401 - what transformers imports has to be imported so
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.for_model(spec.model, **spec.arguments)
+        return config, transformers.AutoModel._model_mapping[type(config)]  # noqa: SLF001
+    except (KeyError, TypeError, ValueError) as error:
+        raise EncoderError(
+            f"{spec.location}: transformers {transformers.__version__} has no {spec.model} of this "
+            f"configuration ({error})"
+        ) from error
+
+
+def _weights_folder(location: str) -> Path:
+    """The folder with a model's weights, which may be in several files."""
+    folder = model_folder(location, WEIGHTS)
+    if not (folder / INDEX).is_file():
+        return folder
+    parts = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
+    return model_folder(location, WEIGHTS, *((part,) for part in sorted(set(parts))))
