@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.needs import EVERYTHING, Need, missing_files
+from pipeline.required_files import EVERYTHING, Need, missing_files
 from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
 from stages.encode.networks.registry import find_encoder
 from stages.sample.solvers import SOLVERS, find_solver

@@ -13,7 +13,6 @@ from torch import Tensor
 from cache.errors import IncompleteCacheError
 from cache.rows import RowTable
 from pipeline.inspection.contents import Contents
-from pipeline.inspection.inspect_options import InspectOptions
 from pipeline.inspection.inspection_page import Story, write_pictures
 from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
 from pipeline.inspection.picture_data import Material, encoder_of, gather_material, read_crops
@@ -31,6 +30,22 @@ from pipeline.inspection.single_images import (
     neighbour_listings,
 )
 from stages.encode.build_settings import EncodeSettings
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Which images to look at.
+
+    keys: of single images, parts of keys, or classes; neighbours: how many to find of each image;
+    among: how many images to look at for that, or None for as many as is quick; images: of each
+    class that is named, or in all if nothing is; seed: draws these at random, None spreads them.
+    """
+
+    keys: tuple[str, ...] = ()
+    neighbours: int = 0
+    among: int | None = None
+    images: int = 8
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

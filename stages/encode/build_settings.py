@@ -103,7 +103,7 @@ class LatentsSettings(Settings):
     @property
     def location(self) -> str:
         """The folder or hub name to load it from."""
-        demo = files("stages.encode") / "demo_autoencoder"
+        demo = files("stages.encode.networks") / "demo_autoencoder"
         return str(demo) if self.vae == DEMO_AUTOENCODER else self.vae
 
     @property

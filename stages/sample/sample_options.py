@@ -1,4 +1,4 @@
-"""What `sample` and `evaluate` are told beyond the configuration."""
+"""What `sample` is told beyond the configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,3 @@ class SampleOptions:
     step: int | None = None
     weights: Weights = Weights.EMA
     folder: Path | None = None
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What to do beside comparing. save_statistics: a file to keep the reference's in."""
-
-    save_statistics: Path | None = None

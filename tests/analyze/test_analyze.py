@@ -16,8 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from cache.errors import IncompleteCacheError, StaleCacheError
-from pipeline.cli import app
-from pipeline.cli.analyzing import analyze
+from pipeline.commands import analyze, app
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions, StateOptions
 from stages.analyze.cknna import cknna, find_neighbours
 from stages.analyze.errors import AnalysisError
@@ -33,7 +32,7 @@ from stages.train.train_settings import TrainSettings
 
 CPU = torch.device("cpu")
 EFFICIENTNET = "efficientnet-lite0"
-SUBCOMMANDS = [command.name or command.callback.__name__ for command in analyze.registered_commands]
+SUBCOMMANDS = [command.name for command in analyze.app.registered_commands]
 
 
 def invoke(*arguments: str, status: int = 0) -> str:

@@ -64,7 +64,7 @@ class Samplers:
         self.plain = SiT(config, dropping=0.1)
         self.plain.load_state_dict(state)
         self.plain.eval().to(device)
-        vae = Autoencoder(str(files("stages.encode") / "demo_autoencoder"), device)
+        vae = Autoencoder(str(files("stages.encode.networks") / "demo_autoencoder"), device)
         self.own = Sampler(settings, make_sampled(config, state, device), "linear", vae, device)
 
     def draw_own(self, count: int) -> torch.Tensor:

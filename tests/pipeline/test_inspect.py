@@ -11,7 +11,7 @@ from tiny_cache import content
 from typer.testing import CliRunner
 
 from cache.reader import Cache
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from pipeline.inspection.shown_rows import drawn_rows, spread_rows
 from stages.encode.build import build

@@ -19,7 +19,7 @@ HEAVY = NETWORKS | {
 PROGRAM = """
 import atexit, sys
 atexit.register(lambda: print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr))
-from pipeline.cli import app
+from pipeline.commands import app
 app(prog_name="repa-cache")
 """
 # A name of timm that no registry of this project has, whose typo is below.
