@@ -1,18 +1,25 @@
 """Tables for the terminal."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from cache.layout import VALID, Column
-from cache.verify import Fault
-from stages.encode.measuring.fidelity import Fidelity
-from stages.evaluate.results import Result
+from cache.layout import VALID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cache.layout import Column
+    from cache.verify import Fault
+    from stages.encode.measuring.fidelity import Fidelity
+    from stages.evaluate.results import Result
 
 # Of a long list of images.
 SHOWN_IMAGES = 50

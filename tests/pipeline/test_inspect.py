@@ -47,6 +47,15 @@ def test_the_table_has_the_facts_of_every_column(built: Path) -> None:
     assert "not as configured" not in output
 
 
+def test_the_cache_of_the_configuration_here_needs_no_words(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built)
+    result = CliRunner().invoke(app, ["inspect"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == inspect(built).replace(f"{built}/", "")
+
+
 def test_a_table_changes_nothing(copied: Path) -> None:
     before = content(copied)
     inspect(copied)
