@@ -8,16 +8,16 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cache.files import write_atomically
-from pipeline.analysis.state_tables import Text
+from pipeline.analysis.state_tables import Findings
 from pipeline.pages import write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
 
 
-def write_analysis(stem: Path, text: Text, draw: Callable[[], Figure]) -> Path:
+def write_analysis(stem: Path, findings: Findings, draw: Callable[[], Figure]) -> Path:
     """Write the three files; returns the page. stem: their path without what tells them apart."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([text.columns, *text.values])
+    csv.writer(stream, lineterminator="\n").writerows([findings.columns, *findings.values])
     write_atomically(_file(stem, "csv"), stream.getvalue().encode())
     with styled():
         figure = draw()
@@ -27,12 +27,12 @@ def write_analysis(stem: Path, text: Text, draw: Callable[[], Figure]) -> Path:
     write_page(
         page,
         "analysis.html",
-        title=text.title,
-        lead=text.lead,
-        notes=text.notes,
-        figures=[(svg, text.caption)],
-        tables=text.tables,
-        facts=text.facts,
+        title=findings.title,
+        lead=findings.lead,
+        notes=findings.notes,
+        figures=[(svg, findings.caption)],
+        tables=findings.tables,
+        facts=findings.facts,
     )
     return page
 

@@ -91,16 +91,16 @@ def cknna(
     """
     from pipeline.analysis.analysis_figures import draw_cknna
     from pipeline.analysis.analysis_page import write_analysis
-    from pipeline.analysis.state_tables import alignment_summary, alignment_text
+    from pipeline.analysis.state_tables import alignment_findings, alignment_summary
     from stages.analyze.run_states import measure_cknna
     from stages.analyze.subject import open_subject
     from stages.placement import find_device
 
     subject = open_subject(run, encoders, states)
     found = measure_cknna(subject, how, find_device(states.device))
-    stem, text = (out or run / "analysis") / f"cknna-{subject.title}", alignment_text(found)
-    page = write_analysis(stem, text, lambda: draw_cknna(found))
-    return Analysis(page, alignment_summary(found), text.notes)
+    stem, findings = (out or run / "analysis") / f"cknna-{subject.title}", alignment_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_cknna(found))
+    return Analysis(page, alignment_summary(found), findings.notes)
 
 
 def probe(
@@ -116,16 +116,16 @@ def probe(
     """
     from pipeline.analysis.analysis_figures import draw_probes
     from pipeline.analysis.analysis_page import write_analysis
-    from pipeline.analysis.state_tables import probe_summary, probe_text
+    from pipeline.analysis.state_tables import probe_findings, probe_summary
     from stages.analyze.run_states import measure_probes
     from stages.analyze.subject import open_subject
     from stages.placement import find_device
 
     subject = open_subject(run, encoders, states)
     found = measure_probes(subject, how, find_device(states.device))
-    stem, text = (out or run / "analysis") / f"probe-{subject.title}", probe_text(found)
-    page = write_analysis(stem, text, lambda: draw_probes(found))
-    return Analysis(page, probe_summary(found), text.notes)
+    stem, findings = (out or run / "analysis") / f"probe-{subject.title}", probe_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_probes(found))
+    return Analysis(page, probe_summary(found), findings.notes)
 
 
 def compare(
@@ -143,14 +143,14 @@ def compare(
     """
     from pipeline.analysis.analysis_figures import draw_encoders
     from pipeline.analysis.analysis_page import write_analysis
-    from pipeline.analysis.encoder_tables import encoders_summary, encoders_text
+    from pipeline.analysis.encoder_tables import encoders_findings, encoders_summary
     from stages.analyze.cached_encoders import compare_encoders
     from stages.placement import find_device
 
     found = compare_encoders(cache, encoders, rows, how, find_device(device))
-    stem, text = (out or cache.parent) / f"{cache.stem}-encoders", encoders_text(found)
-    page = write_analysis(stem, text, lambda: draw_encoders(found))
-    return Analysis(page, encoders_summary(found), (text.lead, *text.notes))
+    stem, findings = (out or cache.parent) / f"{cache.stem}-encoders", encoders_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_encoders(found))
+    return Analysis(page, encoders_summary(found), (findings.lead, *findings.notes))
 
 
 @app.command("cknna")

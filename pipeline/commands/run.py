@@ -30,27 +30,27 @@ class Summary:
     samples: "Samples"
     results: "list[Result]"
 
-    def facts(self) -> dict[str, str]:
+    def lines(self) -> dict[str, str]:
         """Names and values, in the order in which things were made."""
         from pipeline.report.report_page import curves_path, page_path
 
-        facts = {"cache": str(self.config.cache.path), "cached": f"{self.rows:,} rows"}
+        lines = {"cache": str(self.config.cache.path), "cached": f"{self.rows:,} rows"}
         for column in self.columns:
-            facts[f"  {column.name}"] = f"{column.rows * column.row_bytes / 1e6:,.1f} MB"
-        facts["checkpoint"] = str(self.checkpoint)
+            lines[f"  {column.name}"] = f"{column.rows * column.row_bytes / 1e6:,.1f} MB"
+        lines["checkpoint"] = str(self.checkpoint)
         record, run = self.record, self.config.train.run
         if (speed := record.steps_per_second) is not None:
-            facts["training"] = f"{record.step:,} steps at {speed:.2f} steps/s"
+            lines["training"] = f"{record.step:,} steps at {speed:.2f} steps/s"
             for name in record.losses:
                 values = record.curve(name).values
-                facts[f"  {name}"] = f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end"
-            facts["loss curves"] = str(curves_path(run))
+                lines[f"  {name}"] = f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end"
+            lines["loss curves"] = str(curves_path(run))
         if self.samples.grid.is_file():
-            facts["sample grid"] = str(self.samples.grid)
+            lines["sample grid"] = str(self.samples.grid)
         for result in self.results:
-            facts[result.metric] = f"{result.shown} ({result.note})"
-        facts["report"] = str(page_path(run))
-        return facts
+            lines[result.metric] = f"{result.shown} ({result.note})"
+        lines["report"] = str(page_path(run))
+        return lines
 
 
 def run(config: "Config") -> Summary:
@@ -97,7 +97,7 @@ def _show(summary: Summary) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in summary.facts().items():
+    for name, value in summary.lines().items():
         table.add_row(name, value)
     Console(highlight=False).print(table)
 

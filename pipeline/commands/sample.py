@@ -16,20 +16,21 @@ from pipeline.commands.shared_arguments import (
 )
 from pipeline.exits import ConfigError, reported_errors
 from stages.processes import rank
-from stages.sample.sample_options import SampleOptions
 from stages.weights.export_options import Layout, Weights
 
 if TYPE_CHECKING:
     from pipeline.config import Config
     from stages.sample.generate import Drawn
+    from stages.sample.sampled_weights import SampleOptions
 
 
-def sample(config: "Config", options: SampleOptions | None = None) -> "Drawn":
+def sample(config: "Config", options: "SampleOptions | None" = None) -> "Drawn":
     """Draw the images that lack, and write the page of the run anew."""
     from pipeline.process_group import placement
     from pipeline.report.records import is_run
     from pipeline.report.report_page import write_own_report
     from stages.sample.generate import sample
+    from stages.sample.sampled_weights import SampleOptions
 
     options, train = options or SampleOptions(), config.train
     with placement(train.device) as place:
@@ -84,6 +85,8 @@ def command(
         if layout is not None and official is None:
             raise ConfigError("--layout: of which file? Name it with --official.")
         settings = load_for_run("sample", run, config, overrides)
+        from stages.sample.sampled_weights import SampleOptions
+
         drawn = sample(settings, SampleOptions(official, layout, step, weights, out))
         if rank() == 0:
             show(drawn)

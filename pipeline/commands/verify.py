@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 def verify(config: "Config") -> "list[Fault]":
     """All faults of the cache. Reads every byte of it once."""
-    from stages.encode.building.faults import find_faults
+    from cache.verify import find_faults
+    from stages.progress import progress
 
-    return find_faults(config.cache.path, config.build.threads)
+    return find_faults(config.cache.path, config.build.threads, progress)
 
 
 def fidelity(config: "Config", rows: int) -> "list[Fidelity]":

@@ -78,10 +78,10 @@ def shown_columns(contents: Contents, rows: RowNumbers | None = None) -> tuple[l
     """
     assert contents.rows is not None
     common, names = np.ones(len(contents.rows), np.bool_), []
-    for facts in sorted(contents.columns, key=lambda facts: -int(facts.there.sum())):
-        both = common & facts.there
+    for held in sorted(contents.columns, key=lambda held: -int(held.there.sum())):
+        both = common & held.there
         if both.any() if rows is None else both[rows].all():
-            names.append(facts.name)
+            names.append(held.name)
             common = both
     return names, common
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.analyze.analysis_options import AlignmentOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
 from stages.train.precision import arithmetic
 
 # Rows of the kernel that are in memory at once.

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.analyze.analysis_options import ProbeOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AnalysisError, ProbeOptions
 from stages.progress import Advance, progress
 from stages.train.precision import arithmetic
 

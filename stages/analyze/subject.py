@@ -14,8 +14,7 @@ from cache.layout import FEATURES, FLIPPED
 from cache.metadata import column_names, root_attributes
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
-from stages.analyze.analysis_options import StateOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find

@@ -9,13 +9,28 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
-from stages.sample.sample_options import SampleOptions
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
 from stages.weights.fitting import LABELS, fit, layout_of, shape_in
 from stages.weights.layouts import PROJECTORS, without_projectors
 from stages.weights.published import WeightsError, read_weights
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to draw from, and where to.
+
+    official: a file of weights to draw from instead of the run's; layout: whose code it is of, if
+    it does not tell; step: of the run's checkpoint, by default the newest; weights: the moving
+    average, or those that were trained; folder: of the images, by default one in the run's folder.
+    """
+
+    official: Path | None = None
+    layout: Layout | None = None
+    step: int | None = None
+    weights: Weights = Weights.EMA
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,13 @@ from typer.testing import CliRunner
 
 from cache.errors import IncompleteCacheError, StaleCacheError
 from pipeline.commands import analyze, app
-from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions, StateOptions
+from stages.analyze.analysis_options import (
+    AlignmentOptions,
+    AnalysisError,
+    ProbeOptions,
+    StateOptions,
+)
 from stages.analyze.cknna import cknna, find_neighbours
-from stages.analyze.errors import AnalysisError
 from stages.analyze.hidden_states import HiddenStates
 from stages.analyze.pooled import mean_latents, mean_tokens
 from stages.analyze.run_states import measure_cknna, measure_probes
