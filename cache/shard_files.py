@@ -52,7 +52,7 @@ class ShardFile:
             self._buffered = self._open(0)
         except FileNotFoundError as error:
             raise IncompleteCacheError(
-                f"{self._path} is missing. Run `repa-cache build --repair`."
+                "it is missing", where=self._path, remedy="Run `repa-cache build --repair`."
             ) from error
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
@@ -106,7 +106,7 @@ class ShardFile:
         chunk, place = divmod(position, layout.rows_per_chunk)
         offset = self._index[chunk][0]
         if offset < 0:
-            raise IncompleteCacheError(f"{self._path}: row {position} of the shard is absent.")
+            raise IncompleteCacheError(f"row {position} of the shard is absent", where=self._path)
         return offset + place * layout.row_bytes
 
     def runs(self, position: int, count: int) -> Iterator[tuple[int, int]]:
@@ -131,7 +131,7 @@ class ShardFile:
 
     def damaged(self, what: str) -> DamagedCacheError:
         """The error for content that is not what was written."""
-        return DamagedCacheError(f"{self._path}: {what}. Run `repa-cache build --repair`.")
+        return DamagedCacheError(what, where=self._path)
 
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""

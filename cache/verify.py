@@ -118,13 +118,13 @@ def _survey(path: Path, names: Sequence[str]) -> Survey:
     try:
         rows = read_rows(path)
     except DamagedCacheError as error:
-        found.faults.append(Fault(ROWS, _cause(error), Remedy.REPAIR))
+        found.faults.append(Fault(ROWS, error.what, Remedy.REPAIR))
         return found
     for name in names:
         try:
             column = read_column(path, name, len(rows))
         except DamagedCacheError as error:
-            found.faults.append(Fault(name, _cause(error), Remedy.REPAIR, name))
+            found.faults.append(Fault(name, error.what, Remedy.REPAIR, name))
             continue
         found.faults += _metadata_faults(column)
         recorded = ledger.Recorded.of(column)
@@ -133,11 +133,6 @@ def _survey(path: Path, names: Sequence[str]) -> Survey:
         finished = sorted(set(range(column.shards)) - set(missing))
         found.shards += [Finished(column, shard, entries[shard], table) for shard in finished]
     return found
-
-
-def _cause(error: DamagedCacheError) -> str:
-    """An error's message without its place and advice, which a fault keeps apart."""
-    return str(error).split(". Run ")[0].split(": ", 1)[-1]
 
 
 def _metadata_faults(column: Column) -> Iterator[Fault]:

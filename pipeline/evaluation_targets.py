@@ -94,6 +94,7 @@ def configuration_of_none(overrides: Sequence[str], needs: Collection[Need]) -> 
     if config.evaluate.reference is None:
         raise ConfigError(
             "Compared with what? These samples belong to no run, and there is no pipeline.toml "
-            "here. Name a file or a folder with --reference."
+            "here",
+            remedy="Name a file or a folder with --reference.",
         )
     return config

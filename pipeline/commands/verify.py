@@ -57,7 +57,8 @@ def command(
         if rows and cache is not None and config is None:
             raise ConfigError(
                 f"--fidelity encodes images again, and {cache} does not tell where these and the "
-                "weights of the networks are. Name the configuration with --config."
+                "weights of the networks are",
+                remedy="Name the configuration with --config.",
             )
         settings = load_for_cache("verify", cache, config, overrides)
         from pipeline.tables import show_faults, show_fidelity

@@ -82,8 +82,7 @@ class Contents:
         """The row table. Raises DamagedCacheError if it cannot be read."""
         if self.rows is None:
             raise DamagedCacheError(
-                f"{self.path}: its row table cannot be read, so that no image can be shown. Run "
-                "`repa-cache build --repair`."
+                "its row table cannot be read, so that no image can be shown", where=self.path
             )
         return self.rows
 

@@ -93,7 +93,9 @@ def select(contents: Contents, options: InspectOptions) -> Selection:
         rows = drawn_rows(there, options.images, options.seed)
     if not columns:
         raise IncompleteCacheError(
-            f"{contents.path}: no image is finished in any column. Run `repa-cache build`."
+            "no image is finished in any column",
+            where=contents.path,
+            remedy="Run `repa-cache build`.",
         )
     neighbours = find_neighbours(contents, rows, options.neighbours, options.among)
     listings = image_listings(contents, table, rows) if options.keys else []

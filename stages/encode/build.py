@@ -167,8 +167,10 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CacheWriteError(
-            f"{folder}: the shards that are missing need {decimal(needed)}, and the disk has "
-            f"{decimal(free)} left. Make room, or choose another cache.path."
+            f"the shards that are missing need {decimal(needed)}, and the disk has {decimal(free)} "
+            "left",
+            where=folder,
+            remedy="Make room, or choose another cache.path.",
         )
 
 

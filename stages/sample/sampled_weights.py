@@ -113,7 +113,8 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Orig
     """A file of the model that `train.model` names; its latents are of any size."""
     if path.is_dir():
         raise WeightsError(
-            f"--official takes a file, but {path} is a folder. For a run of yours set train.run."
+            f"--official takes a file, but {path} is a folder",
+            remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
     has_projectors = any(name.startswith(PROJECTORS) for name in found.state)

@@ -286,7 +286,7 @@ def test_a_shard_that_vanished_or_is_short_is_an_error(tmp_path: Path) -> None:
     (folder / "tokens/c.1.0.0").unlink()
     (folder / "class_token/c.2.0").write_bytes(b"short")
     reader = Cache(tmp_path / "x.zarr").column("features/x")
-    with pytest.raises(IncompleteCacheError, match=r"c\.1\.0\.0 is missing"):
+    with pytest.raises(IncompleteCacheError, match=r"c\.1\.0\.0: it is missing"):
         reader.read("tokens", [9])
     with pytest.raises(DamagedCacheError, match="shorter"):
         reader.read("class_token", [16])

@@ -88,8 +88,10 @@ def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: boo
             return
     if is_damaged:
         raise StaleCacheError(
-            f"{folder}: what describes it is damaged, and its shards were not made by the recipe "
-            f"of this configuration. Run `repa-cache build --rebuild {folder.name}`."
+            "what describes it is damaged, and its shards were not made by the recipe of this "
+            "configuration",
+            where=folder,
+            remedy=f"Run `repa-cache build --rebuild {folder.name}`.",
         )
 
 

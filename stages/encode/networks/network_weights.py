@@ -71,8 +71,8 @@ def _from_hub(spec: EncoderSpec, input_size: int) -> nn.Module:
         raise EncoderError(f"Cannot load {spec.timm_model} from timm's hub: {told}") from error
     except READING_ERRORS as error:
         raise EncoderError(
-            f"Cannot load {spec.timm_model} from timm's hub: {error!r}. "
-            "Where there is no network, set `weights` of the encoder to a local file."
+            f"Cannot load {spec.timm_model} from timm's hub: {error!r}",
+            remedy="Where there is no network, set `weights` of the encoder to a local file.",
         ) from error
     cast("Any", network).reset_classifier(0)
     return network
