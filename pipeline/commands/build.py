@@ -1,8 +1,9 @@
 """`repa-cache build`: images into a cache."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +14,12 @@ from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
 
 if TYPE_CHECKING:
+    from cache.layout import Column
     from pipeline.config import Config
     from stages.encode.build import BuildSummary
+
+# Of a long list of images.
+SHOWN_IMAGES = 50
 
 
 def build(
@@ -31,7 +36,7 @@ def build(
 
 def show(made: "BuildSummary") -> None:
     """Print what a build did, and what the cache holds."""
-    from pipeline.tables import show_columns, show_faults, show_invalid
+    from pipeline.tables import show_faults
 
     speed = f"{made.counts.images / made.seconds:,.1f} images/s"
     done = []
@@ -41,12 +46,43 @@ def show(made: "BuildSummary") -> None:
         done.append(f"{made.counts.shards} shards made in {made.seconds:,.0f} s ({speed})")
     if made.missing:
         done.append(f"{made.missing} shards left to make")
-    show_columns(made.columns)
+    _show_columns(made.columns)
     typer.echo(f"{made.path}: {made.rows:,} rows; {'; '.join(done) or 'nothing was missing'}")
-    show_invalid(made.invalid)
+    _show_invalid(made.invalid)
     if made.damaged:
         typer.echo("still damaged, and in no column of this configuration:")
         show_faults(made.damaged)
+
+
+def _show_columns(columns: "Sequence[Column]") -> None:
+    """Print what a cache holds of some columns."""
+    from rich.filesize import decimal
+
+    from cache.layout import VALID
+    from pipeline.tables import new_table, print_table
+
+    table = new_table("array", "type", "row", "shards", "on disk")
+    for column in columns:
+        for array in (a for a in column.arrays if a != VALID):
+            row = " x ".join(map(str, array.row_shape))
+            paths = [column.shard_path(array, shard) for shard in range(column.shards)]
+            sizes = [path.stat().st_size for path in paths if path.exists()]
+            shards = f"{len(sizes):,} of {column.shards:,}"
+            name = f"{column.name}/{array.name}"
+            table.add_row(name, array.dtype, row, shards, decimal(sum(sizes)))
+    print_table(table)
+
+
+def _show_invalid(invalid: Mapping[str, str]) -> None:
+    """Print which images could not be decoded, and why."""
+    if not invalid:
+        return
+    images = "1 image" if len(invalid) == 1 else f"{len(invalid):,} images"
+    typer.echo(f"{images} could not be decoded. Training never draws the rows of these:")
+    for key, reason in islice(invalid.items(), SHOWN_IMAGES):
+        typer.echo(f"  {key}: {reason}")
+    if len(invalid) > SHOWN_IMAGES:
+        typer.echo(f"  and {len(invalid) - SHOWN_IMAGES:,} more")
 
 
 def command(

@@ -91,14 +91,59 @@ def _judged_otherwise(own: "Config", config: "Config") -> list[str]:
 
 def show(found: Judgements) -> None:
     """Print metrics, of several samples side by side."""
-    from pipeline.tables import show_comparison, show_results
-
     if not found:
         typer.echo("nothing to measure: evaluate.metrics and evaluate.frechet_encoders are empty")
     elif len(found) == 1:
-        show_results(found[0][1])
+        _show_results(found[0][1])
     else:
-        show_comparison([str(path) for path, _ in found], [results for _, results in found])
+        _show_comparison([str(path) for path, _ in found], [results for _, results in found])
+
+
+def _show_results(results: "Sequence[Result]") -> None:
+    """Print metrics of samples."""
+    from pipeline.tables import new_table, print_table
+
+    titles = ("metric", "value", "floor", "samples", "reference", "of images", "remarks")
+    table = new_table(*titles)
+    for one in results:
+        images = "" if one.reference_images is None else f"{one.reference_images:,}"
+        table.add_row(
+            one.metric,
+            one.shown,
+            one.shown_floor,
+            f"{one.images:,}",
+            one.shown_reference,
+            images,
+            "; ".join(one.remarks),
+        )
+    print_table(table)
+
+
+def _show_comparison(names: Sequence[str], results: "Sequence[Sequence[Result]]") -> None:
+    """Print metrics of several samples, a row for each. names: of the samples."""
+    from pipeline.tables import new_table, print_table
+
+    floor = "in brackets the floor: what as many real images are measured at"
+    metrics = list(dict.fromkeys(one.metric for of_one in results for one in of_one))
+    table = new_table("samples", "images", *metrics, has_numbers=True)
+    notes: dict[str, dict[str, None]] = {}
+    for name, of_one in zip(names, results, strict=True):
+        by_metric = {one.metric: one for one in of_one}
+        cells = (_with_floor(by_metric[metric]) for metric in metrics)
+        table.add_row(name, f"{of_one[0].images:,}", *cells)
+        for one in of_one:
+            for remark in one.remarks:
+                notes.setdefault(f"{one.metric}: {remark}", {})[name] = None
+    print_table(table)
+    against = [one.against for of_one in results for one in of_one if one.reference]
+    for line in dict.fromkeys([*against, floor]):
+        typer.echo(line)
+    for note, said_of in notes.items():
+        typer.echo(note if len(said_of) == len(names) else f"{note} ({', '.join(said_of)})")
+
+
+def _with_floor(result: "Result") -> str:
+    return result.shown + (f" ({result.shown_floor})" if result.floor is not None else "")
 
 
 def command(

@@ -35,6 +35,20 @@ def fidelity(config: "Config", rows: int) -> "list[Fidelity]":
     return measure_fidelity(config.encode, rows, find_device(config.build.device))
 
 
+def _show_fidelity(measured: "list[Fidelity]") -> None:
+    """Print how true stored tensors are."""
+    from pipeline.tables import new_table, print_table
+
+    table = new_table("array", "storage", "rows", *("cosine: mean", "1st percentile", "minimum"))
+    for title in ("relative error", "alignment loss"):
+        table.add_column(title)
+    for one in measured:
+        change = "" if one.loss_change is None else f"{one.loss_change:+.1e}"
+        cosines = (f"{value:.6f}" for value in (one.mean, one.percentile1, one.minimum))
+        table.add_row(one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change)
+    print_table(table)
+
+
 def command(
     cache: ChosenCache = None,
     rows: Annotated[
@@ -61,11 +75,11 @@ def command(
                 remedy="Name the configuration with --config.",
             )
         settings = load_for_cache("verify", cache, config, overrides)
-        from pipeline.tables import show_faults, show_fidelity
+        from pipeline.tables import show_faults
 
         if faults := verify(settings):
             show_faults(faults)
             raise typer.Exit(FAILED)
         typer.echo(f"{settings.cache.path}: complete, and every byte is what was written")
         if rows:
-            show_fidelity(fidelity(settings, rows))
+            _show_fidelity(fidelity(settings, rows))
