@@ -110,11 +110,13 @@ class CheckedRows:
             return
         if self._is_outdated(int(wrong[0])):
             raise CacheReplacedError(
-                f"{self._name}: row {wrong[0]} was made anew while it was read. Start again."
+                f"row {wrong[0]} was made anew while it was read",
+                where=self._name,
             )
         raise DamagedCacheError(
-            f"{self._name}: row {wrong[0]} is not what was written: its checksum differs "
-            f"({len(wrong)} of {len(rows)} rows read). Run `repa-cache build --repair`."
+            f"row {wrong[0]} is not what was written: its checksum differs ({len(wrong)} of "
+            f"{len(rows)} rows read)",
+            where=self._name,
         )
 
 

@@ -41,9 +41,12 @@ class RowChanges:
         if listing := "; ".join(f"{len(k)} {what}: {_named(k)}" for what, k in kinds.items() if k):
             update = "" if self.vanished else "take them over (`repa-cache build --update`), "
             raise RowsChangedError(
-                f"The data set is not the one {path} was built from ({listing}). "
-                f"{self._why_labels_moved}"
-                f"Restore the images, {update}or build another cache (cache.path)."
+                f"the data set is not the one that it was built from ({listing})",
+                where=path,
+                remedy=(
+                    f"{self._why_labels_moved}Restore the images, {update}or build another cache "
+                    "(cache.path)."
+                ),
             )
 
     @property

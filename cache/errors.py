@@ -1,4 +1,4 @@
-"""Errors that a user can act on: where, what was expected, what was found, what to do.
+"""Errors that a user can act on: what is wrong, where, and what to do about it.
 
 One class per decision a caller can take. The command line shows the message without a
 traceback.
@@ -6,7 +6,24 @@ traceback.
 
 
 class RepaCacheError(Exception):
-    """Base class: the message is meant for the user."""
+    """Base class: the message is meant for the user.
+
+    what: what is wrong; where: the file, column or setting that it is about; remedy: what to do
+    about it, in whole sentences, "" if what is wrong tells.
+    """
+
+    remedy = ""
+
+    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        if remedy is not None:
+            self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return f"{text}. {self.remedy}" if self.remedy else text
 
 
 class NotACacheError(RepaCacheError):
@@ -24,9 +41,13 @@ class IncompleteCacheError(RepaCacheError):
 class DamagedCacheError(RepaCacheError):
     """Bytes of the cache are not those that were written."""
 
+    remedy = "Run `repa-cache build --repair`."
+
 
 class CacheReplacedError(RepaCacheError):
     """What is being read was made anew meanwhile, and has to be opened again."""
+
+    remedy = "Start again."
 
 
 class RowsChangedError(RepaCacheError):

@@ -103,7 +103,7 @@ class HeldFolder:
             return True
 
     def _replaced(self) -> CacheReplacedError:
-        return CacheReplacedError(f"{self.path} was made anew while it was read. Start again.")
+        return CacheReplacedError("it was made anew while it was read", where=self.path)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

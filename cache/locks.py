@@ -93,9 +93,13 @@ def _check_it_excludes(lock: Path) -> None:
 
 def _no_locks(lock: Path, why: str) -> LockError:
     return LockError(
-        f"{lock.parent}: the file system does not lock files: {why}. Without locks, two processes "
-        "could write the same files at once. Have it mounted with locks (Lustre: with the option "
-        "flock; NFS: with its lock service), or choose a place on another file system."
+        f"the file system does not lock files: {why}",
+        where=lock.parent,
+        remedy=(
+            "Without locks, two processes could write the same files at once. Have it mounted "
+            "with locks (Lustre: with the option flock; NFS: with its lock service), or choose a "
+            "place on another file system."
+        ),
     )
 
 
@@ -153,9 +157,13 @@ class BuildLocks:
         if others := self.others():
             names = "; ".join(map(str, others))
             raise CacheBusyError(
-                f"{self._path}: {purpose} needs the cache for itself, but another build is at "
-                f"work on it ({names}). Wait until it is done, or stop it, and run this again. "
-                "A process that died holds nothing."
+                f"{purpose} needs the cache for itself, but another build is at work on it "
+                f"({names})",
+                where=self._path,
+                remedy=(
+                    "Wait until it is done, or stop it, and run this again. A process that died "
+                    "holds nothing."
+                ),
             )
 
     def others(self) -> list[Holder]:
@@ -200,8 +208,9 @@ class BuildLocks:
                 raise
             except OSError as error:
                 raise CacheWriteError(
-                    f"{self._path.parent} cannot be written: {error.strerror}. A build keeps its "
-                    "locks there; choose another cache.path."
+                    f"it cannot be written: {error.strerror}",
+                    where=self._path.parent,
+                    remedy="A build keeps its locks there; choose another cache.path.",
                 ) from error
 
     def _holder(self, name: str) -> Holder | None:

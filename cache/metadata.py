@@ -40,15 +40,19 @@ def root_attributes(path: Path) -> dict[str, Any]:
     Raises NotACacheError if `path` is not a cache of this format version.
     """
     if not path.exists():
-        raise NotACacheError(f"There is no cache at {path}. Run `repa-cache build` first.")
+        raise NotACacheError(f"There is no cache at {path}", remedy="Run `repa-cache build` first.")
     if not (path / "zarr.json").is_file():
-        raise NotACacheError(f"{path} is not a cache: it has no zarr.json. Choose another path.")
+        raise NotACacheError(
+            "this is not a cache, it has no zarr.json", where=path, remedy="Choose another path."
+        )
     attributes = read_group(path)
     version = attributes.get("format_version")
     if version != FORMAT_VERSION:
         raise NotACacheError(
-            f"{path} has cache format {version!r}; this version of repa-cache reads and writes "
-            f"format {FORMAT_VERSION}. Use another path, or the version that wrote it."
+            f"its cache format is {version!r}; this version of repa-cache reads and writes format "
+            f"{FORMAT_VERSION}",
+            where=path,
+            remedy="Use another path, or the version that wrote it.",
         )
     return attributes
 
@@ -58,9 +62,7 @@ def read_group(path: Path) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(
-            f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
-        ) from error
+        raise DamagedCacheError(f"its zarr.json cannot be read ({error})", where=path) from error
     return attributes
 
 
@@ -163,8 +165,8 @@ def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Col
     recipe = attributes.get("recipe", {})
     if fingerprint(recipe) != attributes.get("fingerprint"):
         raise DamagedCacheError(
-            f"{folder}: the recipe was edited; it does not have the fingerprint that is stored "
-            "with it. Run `repa-cache build --repair`."
+            "the recipe was edited; it does not have the fingerprint that is stored with it",
+            where=folder,
         )
     try:
         arrays = tuple(
@@ -172,9 +174,7 @@ def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Col
             for array in attributes["arrays"]
         )
     except (KeyError, TypeError) as error:
-        raise DamagedCacheError(
-            f"{folder}: the list of its arrays was edited. Run `repa-cache build --repair`."
-        ) from error
+        raise DamagedCacheError("the list of its arrays was edited", where=folder) from error
     constants = _read_constants(folder, recipe)
     return Column(name, folder, arrays, recipe, rows, rows_per_shard, constants)
 
@@ -187,13 +187,10 @@ def _read_constants(folder: Path, recipe: Recipe) -> Constants:
             array: Any = zarr.open_array(folder / name, mode="r")
             constants[name] = np.asarray(array[...])
         except (OSError, ValueError, KeyError) as error:
-            raise DamagedCacheError(
-                f"{folder}: {name} cannot be read ({error}). Run `repa-cache build --repair`."
-            ) from error
+            raise DamagedCacheError(f"{name} cannot be read ({error})", where=folder) from error
     if constants_recipe(constants) != digests:
         raise DamagedCacheError(
-            f"{folder}: {', '.join(digests)} is not what the shards were made with. "
-            "Run `repa-cache build --repair`."
+            f"{', '.join(digests)} is not what the shards were made with", where=folder
         )
     return constants
 
@@ -221,7 +218,10 @@ def check_recipe(column: Column, wanted: Recipe) -> None:
     own = {field: column.recipe[field] for field in ("constants",) if field in column.recipe}
     if changed := recipe_differences(column.recipe, {**own, **wanted}):
         raise StaleCacheError(
-            f"{column.folder} was built by another recipe ({'; '.join(changed)}). Restore these "
-            f"settings, run `repa-cache build --rebuild {column.folder.name}` to make it anew, or "
-            "choose another cache.path."
+            f"it was built by another recipe ({'; '.join(changed)})",
+            where=column.folder,
+            remedy=(
+                f"Restore these settings, run `repa-cache build --rebuild {column.folder.name}` to "
+                "make it anew, or choose another cache.path."
+            ),
         )

@@ -42,7 +42,9 @@ class Cache:
     def _open(self, name: str, *, verify: bool) -> "ColumnReader":
         if not has_column(self.path, name):
             raise IncompleteCacheError(
-                f"{self.path} has no column {name}. Run `repa-cache build` to add it."
+                f"it has no column {name}",
+                where=self.path,
+                remedy="Run `repa-cache build` to add it.",
             )
         column = read_column(self.path, name, len(self.rows))
         recorded = ledger.Recorded.of(column)
@@ -51,8 +53,9 @@ class Cache:
             missing = []
         if missing:
             raise IncompleteCacheError(
-                f"{self.path}/{name}: {len(missing)} of {column.shards} shards are missing. "
-                "Run `repa-cache build` to finish it."
+                f"{len(missing)} of {column.shards} shards are missing",
+                where=f"{self.path}/{name}",
+                remedy="Run `repa-cache build` to finish it.",
             )
         return ColumnReader(column, recorded if verify else None)
 
@@ -62,9 +65,7 @@ class Cache:
         if rows.looks_like(self.rows):
             return False
         if not rows.begins_with(self.rows):
-            raise CacheReplacedError(
-                f"{self.path}: images or labels changed while it was read. Start again."
-            )
+            raise CacheReplacedError("images or labels changed while it was read", where=self.path)
         grown = replace(column, rows=len(rows))
         return all(
             ledger.finished_rows(grown, rows, shard) >= len(column.shard_rows(shard))
@@ -156,8 +157,7 @@ class PartialReader:
         for position, (name, values) in enumerate(arrays.items()):
             if (row_checksums(values) != checksums[:, position]).any():
                 raise DamagedCacheError(
-                    f"{self.column.folder}/{name}: rows do not have their checksums. "
-                    "Run `repa-cache build --repair`."
+                    "rows do not have their checksums", where=f"{self.column.folder}/{name}"
                 )
         return arrays
 
@@ -192,15 +192,13 @@ def _open_array(column: Column, spec: ArraySpec, *, is_whole: bool = True) -> Ro
     try:
         rows = open_rows(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(
-            f"{path}: its zarr.json cannot be read ({error}). Run `repa-cache build --repair`."
-        ) from error
+        raise DamagedCacheError(f"its zarr.json cannot be read ({error})", where=path) from error
     is_as_written = rows.shape[1:] == spec.row_shape and rows.dtype == spec.dtype
     if not is_as_written or not _has_length(column, rows.shape[0], is_whole=is_whole):
         raise DamagedCacheError(
-            f"{path}: its zarr.json was edited: expected {spec.dtype} "
-            f"{(column.rows, *spec.row_shape)}, got {rows.dtype} {rows.shape}. "
-            "Run `repa-cache build --repair`."
+            f"its zarr.json was edited: expected {spec.dtype} {(column.rows, *spec.row_shape)}, "
+            f"got {rows.dtype} {rows.shape}",
+            where=path,
         )
     return rows
 

@@ -92,9 +92,14 @@ class BatchRing:
                 read.result(max(deadline - time.monotonic(), 0))
             except TimeoutError:
                 raise CacheReadError(
-                    f"step {step}: the cache did not deliver its rows within "
-                    f"{self._timeout_seconds:g} s. Look at the disk or network it lies on, or "
-                    "raise train.reading.timeout_seconds."
+                    f"the cache did not deliver its rows within {self._timeout_seconds:g} s",
+                    where=f"step {step}",
+                    remedy=(
+                        "Look at the disk or network it lies on, or raise "
+                        "train.reading.timeout_seconds."
+                    ),
                 ) from None
             except OSError as error:
-                raise CacheReadError(f"step {step}: the cache cannot be read: {error}") from error
+                raise CacheReadError(
+                    f"the cache cannot be read: {error}", where=f"step {step}"
+                ) from error

@@ -167,8 +167,9 @@ def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
         stored = read_stored_rows(path)
     if stored.rows.fingerprint != stored.fingerprint:
         raise DamagedCacheError(
-            f"{path / ROWS}: keys, labels or content hashes were edited. "
-            "Run `repa-cache build --repair` to take them from the data set again."
+            "keys, labels or content hashes were edited",
+            where=path / ROWS,
+            remedy="Run `repa-cache build --repair` to take them from the data set again.",
         )
     return stored.rows
 
@@ -214,6 +215,4 @@ def _opened_table(folder: Path) -> Iterator[Mapping[str, Any]]:
         group = zarr.open_group(standing(folder), mode="r")
         yield {name: group[name] for name in FIELDS}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DamagedCacheError(
-            f"{folder} cannot be read: {error}. Run `repa-cache build --repair`."
-        ) from error
+        raise DamagedCacheError(f"it cannot be read: {error}", where=folder) from error

@@ -6,9 +6,11 @@ caller's buffer.
 """
 
 import errno
+import mmap
 import os
 import resource
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -20,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from cache.bounce import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
@@ -30,6 +31,10 @@ RowNumbers = npt.NDArray[np.int64]
 
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
+# What is read at once by way of other memory: small enough for a core's cache.
+BOUNCE_BYTES = 1 << 20
+
+_bounce = threading.local()
 
 
 class ShardFile:
@@ -47,7 +52,7 @@ class ShardFile:
             self._buffered = self._open(0)
         except FileNotFoundError as error:
             raise IncompleteCacheError(
-                f"{self._path} is missing. Run `repa-cache build --repair`."
+                "it is missing", where=self._path, remedy="Run `repa-cache build --repair`."
             ) from error
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
@@ -101,7 +106,7 @@ class ShardFile:
         chunk, place = divmod(position, layout.rows_per_chunk)
         offset = self._index[chunk][0]
         if offset < 0:
-            raise IncompleteCacheError(f"{self._path}: row {position} of the shard is absent.")
+            raise IncompleteCacheError(f"row {position} of the shard is absent", where=self._path)
         return offset + place * layout.row_bytes
 
     def runs(self, position: int, count: int) -> Iterator[tuple[int, int]]:
@@ -126,7 +131,7 @@ class ShardFile:
 
     def damaged(self, what: str) -> DamagedCacheError:
         """The error for content that is not what was written."""
-        return DamagedCacheError(f"{self._path}: {what}. Run `repa-cache build --repair`.")
+        return DamagedCacheError(what, where=self._path)
 
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""
@@ -137,7 +142,7 @@ class ShardFile:
             except OSError as error:
                 # Memory that a GPU's driver has mapped may be out of the disk's reach.
                 if error.errno == errno.EFAULT:
-                    return read_by_bounce(fill, offset, view)
+                    return _read_by_bounce(fill, offset, view)
                 # The device asks for a larger alignment than the usual one.
                 if error.errno != errno.EINVAL:
                     raise
@@ -230,3 +235,20 @@ def open_files_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     # Two descriptors a file, several arrays a process, and room for everybody else.
     return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
+
+
+def _read_by_bounce(fill: Callable[[int, memoryview], None], offset: int, view: memoryview) -> None:
+    """Fill a view, which a disk cannot write to, by way of memory that it can.
+
+    offset: of the first byte of the view.
+
+    fill: does that for memory on page boundaries, of which each thread has its own.
+    """
+    if not hasattr(_bounce, "buffer"):
+        # Private, as a forked process reads something else.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        _bounce.buffer = memoryview(mmap.mmap(-1, BOUNCE_BYTES, flags=flags))
+    for start in range(0, len(view), BOUNCE_BYTES):
+        part = view[start : start + BOUNCE_BYTES]
+        fill(offset + start, _bounce.buffer[: len(part)])
+        part[:] = _bounce.buffer[: len(part)]

@@ -7,8 +7,9 @@ column's recipe; the checksums cover every byte of every row; whatever else is i
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -82,6 +83,27 @@ class Survey:
     faults: list[Fault] = field(default_factory=list)
 
 
+# Says what is done and how much there is of it; what it enters is told of each part that is done.
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int, str], object]]]
+
+
+def _silent(_title: str, _total: int, _unit: str) -> AbstractContextManager[Callable[..., object]]:
+    return nullcontext(lambda *_: None)
+
+
+def find_faults(path: Path, threads: int, progress: Progress = _silent) -> list[Fault]:
+    """All faults of the cache at a path. Reads every byte of it once."""
+    found = survey(path)
+    faults = list(found.faults)
+    total = sum(len(one.column.shard_rows(one.shard)) for one in found.shards)
+    with ThreadPoolExecutor(threads) as pool, progress("verify", total, "rows") as advance:
+        checks = pool.map(check_shard, found.shards)
+        for finished, some in zip(found.shards, checks, strict=True):
+            faults += some
+            advance(len(finished.column.shard_rows(finished.shard)), "")
+    return faults
+
+
 def survey(path: Path) -> Survey:
     """Check the row table, the metadata of every column, and completeness.
 
@@ -96,13 +118,13 @@ def _survey(path: Path, names: Sequence[str]) -> Survey:
     try:
         rows = read_rows(path)
     except DamagedCacheError as error:
-        found.faults.append(Fault(ROWS, _cause(error), Remedy.REPAIR))
+        found.faults.append(Fault(ROWS, error.what, Remedy.REPAIR))
         return found
     for name in names:
         try:
             column = read_column(path, name, len(rows))
         except DamagedCacheError as error:
-            found.faults.append(Fault(name, _cause(error), Remedy.REPAIR, name))
+            found.faults.append(Fault(name, error.what, Remedy.REPAIR, name))
             continue
         found.faults += _metadata_faults(column)
         recorded = ledger.Recorded.of(column)
@@ -111,11 +133,6 @@ def _survey(path: Path, names: Sequence[str]) -> Survey:
         finished = sorted(set(range(column.shards)) - set(missing))
         found.shards += [Finished(column, shard, entries[shard], table) for shard in finished]
     return found
-
-
-def _cause(error: DamagedCacheError) -> str:
-    """An error's message without its place and advice, which a fault keeps apart."""
-    return str(error).split(". Run ")[0].split(": ", 1)[-1]
 
 
 def _metadata_faults(column: Column) -> Iterator[Fault]:

@@ -41,8 +41,9 @@ def of_one_version(read: Callable[[], Found], *groups: Path) -> Found:
                 return found
         time.sleep(PAUSE_SECONDS)
     raise CacheReadError(
-        f"{groups[0]} was replaced {ATTEMPTS} times while it was read. Wait until the builds that "
-        "are at work on it are done."
+        f"it was replaced {ATTEMPTS} times while it was read",
+        where=groups[0],
+        remedy="Wait until the builds that are at work on it are done.",
     )
 
 

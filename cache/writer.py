@@ -92,8 +92,10 @@ class ShardWriter:
         if not (finite := finite_rows(rows)).all():
             start = self._column.shard_rows(self._shard).start + self._written
             raise CacheWriteError(
-                f"{name}: row {start + int(np.argmin(finite))} holds NaN, infinity or a value "
-                f"beyond {array.dtype}. Look at the image and at the weights of its network."
+                f"row {start + int(np.argmin(finite))} holds NaN, infinity or a value beyond "
+                f"{array.dtype}",
+                where=name,
+                remedy="Look at the image and at the weights of its network.",
             )
 
     @contextmanager
@@ -102,9 +104,11 @@ class ShardWriter:
             yield
         except OSError as error:
             raise CacheWriteError(
-                f"{self._column.folder}: shard {self._shard} cannot be written: "
-                f"{error.strerror or error}. Finished shards are kept; remove the cause and run "
-                "the same command again."
+                f"shard {self._shard} cannot be written: {error.strerror or error}",
+                where=self._column.folder,
+                remedy=(
+                    "Finished shards are kept; remove the cause and run the same command again."
+                ),
             ) from error
 
     def __exit__(

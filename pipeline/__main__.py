@@ -1,5 +1,5 @@
 """`python -m pipeline` is `repa-cache`; `torchrun -m pipeline train` starts several of them."""
 
-from pipeline.cli import app
+from pipeline.commands import app
 
 app(prog_name="repa-cache")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.contradictions import contradictions
 from pipeline.exits import ConfigError
-from pipeline.needs import EVERYTHING, Need
+from pipeline.required_files import EVERYTHING, Need
 from pipeline.toml_documents import copy_value, dates, override, read_document
 from stages.encode.build_settings import (
     BuildSettings,

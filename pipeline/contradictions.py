@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pipeline.needs import EVERYTHING, Need, missing_files
+from pipeline.required_files import EVERYTHING, Need, missing_files
 from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.sample.solvers import SOLVERS, find_solver

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
-from pipeline.needs import Need
 from pipeline.report.records import is_run
+from pipeline.required_files import Need
 from pipeline.stored_configs import run_config
+from stages.evaluate.judged import EvaluateError
+from stages.weights.checkpoint import find, latest
 from stages.weights.run_folder import samples_path
 
 
@@ -29,6 +31,28 @@ def targets_of(paths: Sequence[Path], config: Config) -> list[Target]:
     """The samples at some paths, or of the run of a configuration, by which all are judged."""
     found = [_found(path) for path in paths] or [(None, config.train.run)]
     return [Target(samples, run, config) for samples, run in found]
+
+
+def samples_of(target: Target) -> Path:
+    """Where the samples of a target are.
+
+    Those of a run are of its newest checkpoint, or the newest if no checkpoint is left. Raises
+    CheckpointError or EvaluateError if there are none.
+    """
+    if target.samples is not None:
+        return target.samples
+    run = target.run
+    assert run is not None
+    drawn = sorted(samples_path(run, "").glob("[!.]*/"))
+    if drawn and latest(run) is None:
+        return drawn[-1]
+    newest = samples_path(run, find(run, None).folder.name)
+    if drawn and not newest.is_dir():
+        raise EvaluateError(
+            f"There is no {newest}. Run `repa-cache sample` first, or name others that are there: "
+            f"{', '.join(map(str, drawn))}."
+        )
+    return newest
 
 
 def own_targets(
@@ -70,6 +94,7 @@ def configuration_of_none(overrides: Sequence[str], needs: Collection[Need]) -> 
     if config.evaluate.reference is None:
         raise ConfigError(
             "Compared with what? These samples belong to no run, and there is no pipeline.toml "
-            "here. Name a file or a folder with --reference."
+            "here",
+            remedy="Name a file or a folder with --reference.",
         )
     return config

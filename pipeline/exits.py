@@ -100,8 +100,8 @@ def _require_utf8_names() -> None:
     """Raise ConfigError where names of files are not UTF-8, as they are in caches and settings."""
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         raise ConfigError(
-            f"Names of files are {encoding} in this locale, expected UTF-8. Set PYTHONUTF8=1, or "
-            "LC_ALL=C.UTF-8, and run this again."
+            f"Names of files are {encoding} in this locale, expected UTF-8",
+            remedy="Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, and run this again.",
         )
 
 

@@ -63,5 +63,6 @@ def _number(variable: str, default: int) -> int:
 def _lone(launcher: str, processes: int, remedy: str) -> ConfigError:
     return ConfigError(
         f"{launcher} started {processes} processes that do not know of one another: each would do "
-        f"all the work. {remedy}"
+        "all the work",
+        remedy=remedy,
     )

@@ -10,8 +10,8 @@ from cache.layout import FEATURES, FLIPPED, PIXELS
 from cache.metadata import column_names, read_group, root_attributes
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
-from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
+from pipeline.required_files import EVERYTHING, Need
 from stages.encode.build_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_types import Settings, as_written, literal

@@ -23,7 +23,8 @@ def read_document(path: Path) -> dict[str, Any]:
         return tomllib.loads(_text(path))
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no {path}. Write one with `repa-cache init`, or name it with --config."
+            f"There is no {path}",
+            remedy="Write one with `repa-cache init`, or name it with --config.",
         ) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
@@ -44,8 +45,8 @@ def _text(path: Path) -> str:
             raise ConfigError(f"{path} is {name} text: save it as UTF-8.") from None
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}. "
-            "Save it as UTF-8."
+            f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}",
+            remedy="Save it as UTF-8.",
         ) from None
 
 

@@ -47,9 +47,11 @@ def failing_together(store: Store) -> Iterator[None]:
             raise FollowingError("another process of this run has failed") from error
         if isinstance(error, DistError) or GLOO in str(error):
             raise LostProcessError(
-                f"Another process of this run is gone ({str(error).splitlines()[0]}). What it said "
-                "stands above; if nothing does, it was killed, as systems do that run out of "
-                "memory. Run the same command to go on."
+                f"Another process of this run is gone ({str(error).splitlines()[0]})",
+                remedy=(
+                    "What it said stands above; if nothing does, it was killed, as systems do "
+                    "that run out of memory. Run the same command to go on."
+                ),
             ) from error
         raise
     finally:

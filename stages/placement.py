@@ -62,8 +62,9 @@ def _gpu_of(local: int, name: str) -> torch.device:
         )
     if 0 < gpus <= local:
         raise DeviceError(
-            f"Process {local} of {processes} on {socket.gethostname()} has no GPU: there are "
-            f"{gpus}. Start one process per GPU: torchrun --nproc-per-node {gpus}."
+            f"Process {local} of {processes} on {socket.gethostname()} has no GPU: there "
+            f"are {gpus}",
+            remedy=f"Start one process per GPU: torchrun --nproc-per-node {gpus}.",
         )
     return torch.device("cuda", local)
 

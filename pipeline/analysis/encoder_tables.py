@@ -6,9 +6,9 @@ from rich.filesize import decimal
 
 from pipeline.analysis.state_tables import (
     ACCURACY_COLUMNS,
+    Findings,
     Row,
     Table,
-    Text,
     accuracy_values,
     easy,
     few_images,
@@ -31,13 +31,13 @@ CLASSES_CAPTION = (
 )
 
 
-def encoders_text(found: EncoderComparison) -> Text:
+def encoders_findings(found: EncoderComparison) -> Findings:
     """Of encoders side by side."""
     head, rows = encoders_summary(found)
     names = [one.name for one in found.encoders]
     probed = [one.mean_token for one in found.encoders if one.mean_token is not None]
     pairs = [(a, *(f"{found.cknna[a, b]:.3f}" for b in names)) for a in names]
-    return Text(
+    return Findings(
         title=f"Encoders of {found.path.name}",
         lead=_ranking(found.encoders),
         notes=(*few_images(found.trained, found.classes), *easy(probed)) if probed else (),

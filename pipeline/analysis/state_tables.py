@@ -39,7 +39,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Text:
+class Findings:
     """The page of an analysis, and the columns and values of its CSV file."""
 
     title: str
@@ -52,11 +52,11 @@ class Text:
     values: Sequence[Sequence[object]]
 
 
-def alignment_text(found: AlignmentScores) -> Text:
+def alignment_findings(found: AlignmentScores) -> Findings:
     """Of CKNNA by block and noise."""
     subject = found.subject
     levels, k, images = subject.options.levels, found.options.neighbours, len(subject.rows)
-    return Text(
+    return Findings(
         title=f"CKNNA of {subject.run.name}, {subject.title}",
         lead=(
             "How alike a block's hidden states and an encoder's features order the nearest "
@@ -107,10 +107,10 @@ def alignment_summary(found: AlignmentScores) -> tuple[Row, list[Row]]:
     return ("encoder", "highest CKNNA", "there", "where aligned, mean over noise"), rows
 
 
-def probe_text(found: ProbeScores) -> Text:
+def probe_findings(found: ProbeScores) -> Findings:
     """Of probes by block and noise."""
     subject, levels = found.subject, found.subject.options.levels
-    return Text(
+    return Findings(
         title=f"Linear probes of {subject.run.name}, {subject.title}",
         lead=(
             "How much of an image's class a linear layer finds in a block's hidden states, "

@@ -27,7 +27,7 @@ from stages.encode.building.columns import declared_recipes
 
 
 @dataclass(frozen=True)
-class ColumnFacts:
+class CachedColumn:
     """A column, finished or not.
 
     there: which rows, [N], are finished and valid; finished: number of shards; invalid: rows of
@@ -71,7 +71,7 @@ class Contents:
     path: Path
     root: Mapping[str, Any]
     rows: RowTable | None
-    columns: tuple[ColumnFacts, ...]
+    columns: tuple[CachedColumn, ...]
     unreadable: tuple[str, ...]
     missing: tuple[str, ...]
     runs: tuple[RunUse, ...]
@@ -82,8 +82,7 @@ class Contents:
         """The row table. Raises DamagedCacheError if it cannot be read."""
         if self.rows is None:
             raise DamagedCacheError(
-                f"{self.path}: its row table cannot be read, so that no image can be shown. Run "
-                "`repa-cache build --repair`."
+                "its row table cannot be read, so that no image can be shown", where=self.path
             )
         return self.rows
 
@@ -98,7 +97,7 @@ def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
     declared = declared_recipes(config.encode) if is_configured else None
     root = root_attributes(path)
     rows, names, columns, faults = look_through(path, lambda names: _look(path, names, declared))
-    fingerprints = {facts.name: facts.column.fingerprint for facts in columns}
+    fingerprints = {held.name: held.column.fingerprint for held in columns}
     return Contents(
         path=path,
         root=root,
@@ -113,18 +112,18 @@ def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
 
 def _look(
     path: Path, names: Sequence[str], declared: Mapping[str, Recipe] | None
-) -> tuple[RowTable | None, Sequence[str], list[ColumnFacts], list[Fault]]:
+) -> tuple[RowTable | None, Sequence[str], list[CachedColumn], list[Fault]]:
     """The rows, if they can be read; names of columns; those that can be read; what is wrong.
 
     declared: what the columns are to be, or None if nothing is configured.
     """
     faults, rows = list(survey(path).faults), _rows(path)
     columns = [column for name in names if (column := _column(path, name, rows)) is not None]
-    facts = [
-        _facts(column, rows, {} if declared is None else declared.get(column.name), faults)
+    known = [
+        _held_column(column, rows, {} if declared is None else declared.get(column.name), faults)
         for column in columns
     ]
-    return rows, names, facts, faults
+    return rows, names, known, faults
 
 
 def _rows(path: Path) -> RowTable | None:
@@ -141,10 +140,10 @@ def _column(path: Path, name: str, rows: RowTable | None) -> Column | None:
         return None
 
 
-def _facts(
+def _held_column(
     column: Column, rows: RowTable | None, declared: Recipe | None, faults: list[Fault]
-) -> ColumnFacts:
-    """The facts of a column. faults: takes those that its files show."""
+) -> CachedColumn:
+    """What a cache holds of a column. faults: takes those that its files show."""
     missing = set() if rows is None else set(ledger.missing(column, rows))
     finished = [shard for shard in range(column.shards) if shard not in missing]
     there, invalid = np.zeros(column.rows, np.bool_), 0
@@ -157,7 +156,7 @@ def _facts(
         there[span.start : span.stop] = valid
         invalid += int((~valid).sum())
     wanted = None if declared is None else {**column.recipe, **declared}
-    return ColumnFacts(
+    return CachedColumn(
         column=column,
         there=there,
         finished=len(finished),

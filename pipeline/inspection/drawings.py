@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cache.rows import RowTable
-from pipeline.inspection.picture_data import Errors, Material
+from pipeline.inspection.picture_data import Errors, PictureData
 from pipeline.inspection.token_views import EncoderView, Pixels
 from pipeline.pages.figures import COLOURS, new_figure
 
@@ -40,13 +40,13 @@ class Sheet:
     cell: int | None = None
 
 
-def sheets(material: Material, views: Sequence[EncoderView]) -> list[Sheet]:
+def sheets(data: PictureData, views: Sequence[EncoderView]) -> list[Sheet]:
     """All kinds of pictures that there are, in the order in which one looks at them."""
     found = []
-    if material.crops is not None:
-        found.append(Sheet("crops", "crops", as_pixels(material.crops)))
-    if material.decoded is not None:
-        found.append(Sheet("decoded latents", "decoded", as_pixels(material.decoded.images)))
+    if data.crops is not None:
+        found.append(Sheet("crops", "crops", as_pixels(data.crops)))
+    if data.decoded is not None:
+        found.append(Sheet("decoded latents", "decoded", as_pixels(data.decoded.images)))
     for view in views:
         found.append(Sheet(f"{view.name}\ncomponents", f"components-{view.name}", view.colours))
         bright = np.stack([view.brightness(image) for image in range(len(view.cosines))])
@@ -150,16 +150,16 @@ class Drawing:
     figure: Figure
 
 
-def drawings(material: Material, table: RowTable, storages: Mapping[str, str]) -> Iterator[Drawing]:
+def drawings(data: PictureData, table: RowTable, storages: Mapping[str, str]) -> Iterator[Drawing]:
     """All distributions. storages: how tokens are stored, by encoder."""
-    for name, norms in material.norms.items():
+    for name, norms in data.norms.items():
         caption = (
             f"Norms of {norms.numel():,} tokens of {len(norms):,} images, counted on a "
             "logarithmic scale. A second hump far to the right would be a few tokens in which the "
             "encoder keeps something else than their patch."
         )
         yield Drawing(f"norms-{name}", caption, draw_norms(name, norms))
-    for name, errors in material.errors.items():
+    for name, errors in data.errors.items():
         caption = (
             f"How far {errors.stored.numel():,} {storages[name]} tokens are from those that the "
             "encoder gives for the same crops. An error of 0.02 is an angle of one degree: the "

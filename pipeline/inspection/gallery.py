@@ -13,10 +13,14 @@ from torch import Tensor
 from cache.errors import IncompleteCacheError
 from cache.rows import RowTable
 from pipeline.inspection.contents import Contents
-from pipeline.inspection.inspect_options import InspectOptions
 from pipeline.inspection.inspection_page import Story, write_pictures
 from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
-from pipeline.inspection.picture_data import Material, encoder_of, gather_material, read_crops
+from pipeline.inspection.picture_data import (
+    PictureData,
+    encoder_of,
+    gather_picture_data,
+    read_crops,
+)
 from pipeline.inspection.shown_rows import (
     RowNumbers,
     drawn_rows,
@@ -31,6 +35,22 @@ from pipeline.inspection.single_images import (
     neighbour_listings,
 )
 from stages.encode.build_settings import EncodeSettings
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Which images to look at.
+
+    keys: of single images, parts of keys, or classes; neighbours: how many to find of each image;
+    among: how many images to look at for that, or None for as many as is quick; images: of each
+    class that is named, or in all if nothing is; seed: draws these at random, None spreads them.
+    """
+
+    keys: tuple[str, ...] = ()
+    neighbours: int = 0
+    among: int | None = None
+    images: int = 8
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,9 @@ def select(contents: Contents, options: InspectOptions) -> Selection:
         rows = drawn_rows(there, options.images, options.seed)
     if not columns:
         raise IncompleteCacheError(
-            f"{contents.path}: no image is finished in any column. Run `repa-cache build`."
+            "no image is finished in any column",
+            where=contents.path,
+            remedy="Run `repa-cache build`.",
         )
     neighbours = find_neighbours(contents, rows, options.neighbours, options.among)
     listings = image_listings(contents, table, rows) if options.keys else []
@@ -91,11 +113,11 @@ def write_gallery(
 ) -> Path:
     """Write the page of some images; returns it. folder: by default beside the cache."""
     settings = _as_cached(settings, contents)
-    material = gather_material(settings, contents, chosen.rows, chosen.columns)
-    material.notes += [
-        f"without {facts.name}: it does not have these images"
-        for facts in contents.columns
-        if facts.name not in chosen.columns
+    data = gather_picture_data(settings, contents, chosen.rows, chosen.columns)
+    data.notes += [
+        f"without {held.name}: it does not have these images"
+        for held in contents.columns
+        if held.name not in chosen.columns
     ]
     story = Story(
         title=contents.path.name,
@@ -104,14 +126,13 @@ def write_gallery(
         table=chosen.table,
         resolution=settings.dataset.resolution,
         storages={
-            encoder_of(facts.name): str(facts.column.recipe["storage"])
-            for facts in contents.columns
+            encoder_of(held.name): str(held.column.recipe["storage"]) for held in contents.columns
         },
         neighbours=chosen.neighbours,
-        nearby=_nearby(settings, chosen, material),
+        nearby=_nearby(settings, chosen, data),
     )
     folder = folder or contents.path.with_name(f"{contents.path.stem}-inspect")
-    return write_pictures(folder, story, material)
+    return write_pictures(folder, story, data)
 
 
 def _as_cached(settings: EncodeSettings, contents: Contents) -> EncodeSettings:
@@ -121,12 +142,12 @@ def _as_cached(settings: EncodeSettings, contents: Contents) -> EncodeSettings:
     return settings.model_copy(update={"dataset": dataset})
 
 
-def _nearby(settings: EncodeSettings, chosen: Selection, material: Material) -> dict[int, Tensor]:
+def _nearby(settings: EncodeSettings, chosen: Selection, data: PictureData) -> dict[int, Tensor]:
     """The crops of all neighbours, as far as they can be had, by row."""
     lists = (some for lists in chosen.neighbours.values() for some in lists)
     rows = np.array(sorted({near.row for some in lists for near in some}), np.int64)
-    if len(rows) and material.crops is not None:
-        with material.without("the crops of neighbours"):
+    if len(rows) and data.crops is not None:
+        with data.without("the crops of neighbours"):
             crops = read_crops(settings, chosen.table, rows)
             return dict(zip(rows.tolist(), crops, strict=True))
     return {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from cache.rows import RowTable
 from pipeline.inspection.drawings import draw_overview, drawings, sheets
 from pipeline.inspection.listings import Listing
-from pipeline.inspection.picture_data import Material
+from pipeline.inspection.picture_data import PictureData
 from pipeline.inspection.single_images import Neighbours, class_of
 from pipeline.inspection.token_views import EncoderView, Pixels, middle, palette, view_encoders
 from pipeline.pages import compressed, embedded, write_page
@@ -46,10 +46,10 @@ class Story:
     nearby: Mapping[int, Tensor]
 
 
-def write_pictures(folder: Path, story: Story, material: Material) -> Path:
+def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
     """Write the page and its PNG files into a folder; returns the page."""
-    views = view_encoders(material.tokens)
-    found = sheets(material, views)
+    views = view_encoders(data.tokens)
+    found = sheets(data, views)
     folder.mkdir(parents=True, exist_ok=True)
     for sheet in found:
         save_grid(folder / f"{sheet.name}.png", _enlarged(sheet.pictures), SHEET_COLUMNS)
@@ -57,7 +57,7 @@ def write_pictures(folder: Path, story: Story, material: Material) -> Path:
     with styled():
         if found:
             save_png(draw_overview(found), folder / "overview.png")
-        for drawing in drawings(material, story.table, story.storages):
+        for drawing in drawings(data, story.table, story.storages):
             save_png(drawing.figure, folder / f"{drawing.name}.png")
             figures.append({"svg": inline_svg(drawing.figure), "caption": drawing.caption})
     page = folder / "index.html"
@@ -68,11 +68,11 @@ def write_pictures(folder: Path, story: Story, material: Material) -> Path:
         lines=story.lines,
         resolution=story.resolution,
         listings=[listing for listing in story.listings if listing.rows],
-        notes=material.notes,
+        notes=data.notes,
         encoders=views,
         storages=story.storages,
         middle=middle([view.grid for view in views]) if views else 0.5,
-        strips=[_strip(place, story, material, views) for place in range(len(material.rows))],
+        strips=[_strip(place, story, data, views) for place in range(len(data.rows))],
         figures=figures,
         data=_data(views),
     )
@@ -86,14 +86,14 @@ def _enlarged(pictures: Pixels) -> list[Pixels]:
 
 
 def _strip(
-    place: int, story: Story, material: Material, views: Sequence[EncoderView]
+    place: int, story: Story, data: PictureData, views: Sequence[EncoderView]
 ) -> dict[str, Any]:
     """What the page shows of one image. place: which of those that are shown."""
-    row = int(material.rows[place])
+    row = int(data.rows[place])
     return {
         "key": str(story.table.key[row]),
         "class": class_of(story.table, row),
-        "photographs": list(_photographs(place, material)),
+        "photographs": list(_photographs(place, data)),
         "encoders": [
             {
                 "components": embedded(Image.fromarray(view.colours[place])),
@@ -110,10 +110,10 @@ def _strip(
     }
 
 
-def _photographs(place: int, material: Material) -> Iterator[dict[str, Any]]:
-    if material.crops is not None:
-        yield _photograph(material.crops[place], "crop")
-    if (decoded := material.decoded) is not None:
+def _photographs(place: int, data: PictureData) -> Iterator[dict[str, Any]]:
+    if data.crops is not None:
+        yield _photograph(data.crops[place], "crop")
+    if (decoded := data.decoded) is not None:
         near = "" if decoded.psnr is None else f", {decoded.psnr[place]:.1f} dB"
         yield _photograph(decoded.images[place], f"decoded latents{near}")
 

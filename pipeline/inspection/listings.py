@@ -1,4 +1,4 @@
-"""The facts of a cache as tables, for the terminal and for the page."""
+"""What a cache holds as tables, for the terminal and for the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from cache.layout import VALID
 from pipeline.inspection.column_usage import RunUse
-from pipeline.inspection.contents import ColumnFacts, Contents
+from pipeline.inspection.contents import CachedColumn, Contents
 from pipeline.tables import show_table
 
 # Digits of a sha256 that are shown, of 64.
@@ -37,10 +37,10 @@ def show_listings(listings: Sequence[Listing]) -> None:
 def headline(contents: Contents) -> list[str]:
     """What is to be said of a cache as a whole, a line each."""
     rows, root = contents.rows, contents.root
-    size = decimal(sum(facts.disk_bytes for facts in contents.columns))
+    size = decimal(sum(held.disk_bytes for held in contents.columns))
     if rows is None:
         return [f"{contents.path}: {size} in columns; the row table cannot be read"]
-    whole = np.logical_and.reduce([facts.there for facts in contents.columns], axis=0)
+    whole = np.logical_and.reduce([held.there for held in contents.columns], axis=0)
     complete = int(np.sum(whole)) if contents.columns else 0
     counts = np.bincount(rows.label, minlength=len(rows.classes))
     spread = ", ".join(
@@ -69,18 +69,18 @@ def cache_listings(contents: Contents) -> list[Listing]:
         Listing(
             "columns",
             ("column", "grid", "dims", "storage", "on disk", "shards", "invalid"),
-            tuple(_held(facts, contents) for facts in columns),
+            tuple(_size(held, contents) for held in columns),
         ),
         Listing("arrays", ("array", "type", "row"), tuple(_arrays(columns))),
         Listing(
             "made by",
             ("column", "model", "input", "layer", "precision"),
-            tuple(_recipe(facts) for facts in columns),
+            tuple(_recipe(held) for held in columns),
         ),
         Listing(
             "identity",
             ("column", "fingerprint", "weights", "created"),
-            tuple(_identity(facts) for facts in columns),
+            tuple(_identity(held) for held in columns),
         ),
         Listing("made with", ("software", "columns"), tuple(_software(columns))),
         Listing("not as configured", ("column", "difference"), tuple(_differences(contents))),
@@ -97,37 +97,37 @@ def cache_listings(contents: Contents) -> list[Listing]:
     ]
 
 
-def _held(facts: ColumnFacts, contents: Contents) -> tuple[str, ...]:
+def _size(held: CachedColumn, contents: Contents) -> tuple[str, ...]:
     """How much a column holds."""
-    column, (height, width, dims) = facts.column, facts.shape
-    shards, invalid = f"{facts.finished:,} of {column.shards:,}", f"{facts.invalid:,}"
+    column, (height, width, dims) = held.column, held.shape
+    shards, invalid = f"{held.finished:,} of {column.shards:,}", f"{held.invalid:,}"
     if contents.rows is None:
         shards = invalid = UNKNOWN
     return (
-        facts.name,
+        held.name,
         f"{height} x {width}",
         f"{dims:,}",
         str(column.recipe.get("storage", UNKNOWN)),
-        decimal(facts.disk_bytes),
+        decimal(held.disk_bytes),
         shards,
         invalid,
     )
 
 
-def _arrays(columns: Sequence[ColumnFacts]) -> Iterator[tuple[str, str, str]]:
-    for facts in columns:
-        for array in facts.column.arrays:
+def _arrays(columns: Sequence[CachedColumn]) -> Iterator[tuple[str, str, str]]:
+    for held in columns:
+        for array in held.column.arrays:
             if array != VALID:
                 row = " x ".join(map(str, array.row_shape))
-                yield f"{facts.name}/{array.name}", array.dtype, row
+                yield f"{held.name}/{array.name}", array.dtype, row
 
 
-def _recipe(facts: ColumnFacts) -> tuple[str, ...]:
+def _recipe(held: CachedColumn) -> tuple[str, ...]:
     """What computed a column."""
-    recipe = facts.column.recipe
+    recipe = held.column.recipe
     layer = recipe.get("layer", "")
     return (
-        facts.name,
+        held.name,
         str(recipe.get("model", recipe.get("crop", UNKNOWN))),
         f"{recipe.get('input_size', recipe.get('resolution', UNKNOWN))} px",
         f"stage {layer}" if isinstance(layer, int) else str(layer),
@@ -135,13 +135,13 @@ def _recipe(facts: ColumnFacts) -> tuple[str, ...]:
     )
 
 
-def _identity(facts: ColumnFacts) -> tuple[str, ...]:
+def _identity(held: CachedColumn) -> tuple[str, ...]:
     """Digests of what decided a column's bytes, and when it was begun."""
-    weights = str(facts.column.recipe.get("weights_sha256", ""))
-    created = str(facts.provenance.get("created", UNKNOWN))
+    weights = str(held.column.recipe.get("weights_sha256", ""))
+    created = str(held.provenance.get("created", UNKNOWN))
     return (
-        facts.name,
-        _short(facts.column.fingerprint),
+        held.name,
+        _short(held.column.fingerprint),
         _short(weights),
         created.replace("T", " ").replace("+00:00", " UTC"),
     )
@@ -149,11 +149,11 @@ def _identity(facts: ColumnFacts) -> tuple[str, ...]:
 
 def _differences(contents: Contents) -> Iterator[tuple[str, str]]:
     """Where the cache is not what the configuration would build."""
-    for facts in contents.columns:
-        if facts.changes is None:
-            yield facts.name, "not in the configuration"
-        elif facts.changes:
-            yield facts.name, "; ".join(facts.changes)
+    for held in contents.columns:
+        if held.changes is None:
+            yield held.name, "not in the configuration"
+        elif held.changes:
+            yield held.name, "; ".join(held.changes)
     yield from ((name, "cannot be read") for name in contents.unreadable)
     yield from ((name, "not built yet") for name in contents.missing)
 
@@ -164,11 +164,11 @@ def _use(run: RunUse) -> tuple[str, ...]:
     return run.run.name, run.model, f"{run.step:,}", run.images, columns, others
 
 
-def _software(columns: Sequence[ColumnFacts]) -> Iterator[tuple[str, str]]:
+def _software(columns: Sequence[CachedColumn]) -> Iterator[tuple[str, str]]:
     """Which versions made which columns; most often the same made all."""
     made: dict[str, list[str]] = {}
-    for facts in columns:
-        made.setdefault(_versions(facts.provenance), []).append(facts.name)
+    for held in columns:
+        made.setdefault(_versions(held.provenance), []).append(held.name)
     for versions, names in made.items():
         yield versions, "all" if len(made) == 1 else ", ".join(names)
 

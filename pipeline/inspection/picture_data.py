@@ -17,7 +17,7 @@ from cache.layout import FEATURES, FLIPPED
 from cache.metadata import check_fields, check_recipe
 from cache.reader import PartialReader
 from cache.rows import RowTable
-from pipeline.inspection.contents import ColumnFacts, Contents
+from pipeline.inspection.contents import CachedColumn, Contents
 from pipeline.inspection.shown_rows import RowNumbers
 from stages.analyze.tokens import psnr, relative_errors
 from stages.encode.build_settings import EncodeSettings
@@ -55,7 +55,7 @@ class Decoded:
 
 
 @dataclass
-class Material:
+class PictureData:
     """What there is of the images that are shown.
 
     crops: uint8 [R, 3, S, S]; decoded: from the mean of their latents; tokens: float32
@@ -80,22 +80,22 @@ class Material:
             self.notes.append(f"without {what}: {error}")
 
 
-def gather_material(
+def gather_picture_data(
     settings: EncodeSettings, contents: Contents, rows: RowNumbers, columns: Sequence[str]
-) -> Material:
+) -> PictureData:
     """All that can be had of some rows. columns: those that have them all."""
     assert contents.rows is not None
-    held = [facts for facts in contents.columns if facts.name in columns]
-    found, device = Material(rows), find_device(settings.build.device)
+    shown = [held for held in contents.columns if held.name in columns]
+    found, device = PictureData(rows), find_device(settings.build.device)
     with found.without("crops"):
         found.crops = read_crops(settings, contents.rows, rows)
-    for facts in held:
-        if facts.name == settings.latents.column:
+    for held in shown:
+        if held.name == settings.latents.column:
             with found.without("decoded latents"):
-                found.decoded = _decode(settings, facts, rows, found.crops, device)
-        elif facts.name.startswith(FEATURES) and not facts.name.endswith(FLIPPED):
-            with found.without(facts.name):
-                _read_tokens(settings, facts, found, device)
+                found.decoded = _decode(settings, held, rows, found.crops, device)
+        elif held.name.startswith(FEATURES) and not held.name.endswith(FLIPPED):
+            with found.without(held.name):
+                _read_tokens(settings, held, found, device)
     return found
 
 
@@ -132,13 +132,13 @@ def _placed(table: RowTable, rows: RowNumbers, source: Source) -> RowTable:
 
 def _decode(
     settings: EncodeSettings,
-    facts: ColumnFacts,
+    held: CachedColumn,
     rows: RowNumbers,
     crops: Tensor | None,
     device: torch.device,
 ) -> Decoded:
     """Decode the means of latents by the VAE that made them."""
-    column, latents = facts.column, settings.latents
+    column, latents = held.column, settings.latents
     autoencoder = Autoencoder(latents.location, device)
     if not latents.imported:
         check_fields(column, autoencoder.recipe())
@@ -150,22 +150,22 @@ def _decode(
 
 
 def _read_tokens(
-    settings: EncodeSettings, facts: ColumnFacts, found: Material, device: torch.device
+    settings: EncodeSettings, held: CachedColumn, found: PictureData, device: torch.device
 ) -> None:
     """Read an encoder's tokens, the norms of more of them, and errors if they have any."""
-    encoder, reader = encoder_of(facts.name), PartialReader(facts.column)
+    encoder, reader = encoder_of(held.name), PartialReader(held.column)
     found.tokens[encoder] = torch.from_numpy(reader.values("tokens", found.rows))
-    there = np.flatnonzero(facts.there)
+    there = np.flatnonzero(held.there)
     sample = there[np.unique(np.linspace(0, len(there) - 1, NORM_IMAGES).astype(np.int64))]
     parts = np.array_split(sample, max(1, len(sample) // settings.build.batch_size))
     norms = [torch.from_numpy(reader.values("tokens", part)).norm(dim=-1) for part in parts]
     found.norms[encoder] = torch.cat(norms)
-    storage = facts.column.recipe["storage"]
+    storage = held.column.recipe["storage"]
     if storage == "float16" or encoder not in settings.encoders or found.crops is None:
         return
-    with found.without(f"the errors of {storage} in {facts.name}"):
+    with found.without(f"the errors of {storage} in {held.name}"):
         maker = load_features_maker(settings, encoder, device)
-        check_recipe(facts.column, maker.recipe)
+        check_recipe(held.column, maker.recipe)
         batches = map(Crops.of, found.crops.split(settings.build.batch_size))
         fresh = encoded_again(maker, batches, len(found.rows))
         found.errors[encoder] = Errors(

@@ -58,15 +58,17 @@ def _find_row(key: str, known: Sequence[str]) -> int:
         if found:
             names = sorted(known[row] for row in found[: 100 * NAMED_KEYS])[:NAMED_KEYS]
             raise UnknownKeyError(
-                f"--rows {key}: {len(found):,} images could be meant, among them "
-                f"{', '.join(names)}. Give more of the key."
+                f"{len(found):,} images could be meant, among them {', '.join(names)}",
+                where=f"--rows {key}",
+                remedy="Give more of the key.",
             )
     ordered = sorted(known)
     place = bisect_left(ordered, key)
     near = ordered[max(place - NAMED_KEYS // 2, 0) : place + NAMED_KEYS // 2]
     raise UnknownKeyError(
-        f"--rows {key}: no image has such a key. Those next to it in the alphabet: "
-        f"{', '.join(near)}."
+        "no image has such a key",
+        where=f"--rows {key}",
+        remedy=f"Those next to it in the alphabet: {', '.join(near)}.",
     )
 
 
@@ -78,10 +80,10 @@ def shown_columns(contents: Contents, rows: RowNumbers | None = None) -> tuple[l
     """
     assert contents.rows is not None
     common, names = np.ones(len(contents.rows), np.bool_), []
-    for facts in sorted(contents.columns, key=lambda facts: -int(facts.there.sum())):
-        both = common & facts.there
+    for held in sorted(contents.columns, key=lambda held: -int(held.there.sum())):
+        both = common & held.there
         if both.any() if rows is None else both[rows].all():
-            names.append(facts.name)
+            names.append(held.name)
             common = both
     return names, common
 

@@ -12,7 +12,7 @@ from cache.errors import RepaCacheError
 from cache.layout import FEATURES, PIXELS
 from cache.reader import ColumnReader, PartialReader
 from cache.rows import RowTable
-from pipeline.inspection.contents import ColumnFacts, Contents
+from pipeline.inspection.contents import CachedColumn, Contents
 from pipeline.inspection.listings import Listing
 from pipeline.inspection.picture_data import encoder_of
 from pipeline.inspection.shown_rows import RowNumbers
@@ -45,9 +45,9 @@ def image_listings(contents: Contents, table: RowTable, rows: RowNumbers) -> lis
         for row in rows.tolist()
     ]
     lines = [
-        (str(table.key[row]), facts.name, *_lengths(facts, row))
+        (str(table.key[row]), held.name, *_lengths(held, row))
         for row in rows.tolist()
-        for facts in contents.columns
+        for held in contents.columns
     ]
     return [
         Listing(
@@ -68,10 +68,10 @@ def class_of(table: RowTable, row: int) -> str:
     return table.classes[int(table.label[row])]
 
 
-def _lengths(facts: ColumnFacts, row: int) -> tuple[str, ...]:
+def _lengths(held: CachedColumn, row: int) -> tuple[str, ...]:
     """Whether a row is there, and the mean, lowest and highest norm of its vectors."""
-    column = facts.column
-    if not facts.there[row]:
+    column = held.column
+    if not held.there[row]:
         return ("not finished, or invalid", *NOTHING)
     name = column.arrays[0].name
     try:
@@ -94,17 +94,17 @@ def find_neighbours(
     among: how many images to look at, spread over the cache; by default as many as is quick.
     """
     found = {}
-    for facts in contents.columns if count else ():
-        if facts.name.startswith(FEATURES) and facts.there[rows].all():
+    for held in contents.columns if count else ():
+        if held.name.startswith(FEATURES) and held.there[rows].all():
             try:
-                reader = ColumnReader(facts.column)
-                most = among or (facts.column.rows if reader.has_class_token else AMONG_TOKENS)
-                there = np.flatnonzero(facts.there)
+                reader = ColumnReader(held.column)
+                most = among or (held.column.rows if reader.has_class_token else AMONG_TOKENS)
+                there = np.flatnonzero(held.there)
                 places = np.linspace(0, len(there) - 1, min(most, len(there)))
                 sample = there[places.astype(np.int64)]
-                found[encoder_of(facts.name)] = find_nearest(reader, rows, sample, count)
+                found[encoder_of(held.name)] = find_nearest(reader, rows, sample, count)
             except (RepaCacheError, OSError) as error:
-                say(f"{facts.name}: no neighbours: {error}")
+                say(f"{held.name}: no neighbours: {error}")
     return found
 
 

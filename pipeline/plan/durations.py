@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from cache.layout import FEATURES, FLIPPED, Column
-from pipeline.bench import GPU_FLOPS, Reading, measure_reading
 from pipeline.config import Config
 from pipeline.plan.scratch_cache import scratch_cache
 from pipeline.plan.space import Space
+from pipeline.reading_speed import GPU_FLOPS, Reading, measure_reading
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from cache.sizes import Size
-from pipeline.bench import GPU_FLOPS
 from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.outline import Plan
+from pipeline.reading_speed import GPU_FLOPS
 
 
 def exported(plan: Plan) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from rich.table import Table
 from cache.arrays import physical_memory_bytes
 from cache.layout import FLIPPED
 from cache.sizes import Size
-from pipeline.bench import GPU_FLOPS
 from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import Plan
 from pipeline.plan.quantities import count, duration, operations, percent, rate
+from pipeline.reading_speed import GPU_FLOPS
 from pipeline.tables import new_table, print_table
 from stages.encode.building.columns import features_column
 

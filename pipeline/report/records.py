@@ -222,7 +222,8 @@ def check_run(folder: Path) -> None:
     )
     raise ReportError(
         f"{folder} is no run: it has neither {config_path(folder).name} nor "
-        f"{log_path(folder).name}. {advice}."
+        f"{log_path(folder).name}",
+        remedy=f"{advice}.",
     )
 
 

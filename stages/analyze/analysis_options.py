@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache.errors import RepaCacheError
 from stages.weights.export_options import Weights
 
 # Images of the paper's analysis (REPA, appendix C.1).
@@ -12,6 +13,10 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NEIGHBOURS = 10
 HELD_OUT = 0.2
 EPOCHS = 90
+
+
+class AnalysisError(RepaCacheError):
+    """A run or a cache cannot be analysed in the way that is asked for."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.analyze.analysis_options import AlignmentOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
 from stages.train.precision import arithmetic
 
 # Rows of the kernel that are in memory at once.
@@ -51,13 +50,14 @@ def find_neighbours(features: Tensor, count: int, chunk_rows: int = CHUNK_ROWS) 
     """
     if len(features) <= count:
         raise AnalysisError(
-            f"{count} neighbours were asked for among {len(features)} images. Take more images "
-            "(--rows) or fewer neighbours (--neighbours)."
+            f"{count} neighbours were asked for among {len(features)} images",
+            remedy="Take more images (--rows) or fewer neighbours (--neighbours).",
         )
     if not torch.isfinite(features).all():
         raise AnalysisError(
             "Features are infinite or not a number: these weights, or this column of the cache, "
-            "overflow. Choose another checkpoint, or run `repa-cache verify`."
+            "overflow",
+            remedy="Choose another checkpoint, or run `repa-cache verify`.",
         )
     features = features.float()
     # Subtracting a mean twice takes off what rounding left of it.

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.analyze.analysis_options import ProbeOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AnalysisError, ProbeOptions
 from stages.progress import Advance, progress
 from stages.train.precision import arithmetic
 
@@ -61,7 +60,8 @@ def split_images(labels: npt.NDArray[np.int32], options: ProbeOptions) -> Split:
     if not (len(split.trained) > 1 and len(split.held_out)):
         raise AnalysisError(
             f"{len(labels)} images cannot be split into {options.held_out:g} that are held out and "
-            "others to train a probe on. Take more images (--rows) or another --held-out."
+            "others to train a probe on",
+            remedy="Take more images (--rows) or another --held-out.",
         )
     return split
 

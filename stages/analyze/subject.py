@@ -14,8 +14,7 @@ from cache.layout import FEATURES, FLIPPED
 from cache.metadata import column_names, root_attributes
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
-from stages.analyze.analysis_options import StateOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
 from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
@@ -75,7 +74,8 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     if latents.column.fingerprint != built[latents.column.name]:
         raise StaleCacheError(
             f"{latents.column.folder} was built by another recipe than the latents that "
-            f"{found.folder} was trained on. Name the cache of the run with --cache."
+            f"{found.folder} was trained on",
+            remedy="Name the cache of the run with --cache.",
         )
     _check_labels(found, cache, options)
     notes = tuple(
@@ -122,11 +122,12 @@ def _cache_of(run: Path) -> Path:
         path = Path(json.loads(file.read_bytes())["cache"]["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
-            f"{file} does not say where the cache lies ({error}). Name it with --cache."
+            f"{file} does not say where the cache lies ({error})", remedy="Name it with --cache."
         ) from error
     if (there := found_beside(run, path)) is None:
         raise AnalysisError(
-            f"The cache of {run}, {path}, is not there. If it has moved, name it with --cache."
+            f"The cache of {run}, {path}, is not there",
+            remedy="If it has moved, name it with --cache.",
         )
     return there
 
@@ -134,14 +135,17 @@ def _cache_of(run: Path) -> Path:
 def _check_labels(found: Checkpoint, cache: Cache, options: StateOptions) -> None:
     if not (options.is_conditional or found.model.has_null_class):
         raise AnalysisError(
-            f"{found.folder} was trained without label dropping, and cannot do without labels. "
-            "--conditional gives it those of the images; a probe then finds what it was told."
+            f"{found.folder} was trained without label dropping, and cannot do without labels",
+            remedy=(
+                "--conditional gives it those of the images; a probe then finds what it was told."
+            ),
         )
     classes = len(cache.rows.classes)
     if options.is_conditional and classes != found.model.classes:
         raise AnalysisError(
-            f"--conditional: the model has {found.model.classes} classes, {cache.path} has "
-            f"{classes}. Leave the option out, or name the cache of the run with --cache."
+            f"the model has {found.model.classes} classes, {cache.path} has {classes}",
+            where="--conditional",
+            remedy="Leave the option out, or name the cache of the run with --cache.",
         )
 
 

@@ -27,9 +27,8 @@ from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.build_meter import Counts, Meter
 from stages.encode.building.cache_setup import known_rows, prepare, tidy, wanted_rows
 from stages.encode.building.columns import declared_recipes, load_makers
-from stages.encode.building.crew import make_all
 from stages.encode.building.encoding_device import Device
-from stages.encode.building.shard_making import ShardEncoder
+from stages.encode.building.shard_making import ShardEncoder, make_all
 from stages.encode.images.crop_sources import found, open_crops, open_source
 from stages.encode.images.index import index
 from stages.encode.images.row_identity import listed_as
@@ -168,8 +167,10 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CacheWriteError(
-            f"{folder}: the shards that are missing need {decimal(needed)}, and the disk has "
-            f"{decimal(free)} left. Make room, or choose another cache.path."
+            f"the shards that are missing need {decimal(needed)}, and the disk has {decimal(free)} "
+            "left",
+            where=folder,
+            remedy="Make room, or choose another cache.path.",
         )
 
 

@@ -18,7 +18,6 @@ from stages.evaluate.metrics import LOGITS, POOL, frechet_distance
 from stages.evaluate.reference import Reference, check_networks, open_reference, save_reference
 from stages.evaluate.results import Result, installed_versions, read_records, write_results
 from stages.placement import Placement
-from stages.sample.sample_options import EvaluateOptions
 from stages.sample.sample_settings import INCEPTION_METRICS, EvaluateSettings
 
 # Features of noise hardly vary: with more of it, its distance would change by 2 %.
@@ -54,16 +53,17 @@ class Networks:
 
 def evaluate(
     settings: EvaluateSettings,
-    options: EvaluateOptions,
     samples: Sequence[Judged],
     encode: EncodeSettings,
     place: Placement,
+    save_statistics: Path | None = None,
 ) -> list[list[Result]]:
     """Compute the configured metrics of samples, and keep them beside each of these as JSON.
 
     The reference is measured once. Only rank 0 gets results, a list for each of the samples.
-    Raises EvaluateError if samples are of several sizes, or if the reference does not allow a
-    metric, StaleCacheError if an encoder is not the one that filled the cache.
+    save_statistics: a file to keep the reference's in. Raises EvaluateError if samples are of
+    several sizes, or if the reference does not allow a metric, StaleCacheError if an encoder is
+    not the one that filled the cache.
     """
     side, counts = _common_side(samples), {len(one.images) for one in samples}
     for one in samples:
@@ -79,8 +79,8 @@ def evaluate(
     measured = partial(measure, networks=networks.all, batch=settings.batch_size, place=place)
     of_reference, of_samples = _wanted(settings, metrics, encoders)
     reference = reference.completed(of_reference, counts, networks.all, settings.batch_size, place)
-    if place.is_main and options.save_statistics is not None:
-        save_reference(options.save_statistics, reference)
+    if place.is_main and save_statistics is not None:
+        save_reference(save_statistics, reference)
     of_noise = Wanted(of_reference.gaussians)
     random = measured("noise", NoiseImages(side, NOISE_IMAGES), wanted=of_noise).gaussians
     noise = {name: frechet_distance(random[name], reference.gaussians[name]) for name in random}

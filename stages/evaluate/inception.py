@@ -82,10 +82,12 @@ def find_weights(given: Path | None) -> Path:
             torch.hub.download_url_to_file(URL, str(path), SHA256_PREFIX, progress=False)
         except (OSError, RuntimeError) as error:
             raise InceptionError(
-                f"The weights of Inception are not here and cannot be downloaded ({error}). "
-                f"Download {URL} elsewhere (96 MB), and put the file at {path}, or name it with "
-                "--inception-weights or evaluate.inception_weights. Without them, "
-                "evaluate.metrics = [] measures in the features of encoders alone."
+                f"The weights of Inception are not here and cannot be downloaded ({error})",
+                remedy=(
+                    f"Download {URL} elsewhere (96 MB), and put the file at {path}, or name it "
+                    "with --inception-weights or evaluate.inception_weights. Without them, "
+                    "evaluate.metrics = [] measures in the features of encoders alone."
+                ),
             ) from error
     return path
 
@@ -96,7 +98,7 @@ def _checked_sha256(path: Path) -> str:
     if not sha256.startswith(SHA256_PREFIX):
         raise InceptionError(
             f"{path} holds other weights than the published metrics are defined by: its sha256 "
-            f"begins with {sha256[:8]}, expected {SHA256_PREFIX}. "
-            f"Take {URL}"
+            f"begins with {sha256[:8]}, expected {SHA256_PREFIX}",
+            remedy=f"Take {URL}",
         )
     return sha256

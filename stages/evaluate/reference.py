@@ -265,7 +265,8 @@ def check_networks(reference: Reference, networks: Sequence[Network]) -> None:
         if there != network.identity:
             raise ReferenceSetError(
                 f"{reference.name} was made with another {network.name}: {there[:12]} there, "
-                f"{network.identity[:12]} here. Make it anew with --save-statistics."
+                f"{network.identity[:12]} here",
+                remedy="Make it anew with --save-statistics.",
             )
 
 

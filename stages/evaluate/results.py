@@ -165,8 +165,8 @@ def read_records(samples: Path) -> list[Record]:
         return [Record(dict(part.get("drawn", {})), _results(part, samples)) for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(
-            f"{path} holds no results that can be read: {error}. Move it away; `repa-cache "
-            "evaluate` then writes a new one."
+            f"{path} holds no results that can be read: {error}",
+            remedy="Move it away; `repa-cache evaluate` then writes a new one.",
         ) from error
 
 

@@ -17,9 +17,8 @@ from stages.evaluate.npz import write_images
 from stages.placement import Placement, barrier
 from stages.progress import progress, say
 from stages.sample.grids import save_grid, save_png
-from stages.sample.sample_options import SampleOptions
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampled_weights import Origin, find_origin
+from stages.sample.sampled_weights import Origin, SampleOptions, find_origin
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
 from stages.sample.samples import SampleError, Samples
 from stages.sample.solvers import find_solver

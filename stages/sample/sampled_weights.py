@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
-from stages.sample.sample_options import SampleOptions
 from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
@@ -17,6 +16,22 @@ from stages.weights.export_options import Layout, Weights
 from stages.weights.fitting import LABELS, fit, layout_of, shape_in
 from stages.weights.layouts import PROJECTORS, without_projectors
 from stages.weights.published import WeightsError, read_weights
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to draw from, and where to.
+
+    official: a file of weights to draw from instead of the run's; layout: whose code it is of, if
+    it does not tell; step: of the run's checkpoint, by default the newest; weights: the moving
+    average, or those that were trained; folder: of the images, by default one in the run's folder.
+    """
+
+    official: Path | None = None
+    layout: Layout | None = None
+    step: int | None = None
+    weights: Weights = Weights.EMA
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,8 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Orig
     """A file of the model that `train.model` names; its latents are of any size."""
     if path.is_dir():
         raise WeightsError(
-            f"--official takes a file, but {path} is a folder. For a run of yours set train.run."
+            f"--official takes a file, but {path} is a folder",
+            remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
     has_projectors = any(name.startswith(PROJECTORS) for name in found.state)

@@ -124,7 +124,8 @@ def check_fit(
     if settings.guidance != 1 and not config.has_null_class:
         raise SamplerError(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
-            "dropping and has no null class. Set it to 1, or train with label dropping."
+            "dropping and has no null class",
+            remedy="Set it to 1, or train with label dropping.",
         )
     if (settings.guided_channels or 0) > config.channels:
         raise SamplerError(
@@ -133,8 +134,10 @@ def check_fit(
         )
     if autoencoder.channels != config.channels:
         raise SamplerError(
-            f"sample.vae: its latents have {autoencoder.channels} channels, but those of the "
-            f"model have {config.channels}. Set it to the VAE that the model was trained for."
+            f"its latents have {autoencoder.channels} channels, but those of the model have "
+            f"{config.channels}",
+            where="sample.vae",
+            remedy="Set it to the VAE that the model was trained for.",
         )
 
 

@@ -56,14 +56,16 @@ class Samples:
             # Before the first image, nothing was drawn with other settings.
             if changed and any(self.folder.glob("*.png")):
                 raise SampleError(
-                    f"{self.folder} holds samples drawn with other settings "
-                    f"({'; '.join(changed)}). Restore them, or name another folder with --out; "
-                    "`repa-cache evaluate` measures those that are there as they were drawn."
+                    f"{self.folder} holds samples drawn with other settings ({'; '.join(changed)})",
+                    remedy=(
+                        "Restore them, or name another folder with --out; `repa-cache evaluate` "
+                        "measures those that are there as they were drawn."
+                    ),
                 )
         elif self.folder.exists() and any(self.folder.glob("[!.]*")):
             raise SampleError(
-                f"{self.folder} holds other files, and no manifest of samples. "
-                "Name another folder with --out."
+                f"{self.folder} holds other files, and no manifest of samples",
+                remedy="Name another folder with --out.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)

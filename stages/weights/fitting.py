@@ -60,10 +60,12 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     possible, evidence = _possible_layouts(found, config)
     if stated is None and Layout.SIT_NO_SIGMA in possible:
         raise WeightsError(
-            f"{found.path} does not tell whose code its weights are of: it has neither "
-            "projectors, as REPA's files, nor an output of twice the channels, as SiT's. Say "
-            f"'{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is noise): "
-            "train.init_layout, or --layout of `repa-cache sample --official`."
+            f"{found.path} does not tell whose code its weights are of: it has neither projectors, "
+            "as REPA's files, nor an output of twice the channels, as SiT's",
+            remedy=(
+                f"Say '{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is "
+                "noise): train.init_layout, or --layout of `repa-cache sample --official`."
+            ),
         )
     if stated is not None and stated not in possible:
         fitting = " or ".join(f"'{layout}'" for layout in possible)

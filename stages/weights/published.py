@@ -67,8 +67,10 @@ def _checkpoint_at(folder: Path) -> Checkpoint:
     newest = checkpoint.latest(folder)
     if newest is None:
         raise WeightsError(
-            f"{folder} is neither a checkpoint nor a run that has one. Set train.init_from to a "
-            "run, to one of its checkpoints/step-..., or to a file."
+            f"{folder} is neither a checkpoint nor a run that has one",
+            remedy=(
+                "Set train.init_from to a run, to one of its checkpoints/step-..., or to a file."
+            ),
         )
     checkpoint.check_whole(newest)
     return newest
@@ -83,8 +85,10 @@ def _part(content: Any, which: str, path: Path) -> Mapping[Any, Any]:
         return content
     if which not in entries:
         raise WeightsError(
-            f"{path} has no weights {which!r}, but {_listed(content)}. "
-            "Choose `ema` or `model`, whichever it has (train.init_weights, or --weights)."
+            f"{path} has no weights {which!r}, but {_listed(content)}",
+            remedy=(
+                "Choose `ema` or `model`, whichever it has (train.init_weights, or --weights)."
+            ),
         )
     return entries[which]
 

@@ -16,11 +16,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from cache.errors import IncompleteCacheError, StaleCacheError
-from pipeline.cli import app
-from pipeline.cli.analyzing import analyze
-from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions, StateOptions
+from pipeline.commands import analyze, app
+from stages.analyze.analysis_options import (
+    AlignmentOptions,
+    AnalysisError,
+    ProbeOptions,
+    StateOptions,
+)
 from stages.analyze.cknna import cknna, find_neighbours
-from stages.analyze.errors import AnalysisError
 from stages.analyze.hidden_states import HiddenStates
 from stages.analyze.pooled import mean_latents, mean_tokens
 from stages.analyze.run_states import measure_cknna, measure_probes
@@ -33,7 +36,7 @@ from stages.train.train_settings import TrainSettings
 
 CPU = torch.device("cpu")
 EFFICIENTNET = "efficientnet-lite0"
-SUBCOMMANDS = [command.name or command.callback.__name__ for command in analyze.registered_commands]
+SUBCOMMANDS = [command.name for command in analyze.app.registered_commands]
 
 
 def invoke(*arguments: str, status: int = 0) -> str:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from peak import peak_bytes
 from torch import Tensor
 
-from stages.analyze.analysis_options import AlignmentOptions
+from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
 from stages.analyze.cknna import cknna, find_neighbours, pooled_neighbours
-from stages.analyze.errors import AnalysisError
 
 
 def random(images: int, features: int, seed: int = 0, mean: float = 0.0) -> Tensor:

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from peak import peak_bytes
 from torch import Tensor, nn
 
-from stages.analyze.analysis_options import ProbeOptions
-from stages.analyze.errors import AnalysisError
+from stages.analyze.analysis_options import AnalysisError, ProbeOptions
 from stages.analyze.probe import Accuracy, Probes, Split, probe, split_images
 
 CLASSES = 7

@@ -135,7 +135,7 @@ def test_a_folder_that_is_no_cache_and_another_format_are_refused(tmp_path: Path
         Cache(tmp_path)
     create_cache(tmp_path / "x.zarr", make_rows(), ROWS_PER_SHARD, SEED)
     zarr.open_group(tmp_path / "x.zarr").attrs["format_version"] = 99
-    with pytest.raises(NotACacheError, match="cache format 99"):
+    with pytest.raises(NotACacheError, match="cache format is 99"):
         Cache(tmp_path / "x.zarr")
 
 

@@ -200,8 +200,8 @@ def test_memory_that_a_disk_cannot_write_to_is_filled_by_way_of_some_that_it_can
 ) -> None:
     path, content = whole_pages(tmp_path)
     # Larger than what is read at once, and no multiple of it.
-    monkeypatch.setattr("cache.bounce.BOUNCE_BYTES", 3 * 4096)
-    monkeypatch.setattr("cache.bounce._own", threading.local())
+    monkeypatch.setattr("cache.shard_files.BOUNCE_BYTES", 3 * 4096)
+    monkeypatch.setattr("cache.shard_files._bounce", threading.local())
     pinned = aligned_buffer((8, 4, 1024), np.float16)
     first, last = pinned.ctypes.data, pinned.ctypes.data + pinned.nbytes
     real, direct = os.preadv, [0]
@@ -286,7 +286,7 @@ def test_a_shard_that_vanished_or_is_short_is_an_error(tmp_path: Path) -> None:
     (folder / "tokens/c.1.0.0").unlink()
     (folder / "class_token/c.2.0").write_bytes(b"short")
     reader = Cache(tmp_path / "x.zarr").column("features/x")
-    with pytest.raises(IncompleteCacheError, match=r"c\.1\.0\.0 is missing"):
+    with pytest.raises(IncompleteCacheError, match=r"c\.1\.0\.0: it is missing"):
         reader.read("tokens", [9])
     with pytest.raises(DamagedCacheError, match="shorter"):
         reader.read("class_token", [16])

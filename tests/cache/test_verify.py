@@ -8,9 +8,8 @@ from tiny_cache import ROWS_PER_SHARD, SEED, fill, make_cache, make_column, make
 from cache.errors import CacheWriteError
 from cache.layout import ArraySpec
 from cache.rows import create_cache
-from cache.verify import Fault, Remedy
+from cache.verify import Fault, Remedy, find_faults
 from cache.writer import ShardWriter
-from stages.encode.building.faults import find_faults
 
 FLIPS = 200
 

@@ -185,7 +185,7 @@ def test_a_reader_never_goes_on_with_files_of_a_rebuilt_column(
     np.testing.assert_array_equal(reader.read("tokens", [0]), values(SHARDED)[:1])
     rebuild(path)
     np.testing.assert_array_equal(reader.read("tokens", [0]), values(SHARDED)[:1])
-    with pytest.raises(CacheReplacedError, match="tokens was made anew while it was read"):
+    with pytest.raises(CacheReplacedError, match="tokens: it was made anew while it was read"):
         reader.read("tokens", [9])
 
 
@@ -231,7 +231,9 @@ def test_what_never_stays_the_same_is_named_in_the_end(
         os.utime(file, ns=(next(times), next(times)))
 
     change()
-    with pytest.raises(CacheReadError, match=r"rows was replaced 200 times .* builds .* are done"):
+    with pytest.raises(
+        CacheReadError, match=r"rows: it was replaced 200 times .* builds .* are done"
+    ):
         of_one_version(change, tmp_path / "rows")
 
 

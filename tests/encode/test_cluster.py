@@ -15,7 +15,7 @@ from dask.distributed import LocalCluster
 from tiny_cache import content
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions, Cluster

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cache.errors import IncompleteCacheError, RowsChangedError
 from cache.reader import Cache
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cache.layout import Column
-from pipeline import bench
+from pipeline import reading_speed
 from pipeline.config import Config
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Job
@@ -91,7 +91,7 @@ def test_reading_does_not_count_the_first_batch_if_there_are_others(
     clock: Clock, most: int
 ) -> None:
     batches = Batches(clock)
-    stop, rate = bench._read(batches, most)
+    stop, rate = reading_speed._read(batches, most)
     assert rate == pytest.approx(1 / 60 if most == 1 else 2)
     assert stop == min(most, 11)
     assert batches.taken == list(range(stop))

@@ -17,10 +17,10 @@ from tiny_cache import content
 from cache.errors import CacheBusyError, IncompleteCacheError, RowsChangedError, StaleCacheError
 from cache.locks import BuildLocks
 from cache.reader import Cache
+from cache.verify import find_faults
 from pipeline.config import Config
 from stages.encode.build import BuildSummary, UnknownColumnError, build, find_columns
 from stages.encode.build_options import BuildOptions
-from stages.encode.building.faults import find_faults
 from stages.encode.building.shard_making import ShardEncoder
 from stages.encode.images.crop_batches import CropReader
 

@@ -16,9 +16,10 @@ sys.path.extend([str(Path(__file__).parents[2]), str(Path(__file__).parents[1] /
 
 from saliency_vit import load_saliency_vit
 
+from pipeline.commands.build import build
+from pipeline.commands.inspect import inspect
 from pipeline.config import load_config
-from pipeline.inspection.inspect_options import InspectOptions
-from pipeline.work import do_build, do_inspect
+from pipeline.inspection.gallery import InspectOptions, select, write_gallery
 from stages.encode.images.photographs import open_photograph
 from stages.encode.networks.registry import ENCODERS
 
@@ -58,9 +59,10 @@ def main(folder: Path) -> None:
     ENCODERS["saliency-vit-s"] = ENCODERS["dinov2-vit-s"]
     (folder / "pipeline.toml").write_text(CONFIGURATION)
     config = load_config(folder / "pipeline.toml")
-    do_build(config)
+    build(config)
+    contents = inspect(config)
     keys = tuple(f"{name}/{name}.png" for name in PHOTOGRAPHS)
-    do_inspect(config, InspectOptions(keys=keys, has_pictures=True))
+    write_gallery(config.encode, contents, select(contents, InspectOptions(keys)), None)
     with Image.open(folder / "photographs-inspect" / "overview.png") as picture:
         few = picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
     few.save(Path(__file__).with_name("overview.png"), optimize=True)

@@ -14,8 +14,8 @@ from tiny import save_jpeg
 from tiny_cache import content
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.cli.presets import PRESETS
+from pipeline.commands import app
+from pipeline.commands.init import PRESETS
 from pipeline.config import Config
 from stages.train.log import read_log
 
@@ -147,7 +147,7 @@ def test_build_takes_over_changes_and_rebuilds_when_asked(folder: Path) -> None:
 
 
 def test_bench_says_what_reading_feeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.bench.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.reading_speed.MEASURE_SECONDS", 0.1)
     assert "Run `repa-cache build` first" in invoke("bench", status=1)
     invoke("build")
     before = content(folder / "tiny.zarr")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from pipeline.cli.presets import PRESETS
+from pipeline.commands.init import PRESETS
 from pipeline.config import Config, ConfigError, load_config
 from stages.setting_types import literal
 

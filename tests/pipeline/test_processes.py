@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from pipeline.launch import placement
+from pipeline.process_group import placement
 from stages.processes import LaunchError, local_rank, local_world_size, world_size
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

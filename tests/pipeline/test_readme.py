@@ -12,7 +12,7 @@ from places import ROOT
 from tiny import TINY, write_images
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "cache/README.md", *sorted(ROOT.glob("stages/*/README.md"))]
 CI = (ROOT / ".ci/run").read_text()

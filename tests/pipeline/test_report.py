@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from pipeline.report.compared_runs import (
     NOT_READ,
@@ -289,7 +289,7 @@ def test_a_report_of_runs_starts_without_torch_and_configuration(
     three: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pipeline.cli import app; "
+        "import sys; from pipeline.commands import app; "
         "app(['report', *sys.argv[1:]], standalone_mode=False); "
         "assert not {'torch', 'zarr', 'diffusers'} & sys.modules.keys()"
     )

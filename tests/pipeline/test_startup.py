@@ -19,7 +19,7 @@ HEAVY = NETWORKS | {
 PROGRAM = """
 import atexit, sys
 atexit.register(lambda: print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr))
-from pipeline.cli import app
+from pipeline.commands import app
 app(prog_name="repa-cache")
 """
 # A name of timm that no registry of this project has, whose typo is below.
@@ -96,3 +96,16 @@ def test_training_imports_no_frozen_network(built: Path, tmp_path: Path) -> None
     assert "2 steps made" in said
     assert (tmp_path / "run").is_dir()
     assert packages & (NETWORKS | {"dask", "distributed", "huggingface_hub", "scipy"}) == set()
+
+
+def test_a_cache_is_verified_without_what_computes_and_draws(built: Path, tmp_path: Path) -> None:
+    said, packages = imported(tmp_path, "verify", str(built / "tiny.zarr"))
+    assert "every byte is what was written" in said
+    assert packages & (HEAVY - {"safetensors", "zarr"}) == set()
+
+
+def test_a_plan_draws_nothing_and_makes_no_page(built: Path, tmp_path: Path) -> None:
+    arguments = "plan", "--config", str(built / "pipeline.toml"), "--images", "30"
+    said, packages = imported(tmp_path, *arguments)
+    assert "30 images" in said
+    assert packages & {"matplotlib", "jinja2", "dask", "distributed"} == set()

@@ -10,8 +10,8 @@ import pytest
 
 from cache.layout import FLIPPED
 from pipeline.config import Config, ConfigError
-from pipeline.needs import NEEDS
 from pipeline.report.records import ReportError
+from pipeline.required_files import NEEDS
 from pipeline.stored_configs import cache_config, run_config
 from stages.encode.building.columns import declared_recipes
 from stages.weights.run_folder import config_path

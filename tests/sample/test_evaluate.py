@@ -32,7 +32,6 @@ from stages.evaluate.npz import NpzError, write_images
 from stages.evaluate.reference import ReferenceSetError
 from stages.evaluate.results import Result, ResultsError, read_results, results_path
 from stages.placement import Placement
-from stages.sample.sample_options import EvaluateOptions
 from stages.sample.sample_settings import INCEPTION_METRICS
 
 CPU = Placement(torch.device("cpu"))
@@ -58,8 +57,8 @@ def configured(built: Path, runs: Path, *overrides: str, run: str = "sit") -> Co
 
 
 def judged_by(config: Config, samples: Path, **options: Any) -> list[Result]:
-    options_, opened = EvaluateOptions(**options), [open_samples(samples, 2)]
-    (results,) = evaluate(config.evaluate, options_, opened, config.encode, CPU)
+    opened = [open_samples(samples, 2)]
+    (results,) = evaluate(config.evaluate, opened, config.encode, CPU, **options)
     return results
 
 

@@ -104,7 +104,6 @@ PUBLISHED = {"fid": 3.94, "sfid": 6.14, "is": 215.8, "precision": 0.827, "recall
 def test_published_samples_have_their_published_figures(tiny: Any) -> None:
     from stages.evaluate.evaluate import evaluate
     from stages.evaluate.judged import open_samples
-    from stages.sample.sample_options import EvaluateOptions
     from stages.sample.sample_settings import EvaluateSettings
 
     folder = Path(os.environ["REPA_CACHE_ADM"])
@@ -115,7 +114,7 @@ def test_published_samples_have_their_published_figures(tiny: Any) -> None:
     )
     samples = open_samples(folder / "admnet_guided_upsampled_imagenet256.npz", 4)
     place = Placement(find_device("auto"))
-    (results,) = evaluate(settings, EvaluateOptions(), [samples], tiny().encode, place)
+    (results,) = evaluate(settings, [samples], tiny().encode, place)
     found = {result.metric: result.value for result in results}
     for metric, value in PUBLISHED.items():
         tolerance = 0.002 if metric in {"precision", "recall"} else 0.005 * value

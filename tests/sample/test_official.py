@@ -15,7 +15,7 @@ from runs import drawn_into
 from typer.testing import CliRunner
 from weights import doubled, export
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config, load_config
 from stages.sample.generate import Drawn
 from stages.sample.samples import SampleError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cache.errors import CacheReadError
-from pipeline.cli import app
+from pipeline.commands import app
 from stages.train.batches import Batch, CachedBatches
 from stages.weights import checkpoint
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 
 CPU = torch.device("cpu")
 FEATURES, LATENTS = "features/efficientnet-lite0", "latents/tiny-vae"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.launch import placement
+from pipeline.process_group import placement
 from stages.evaluate.image_sets import NpzImages
 from stages.evaluate.measure import Wanted, measure
 from stages.evaluate.npz import NpzFile

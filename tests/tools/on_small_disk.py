@@ -18,9 +18,9 @@ from cache.errors import RepaCacheError
 from cache.ledger import recorded
 from cache.metadata import read_column
 from cache.reader import Cache
+from cache.verify import find_faults
 from pipeline.config import load_config
 from stages.encode import build as build_module
-from stages.encode.building.faults import find_faults
 
 FEATURES = "features/efficientnet-lite0"
 

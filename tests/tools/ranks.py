@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline.config import load_config
-from pipeline.launch import placement
+from pipeline.process_group import placement
 from stages.train.loop import train
 
 

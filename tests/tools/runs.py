@@ -8,7 +8,7 @@ import torch
 from pipeline.config import Config
 from stages.placement import Placement
 from stages.sample.generate import Drawn, sample
-from stages.sample.sample_options import SampleOptions
+from stages.sample.sampled_weights import SampleOptions
 from stages.sample.samples import Samples
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData

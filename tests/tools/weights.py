@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.weights.fitting import start_from
 

@@ -13,7 +13,7 @@ from runs import assert_equal_runs, newest, trained
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from stages.weights.checkpoint import CheckpointError, find, latest
 

@@ -18,8 +18,7 @@ from weights import State, assert_equal, export
 
 from stages.model.sizes import MODELS, Model, Size
 from stages.model.transformer import Transformer, TransformerConfig
-from stages.sample.sample_options import SampleOptions
-from stages.sample.sampled_weights import find_origin
+from stages.sample.sampled_weights import SampleOptions, find_origin
 from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings
 from stages.weights.export_options import Layout

@@ -10,8 +10,7 @@ from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 from pipeline.config import Config
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.placement import Placement
-from stages.sample.sample_options import SampleOptions
-from stages.sample.sampled_weights import find_origin
+from stages.sample.sampled_weights import SampleOptions, find_origin
 from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Randomness
 from stages.train.step import Step

@@ -10,7 +10,7 @@ from runs import CPU, newest_of
 from typer.testing import CliRunner
 from weights import assert_equal, export
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config
 from stages.model.transformer import Transformer
 from stages.train.cached_data import CachedData

@@ -142,8 +142,9 @@ def check_layout(settings: CacheSettings) -> None:
     fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": settings.seed}
     if changed := differences({field: root[field] for field in fixed}, fixed):
         raise StaleCacheError(
-            f"{path}: what is fixed when a cache is made differs ({'; '.join(changed)}). "
-            "Restore cache.rows_per_shard and cache.seed, or choose another cache.path."
+            f"what is fixed when a cache is made differs ({'; '.join(changed)})",
+            where=path,
+            remedy="Restore cache.rows_per_shard and cache.seed, or choose another cache.path.",
         )
 
 

@@ -23,9 +23,8 @@ from stages.encode.build_options import Cluster
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.build_meter import Counts, Meter
 from stages.encode.building.columns import load_makers
-from stages.encode.building.crew import make_all
 from stages.encode.building.encoding_device import Device
-from stages.encode.building.shard_making import ShardEncoder
+from stages.encode.building.shard_making import ShardEncoder, make_all
 from stages.encode.building.worker_gpus import NoGpuError, own_gpu
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source

@@ -20,11 +20,11 @@ from cache.files import write_atomically
 from cache.layout import Column, Constants
 from cache.metadata import check_recipe, has_column, read_column, read_group, write_metadata
 from cache.rows import RowTable, read_rows, read_unchecked_rows, write_rows
-from cache.verify import Fault, Remedy, survey
+from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.building.column_specs import describe, measure, provenance
 from stages.encode.building.columns import Maker
-from stages.encode.building.faults import find_faults
 from stages.encode.images.crop_batches import CropReader
+from stages.progress import progress
 
 
 def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
@@ -68,7 +68,9 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
 
     Returns the faults of other columns, which another configuration has to mend.
     """
-    faults = [fault for fault in find_faults(path, threads) if fault.remedy is not Remedy.BUILD]
+    faults = [
+        fault for fault in find_faults(path, threads, progress) if fault.remedy is not Remedy.BUILD
+    ]
     own = {column.name: column for column in columns}
     for fault in faults:
         if fault.column in own and fault.shard is not None:
@@ -86,8 +88,10 @@ def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: boo
             return
     if is_damaged:
         raise StaleCacheError(
-            f"{folder}: what describes it is damaged, and its shards were not made by the recipe "
-            f"of this configuration. Run `repa-cache build --rebuild {folder.name}`."
+            "what describes it is damaged, and its shards were not made by the recipe of this "
+            "configuration",
+            where=folder,
+            remedy=f"Run `repa-cache build --rebuild {folder.name}`.",
         )
 
 

@@ -3,8 +3,9 @@
 Crops are decoded ahead by a pool of threads, one thread feeds the device, and another one writes.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -21,11 +22,30 @@ from stages.encode.building.build_meter import Counts, Meter
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device, Encoded, Job
 from stages.encode.images.crop_batches import CropReader, Crops
+from stages.progress import say
 
 Work = Sequence[tuple[Column, Maker]]
 
 # Batches that are computed or written, or wait for either, before the next one is begun.
 BATCHES_IN_FLIGHT = 4
+# How often a build that has nothing left to claim looks whether the others are done.
+POLL_SECONDS = 0.5
+
+
+def make_all(shards: Sequence[int], make: Callable[[Sequence[int]], Mapping[int, Holder]]) -> None:
+    """Have shards made, and wait for those that other processes make.
+
+    make: makes shards, and returns those that other processes have claimed.
+    """
+    known: set[Holder] = set()
+    while shards:
+        claimed = make(shards)
+        for holder in set(claimed.values()) - known:
+            say(f"sharing the work with {holder}")
+        known.update(claimed.values())
+        if claimed:
+            time.sleep(POLL_SECONDS)
+        shards = sorted(claimed)
 
 
 @dataclass(frozen=True)

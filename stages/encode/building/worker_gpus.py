@@ -28,8 +28,11 @@ class NoGpuError(RepaCacheError):
     """
 
     def __init__(self, host: str, gpus: int, because: str) -> None:
-        super().__init__(host, gpus, because)
+        super().__init__(f"{gpus} GPUs, and all are claimed", where=host)
         self.host, self.gpus, self.because = host, gpus, because
+
+    def __reduce__(self) -> tuple[type["NoGpuError"], tuple[str, int, str]]:
+        return NoGpuError, (self.host, self.gpus, self.because)
 
 
 def own_gpu(name: str, cluster: str) -> str:

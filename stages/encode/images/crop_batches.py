@@ -171,7 +171,8 @@ class CropReader:
             problem = error
         if digest != self.rows.hash_of(row):
             raise RowsChangedError(
-                f"{key} is not the file it was when the build began: {problem}. Run it again."
+                f"{key} is not the file it was when the build began: {problem}",
+                remedy="Run it again.",
             )
         if pixels is not None:
             return _Crop(pixels)

@@ -45,8 +45,8 @@ def dopri5(problem: Problem) -> Tensor:
     )
     if found.status.any():
         raise AdaptiveSolverError(
-            f"dopri5 found no solution within sample.tolerances {list(problem.tolerances)}. "
-            "Make them larger, or choose another sample.solver."
+            f"dopri5 found no solution within sample.tolerances {list(problem.tolerances)}",
+            remedy="Make them larger, or choose another sample.solver.",
         )
     end: Tensor = found.ys[:, -1]
     return end.reshape(shape)

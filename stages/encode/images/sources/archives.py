@@ -126,7 +126,7 @@ def locate(path: Path | None) -> tuple[Archive, str]:
         if candidate.is_file():
             inside = Path(path or "").relative_to(candidate).as_posix()
             return Archive.at(candidate), "" if inside == "." else f"{inside}/"
-    raise SourceError(f"dataset.path: no file {path}. Name the archive.")
+    raise SourceError(f"no file {path}", where="dataset.path", remedy="Name the archive.")
 
 
 def means_several(path: Path | None) -> bool:

@@ -159,6 +159,7 @@ def _check_stored_plainly(images: pa.Array, memory: range, archive: Archive) -> 
     """Raise SourceError for images that Arrow could not give as they lie in the file."""
     if any(buffer and buffer.size and buffer.address not in memory for buffer in images.buffers()):
         raise SourceError(
-            f"{archive.path}: its record batches are compressed, so that no image can be read "
-            "alone. Write it again without compression, as `save_to_disk` does, or as parquet."
+            "its record batches are compressed, so that no image can be read alone",
+            where=archive.path,
+            remedy="Write it again without compression, as `save_to_disk` does, or as parquet.",
         )

@@ -36,8 +36,9 @@ def parse_labels(content: bytes, where: object) -> dict[str, int]:
         raise SourceError(f'{where}: no {{"labels": [[name, label], ...]}}: {error!r}.') from None
     if entries is None:
         raise SourceError(
-            f"{where}: labels are null: the images have no classes, but training needs them. "
-            "Give all of them label 0 for a single class."
+            "labels are null: the images have no classes, but training needs them",
+            where=where,
+            remedy="Give all of them label 0 for a single class.",
         )
     labels: dict[str, int] = {}
     for entry in entries if isinstance(entries, list) else [entries]:

@@ -67,7 +67,9 @@ def check_text(names: Sequence[str], where: object) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise SourceError(
-                f"{where}: the name '{printable(name)}' is refused: it is not UTF-8. Rename it."
+                f"the name '{printable(name)}' is refused: it is not UTF-8",
+                where=where,
+                remedy="Rename it.",
             ) from None
 
 
@@ -191,6 +193,7 @@ def _check_depth(folders: Collection[str], classes: Sequence[str], where: object
     if len(splits) > 1 and (deep or len(splits) == len(classes)):
         choices = " or ".join(f'"{where}/{name}"' for name in deep or splits)
         raise SourceError(
-            f"{where}: {', '.join(splits)} look like the splits of a data set, which would each "
-            f"be a class. Choose one: path = {choices}."
+            f"{', '.join(splits)} look like the splits of a data set, which would each be a class",
+            where=where,
+            remedy=f"Choose one: path = {choices}.",
         )

@@ -66,8 +66,10 @@ class _Moments:
         )
         if lacking := files.keys() ^ set(numbers):
             raise SourceError(
-                f"{folder}: image or moments of number {min(lacking)} are missing, and "
-                f"{len(lacking) - 1} more. Encode the images again, or move {folder.name} away."
+                f"image or moments of number {min(lacking)} are missing, and {len(lacking) - 1} "
+                "more",
+                where=folder,
+                remedy=f"Encode the images again, or move {folder.name} away.",
             )
         if (folder / DATASET_JSON).is_file():
             _check_labels(folder / DATASET_JSON, dict(zip(numbers, labels, strict=True)))
@@ -106,8 +108,9 @@ def _check_labels(listing: Path, labels: Mapping[int, int]) -> None:
     for number, label in labels.items():
         if stored.get(names.get(number, "")) != label:
             raise SourceError(
-                f"{listing}: image {number} has label {label}, but its moments have not. "
-                "Are they of the same data set?"
+                f"image {number} has label {label}, but its moments have not",
+                where=listing,
+                remedy="Are they of the same data set?",
             )
 
 

@@ -79,8 +79,9 @@ def _absence(what: str, name: str | None, types: Schema, where: Path) -> str:
 
 def _unfit(what: str, name: str, expected: str, types: Schema, where: Path) -> SourceError:
     return SourceError(
-        f"{where}: expected {expected} in the column {name!r}, got {types[name]}. "
-        f"Name another: dataset.{what}_column. There are {_listing(types)}."
+        f"expected {expected} in the column {name!r}, got {types[name]}",
+        where=where,
+        remedy=f"Name another: dataset.{what}_column. There are {_listing(types)}.",
     )
 
 

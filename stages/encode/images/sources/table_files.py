@@ -177,9 +177,10 @@ def _check_shards(files: Sequence[Path], folder: Path) -> None:
             totals.setdefault(int(shard["total"]), file)
         if other != file:
             raise SourceError(
-                f"dataset.path: {_name(other, folder)} and {_name(file, folder)} in {folder} have "
-                "the same number: they are of two data sets, or of two versions of one. Name the "
-                "folder of one, or move the other away."
+                f"{_name(other, folder)} and {_name(file, folder)} in {folder} have the same "
+                "number: they are of two data sets, or of two versions of one",
+                where="dataset.path",
+                remedy="Name the folder of one, or move the other away.",
             )
     if len(totals) == 1 and len(files) < (total := next(iter(totals))):
         say(f"{folder}: only {len(files)} of {total} files are there.")

@@ -139,7 +139,9 @@ Opened = TypeVar("Opened", bound=Table)
 def needs(error: ModuleNotFoundError, source: str) -> SourceError:
     """The error of a source whose library is not installed."""
     return SourceError(
-        f"dataset.source: {source} needs {error.name}. Run `pip install 'pyarrow>=17'`."
+        f"{source} needs {error.name}",
+        where="dataset.source",
+        remedy="Run `pip install 'pyarrow>=17'`.",
     )
 
 

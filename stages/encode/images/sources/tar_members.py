@@ -82,8 +82,9 @@ def _member(info: tarfile.TarInfo, where: object) -> Member | None:
     if not info.isreg() or info.issparse():
         if is_wanted:
             raise SourceError(
-                f"{where}: {name} is a link, sparse or a device. Make the archive again "
-                "with `tar --hard-dereference -h`."
+                f"{name} is a link, sparse or a device",
+                where=where,
+                remedy="Make the archive again with `tar --hard-dereference -h`.",
             )
         return None
     if is_image(name) and info.size > MAX_IMAGE_BYTES:
@@ -96,8 +97,8 @@ def check_uncompressed(archive: Archive, read: ReadAt) -> None:
     begin = read(0, min(archive.size, 8))
     if begin.startswith(COMPRESSED):
         raise SourceError(
-            f"{archive.path} is compressed, and allows no reading at random. Decompress it "
-            "first (gunzip, bunzip2, unxz or unzstd)."
+            f"{archive.path} is compressed, and allows no reading at random",
+            remedy="Decompress it first (gunzip, bunzip2, unxz or unzstd).",
         )
 
 

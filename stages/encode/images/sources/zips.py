@@ -137,8 +137,10 @@ class _Directory:
                 entries, end = file.infolist(), file.start_dir
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{archive.path}: the name {error.object!r} is refused: it is not UTF-8, though "
-                "the archive says so. Make the archive again."
+                f"the name {error.object!r} is refused: it is not UTF-8, though the archive says "
+                "so",
+                where=archive.path,
+                remedy="Make the archive again.",
             ) from error
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
             raise SourceError(
@@ -184,8 +186,10 @@ def _check(entry: zipfile.ZipInfo, where: Path) -> None:
         raise SourceError(f"{where}: {name} is encrypted. Make the archive without a password.")
     if entry.compress_type not in METHODS:
         raise SourceError(
-            f"{where}: {name} is compressed by method {entry.compress_type}; only stored and "
-            "deflated members are read. Make the archive again with `zip -0 -r`."
+            f"{name} is compressed by method {entry.compress_type}; only stored and deflated "
+            "members are read",
+            where=where,
+            remedy="Make the archive again with `zip -0 -r`.",
         )
     if S_ISLNK(entry.external_attr >> 16):
         raise SourceError(f"{where}: {name} is a link. Make the archive without `zip -y`.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import typer
 
 from stages.placement import Placement
 from stages.train.batches import CachedBatches, Order
@@ -88,17 +87,3 @@ def _read(batches: CachedBatches, most: int) -> tuple[int, float]:
         batches.take(step)
         step, seconds = step + 1, time.monotonic() - start
     return step, (step - first) / seconds
-
-
-def show_bench(reading: Reading) -> None:
-    """Print what was measured, and what it feeds."""
-    for name, rate in (("cold", reading.cold), ("warm", reading.warm)):
-        typer.echo(
-            f"{name}: {rate:,.0f} images/s, {rate * reading.image_bytes / 1e9:.2f} GB/s, "
-            f"{rate / reading.batch_size:,.1f} steps/s of {reading.batch_size} images, "
-            f"feeds {rate / reading.needed:.2g} GPUs"
-        )
-    typer.echo(
-        f"A GPU that computes {GPU_FLOPS / 1e12:.0f} TFLOP/s (an H100 at 40 % of its peak) trains "
-        f"{reading.model} on {reading.needed:,.0f} images/s."
-    )

@@ -1,7 +1,9 @@
-"""The commands: parse, validate, hand over.
+"""The program `repa-cache`: a module for each command.
 
-Nothing here imports more than it takes to show help: each command imports what does the work once
-its configuration is known to be good.
+Each has `command`, with the options and what is said at the end, and a function of the command's
+name that does the work for a configuration and says nothing but its progress. Nothing here imports
+more than it takes to show help: what does the work is imported once the configuration is known to
+be good.
 """
 
 import io
@@ -14,14 +16,21 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli.analyzing import analyze
-from pipeline.cli.caching import bench, build, verify
-from pipeline.cli.drawing import evaluate, export, sample
-from pipeline.cli.inspecting import KeysAfterRows, inspect
-from pipeline.cli.plain import run, train
-from pipeline.cli.planning import plan
-from pipeline.cli.presets import init
-from pipeline.cli.reporting import report
+from pipeline.commands import (
+    analyze,
+    bench,
+    build,
+    evaluate,
+    export,
+    init,
+    inspect,
+    plan,
+    report,
+    run,
+    sample,
+    train,
+    verify,
+)
 
 
 class Program(TyperGroup):
@@ -69,9 +78,10 @@ def _options(
 
 
 # In the order in which they are needed, which is that of the help.
-for command in (
+for module in (
     *(init, plan, build, inspect, verify, bench),
     *(train, sample, evaluate, run, report, export),
 ):
-    app.command(cls=KeysAfterRows if command is inspect else None)(command)
-app.add_typer(analyze)
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(module.command)
+app.add_typer(analyze.app)

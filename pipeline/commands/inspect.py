@@ -1,14 +1,24 @@
-"""The command that shows what a cache holds."""
+"""`repa-cache inspect`: what a cache holds."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from pipeline.cli.options import ChosenCache, ChosenConfig, Debug, Overrides, load_for_cache
+from pipeline.commands.shared_arguments import (
+    ChosenCache,
+    ChosenConfig,
+    Debug,
+    Overrides,
+    load_for_cache,
+)
 from pipeline.exits import ConfigError, reported_errors
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.inspection.contents import Contents
 
 MOST_IMAGES = 64
 
@@ -23,7 +33,7 @@ class KeysAfterRows(TyperCommand):
 def _each_with_its_option(words: Sequence[str]) -> Iterator[str]:
     """Words, with --rows before each of its keys, as the parser wants it."""
     is_key = False
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         is_option = word.startswith("-")
         if word == "--rows" and not following.startswith("-"):
             is_key = True
@@ -34,7 +44,17 @@ def _each_with_its_option(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def inspect(
+def inspect(config: "Config", *, is_configured: bool = True) -> "Contents":
+    """What the cache holds.
+
+    is_configured: whether it is to be what the configuration would build.
+    """
+    from pipeline.inspection.contents import gather_contents
+
+    return gather_contents(config, is_configured=is_configured)
+
+
+def command(
     cache: ChosenCache = None,
     keys: Annotated[
         list[str],
@@ -91,12 +111,18 @@ def inspect(
         if cache is not None and not cache.exists():
             raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
         settings = load_for_cache("inspect", cache, config, overrides)
-        from pipeline.inspection.inspect_options import InspectOptions
-        from pipeline.work import do_inspect
+        from pipeline.inspection import gallery
 
         wanted = (8 if keys else 0) if neighbours is None else neighbours
-        do_inspect(
-            settings,
-            InspectOptions(tuple(keys), wanted, among, pictures, images, seed, out),
-            is_configured=cache is None or config is not None,
-        )
+        options = gallery.InspectOptions(tuple(keys), wanted, among, images, seed)
+        contents = inspect(settings, is_configured=cache is None or config is not None)
+        if not keys:
+            gallery.show_contents(contents)
+        if not (keys or pictures):
+            return
+        chosen = gallery.select(contents, options)
+        if keys:
+            gallery.show_images(chosen)
+        if pictures:
+            page = gallery.write_gallery(settings.encode, contents, chosen, out)
+            typer.echo(f"{page}: {len(chosen.rows):,} images")

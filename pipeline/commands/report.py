@@ -1,15 +1,26 @@
-"""The command that shows what runs have come to."""
+"""`repa-cache report`: what runs have come to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import ConfigPath, Debug, Overrides, load
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
 from pipeline.exits import reported_errors
 
 
-def report(
+def report(runs: Sequence[Path], out: Path | None = None) -> tuple[Path, int]:
+    """Write the page of runs, which need no configuration; returns it, and the number of runs.
+
+    out: by default in the folder of a single run, or here.
+    """
+    from pipeline.report.report_page import write_report
+
+    return write_report(runs, out)
+
+
+def command(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(metavar="RUN", help="Folders of runs; default: train.run."),
@@ -21,7 +32,7 @@ def report(
             help="The page; default: report.html, of one run in its folder, of several here.",
         ),
     ] = None,
-    config: ConfigPath = Path("pipeline.toml"),
+    config: ConfigPath = DEFAULT_CONFIG,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
     debug: Debug = False,
 ) -> None:
@@ -32,9 +43,6 @@ def report(
     Example: repa-cache report runs/depth-2 runs/depth-8 --out depths.html
     """
     with reported_errors(debug):
-        chosen = runs or [load("report", config, overrides).train.run]
-        from pipeline.report.report_page import write_report
-
-        page, count = write_report(chosen, out)
+        page, count = report(runs or [load("report", config, overrides).train.run], out)
         what = "1 run" if count == 1 else f"{count} runs"
         typer.echo(f"{page}: {what}, {page.stat().st_size / 1e6:.1f} MB; it needs no other file")

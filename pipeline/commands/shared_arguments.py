@@ -1,4 +1,4 @@
-"""What commands have in common: their options, and the configuration that these give."""
+"""Arguments that several commands take, and the configuration that these give."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.evaluation_targets import Target
-    from pipeline.needs import Need
+    from pipeline.required_files import Need
 
 DEFAULT_CONFIG = Path("pipeline.toml")
 
@@ -61,10 +60,10 @@ def load(command: str, path: Path, overrides: list[str]) -> Config:
     """
     from pipeline.config import load_config
 
-    world = _checked_world(command)
+    world = checked_world(command)
     # Only training has a batch to share.
     config = load_config(path, overrides, world if command == "train" else 1, needs_of(command))
-    return _with_packages(command, config, path)
+    return with_packages(command, config, path)
 
 
 def load_for_run(command: str, run: Path | None, path: Path | None, overrides: list[str]) -> Config:
@@ -75,10 +74,10 @@ def load_for_run(command: str, run: Path | None, path: Path | None, overrides: l
     if run is None or path is not None:
         named = [] if run is None else [set_path("train.run", run)]
         return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
-    _checked_world(command)
+    checked_world(command)
     from pipeline.stored_configs import run_config
 
-    return _with_packages(command, run_config(run, overrides, needs_of(command)), run)
+    return with_packages(command, run_config(run, overrides, needs_of(command)), run)
 
 
 def load_for_cache(
@@ -91,37 +90,15 @@ def load_for_cache(
     if cache is None or path is not None:
         named = [] if cache is None else [set_path("cache.path", cache)]
         return load(command, path or DEFAULT_CONFIG, [*overrides, *named])
-    _checked_world(command)
+    checked_world(command)
     from pipeline.stored_configs import cache_config
 
     return cache_config(cache, overrides)
 
 
-def load_for_samples(
-    paths: list[Path], path: Path | None, overrides: list[str]
-) -> tuple[Config, list[Target]]:
-    """What is to be judged, and the configuration for all of it: that of the first run.
-
-    That at `path` comes before, if it is named; of no run, it is pipeline.toml, or the default.
-    """
-    _checked_world("evaluate")
-    from pipeline.evaluation_targets import configuration_of_none, own_targets, targets_of
-
-    if paths and path is None:
-        needs = needs_of("evaluate")
-        targets = own_targets(paths, overrides, needs)
-        config = next((one.config for one in targets if one.config is not None), None)
-        if config is None and not DEFAULT_CONFIG.exists():
-            config = configuration_of_none(overrides, needs)
-        if config is not None:
-            return _with_packages("evaluate", config, paths[0]), targets
-    config = load("evaluate", path or DEFAULT_CONFIG, overrides)
-    return config, targets_of(paths, config)
-
-
 def needs_of(command: str) -> frozenset[Need]:
     """What has to be there for a command."""
-    from pipeline.needs import NEEDS
+    from pipeline.required_files import NEEDS
 
     return NEEDS.get(command, frozenset())
 
@@ -133,20 +110,20 @@ def set_path(key: str, path: Path) -> str:
     return f"{key}={json.dumps(literal(path))}"
 
 
-def _with_packages(command: str, config: Config, path: Path) -> Config:
+def with_packages(command: str, config: Config, path: Path) -> Config:
     """A configuration, if the optional packages that a command needs with it are installed.
 
     path: what it is of. Raises ConfigError.
     """
     from pipeline.config import config_error
-    from pipeline.extras import missing_packages
+    from pipeline.required_packages import missing_packages
 
     if problems := list(missing_packages(command, config)):
         raise config_error(path, problems)
     return config
 
 
-def _checked_world(command: str) -> int:
+def checked_world(command: str) -> int:
     """The number of processes. Raises ConfigError if the command cannot run in so many."""
     if command in DISTRIBUTED | {"run"}:
         check_launch(command)

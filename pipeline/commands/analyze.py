@@ -1,11 +1,12 @@
-"""The commands that look into a run's hidden states and a cache's encoders."""
+"""`repa-cache analyze`: a run's hidden states, and a cache's encoders."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import CheckpointStep, Debug, WhichWeights
+from pipeline.commands.shared_arguments import CheckpointStep, Debug, WhichWeights
 from pipeline.exits import ConfigError, reported_errors
 from stages.analyze.analysis_options import (
     EPOCHS,
@@ -19,7 +20,10 @@ from stages.analyze.analysis_options import (
 )
 from stages.weights.export_options import Weights
 
-analyze = typer.Typer(
+if TYPE_CHECKING:
+    from pipeline.analysis.state_tables import Row
+
+app = typer.Typer(
     name="analyze",
     help=(
         "Look into a run's hidden states, or compare a cache's encoders; trains nothing.\n\n"
@@ -56,8 +60,101 @@ Out = Annotated[
 DEFAULT_LEVELS = ",".join(map(str, LEVELS))
 
 
-@analyze.command()
+@dataclass(frozen=True)
+class Analysis:
+    """What was found: the page, the main of it as a table with its titles, and what to say."""
+
+    page: Path
+    summary: "tuple[Row, list[Row]]"
+    notes: tuple[str, ...]
+
+    def show(self) -> None:
+        """Print the main of it."""
+        from pipeline.tables import show_table
+
+        show_table(*self.summary)
+        for note in self.notes:
+            typer.echo(note)
+        typer.echo(f"{self.page}, and beside it a .csv and a .png")
+
+
 def cknna(
+    run: Path,
+    states: StateOptions,
+    how: AlignmentOptions,
+    encoders: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> Analysis:
+    """Measure CKNNA of a run's hidden states with its cache's encoders, and write a page of it.
+
+    encoders: names, by default all; out: a folder, by default `analysis` in the run's.
+    """
+    from pipeline.analysis.analysis_figures import draw_cknna
+    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.state_tables import alignment_findings, alignment_summary
+    from stages.analyze.run_states import measure_cknna
+    from stages.analyze.subject import open_subject
+    from stages.placement import find_device
+
+    subject = open_subject(run, encoders, states)
+    found = measure_cknna(subject, how, find_device(states.device))
+    stem, findings = (out or run / "analysis") / f"cknna-{subject.title}", alignment_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_cknna(found))
+    return Analysis(page, alignment_summary(found), findings.notes)
+
+
+def probe(
+    run: Path,
+    states: StateOptions,
+    how: ProbeOptions,
+    encoders: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> Analysis:
+    """Probe a run's hidden states for classes, and write a page of it.
+
+    encoders: names, by default all; out: a folder, by default `analysis` in the run's.
+    """
+    from pipeline.analysis.analysis_figures import draw_probes
+    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.state_tables import probe_findings, probe_summary
+    from stages.analyze.run_states import measure_probes
+    from stages.analyze.subject import open_subject
+    from stages.placement import find_device
+
+    subject = open_subject(run, encoders, states)
+    found = measure_probes(subject, how, find_device(states.device))
+    stem, findings = (out or run / "analysis") / f"probe-{subject.title}", probe_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_probes(found))
+    return Analysis(page, probe_summary(found), findings.notes)
+
+
+def compare(
+    cache: Path,
+    encoders: tuple[str, ...] = (),
+    rows: int = ROWS,
+    how: ProbeOptions | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+) -> Analysis:
+    """Compare a cache's encoders, and write a page of it.
+
+    encoders: names, by default all; rows: images, at most; how: to probe, None for no probes;
+    out: a folder, by default that of the cache.
+    """
+    from pipeline.analysis.analysis_figures import draw_encoders
+    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.encoder_tables import encoders_findings, encoders_summary
+    from stages.analyze.cached_encoders import compare_encoders
+    from stages.placement import find_device
+
+    found = compare_encoders(cache, encoders, rows, how, find_device(device))
+    stem, findings = (out or cache.parent) / f"{cache.stem}-encoders", encoders_findings(found)
+    page = write_analysis(stem, findings, lambda: draw_encoders(found))
+    return Analysis(page, encoders_summary(found), (findings.lead, *findings.notes))
+
+
+@app.command("cknna")
+def cknna_command(
     run: RunFolder,
     step: CheckpointStep = None,
     weights: WhichWeights = Weights.EMA,
@@ -88,14 +185,12 @@ def cknna(
             *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
             *(conditional, seed, batch_size, device),
         )
-        from pipeline.analysis.commands import Place, do_cknna
-
         how = AlignmentOptions(neighbours, raw)
-        do_cknna(Place(run, out), _names(encoders), states, how)
+        cknna(run, states, how, _names(encoders), out).show()
 
 
-@analyze.command()
-def probe(
+@app.command("probe")
+def probe_command(
     run: RunFolder,
     step: CheckpointStep = None,
     weights: WhichWeights = Weights.EMA,
@@ -122,14 +217,12 @@ def probe(
             *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
             *(conditional, seed, batch_size, device),
         )
-        from pipeline.analysis.commands import Place, do_probe
-
         how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-        do_probe(Place(run, out), _names(encoders), states, how)
+        probe(run, states, how, _names(encoders), out).show()
 
 
-@analyze.command(name="encoders")
-def compare(
+@app.command("encoders")
+def encoders_command(
     cache: CacheFolder,
     encoders: Encoders = "",
     rows: Rows = ROWS,
@@ -150,10 +243,8 @@ def compare(
     Example: repa-cache analyze encoders demo.zarr
     """
     with reported_errors(debug):
-        from pipeline.analysis.commands import do_encoders
-
-        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-        do_encoders(cache, _names(encoders), rows, how if has_probe else None, device, out)
+        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed) if has_probe else None
+        compare(cache, _names(encoders), rows, how, device, out).show()
 
 
 def _names(text: str) -> tuple[str, ...]:

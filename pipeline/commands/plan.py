@@ -1,0 +1,67 @@
+"""`repa-cache plan`: what a configuration will cost and gain."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
+from pipeline.exits import FAILED, reported_errors
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.plan.outline import Plan
+
+GPUS = 8
+
+
+def plan(
+    config: "Config", images: int | None = None, gpus: int = GPUS, *, is_measured: bool = False
+) -> "Plan":
+    """What a cache and its run will cost and gain.
+
+    images: how many there will be, if they are not to be counted; gpus: that will train;
+    is_measured: whether networks and disk are measured here.
+    """
+    from pipeline.plan.outline import make_plan
+
+    return make_plan(config, images, gpus, is_measured=is_measured)
+
+
+def command(
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many there will be, instead of counting them."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many will train.")] = GPUS,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure networks and disk here; takes up to a minute and 1 GB."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: bytes, seconds, per second.")
+    ] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+    debug: Debug = False,
+) -> None:
+    """Say what a cache will cost and what it will gain, before anything runs.
+
+    Needs neither weights nor, with --images, the data set. Exit code 1 if it cannot fit.
+
+    Example: repa-cache plan --images 1281167
+    """
+    with reported_errors(debug):
+        made = plan(load("plan", config, overrides), images, gpus, is_measured=measure)
+        if as_json:
+            from pipeline.plan.plan_json import exported
+
+            typer.echo(json.dumps(exported(made), indent=2))
+        else:
+            from pipeline.plan.plan_tables import show_plan
+
+            show_plan(made)
+        if not made.space.fits:
+            raise typer.Exit(FAILED)

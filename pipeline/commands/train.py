@@ -1,0 +1,69 @@
+"""`repa-cache train`: a cache into weights."""
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from cache.files import write_atomically
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
+from pipeline.exits import reported_errors
+from stages.processes import rank
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from stages.train.loop import TrainSummary
+
+
+def train(config: "Config") -> "TrainSummary":
+    """Train, or go on training, and write the page of the run."""
+    from pipeline.process_group import placement
+    from pipeline.report.report_page import write_own_report
+    from pipeline.used_columns import check_columns
+    from stages.sample.grids import GridDrawer
+    from stages.train.loop import train
+
+    settings = config.train
+    check_columns(config)
+    with placement(settings.device) as place:
+        is_drawing = settings.grid_every > 0 and place.is_main
+        location, device = config.decoder.location, place.device
+        draw = GridDrawer(config.sample, settings, location, device) if is_drawing else None
+        reached = train(settings, config.tensors, place, draw, lambda: _keep(config))
+    if place.is_main:
+        write_own_report(settings.run)
+    return reached
+
+
+def _keep(config: "Config") -> None:
+    """Write the configuration into the folder of the run."""
+    from stages.weights.run_folder import config_path
+
+    content = json.dumps(config.model_dump(mode="json"), indent=2)
+    write_atomically(config_path(config.train.run), content.encode())
+
+
+def show(config: "Config", reached: "TrainSummary") -> None:
+    """Print how far training came."""
+    settings, made = config.train, reached.step - reached.start
+    speed = f", {made / reached.seconds:,.1f} steps/s" if made else ""
+    typer.echo(
+        f"{settings.run}: step {reached.step:,} of {settings.model} "
+        f"({reached.parameters / 1e6:,.1f} M parameters); {made:,} steps made{speed}"
+    )
+
+
+def command(
+    config: ConfigPath = DEFAULT_CONFIG,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+    debug: Debug = False,
+) -> None:
+    """Train from the cache, or go on from the last checkpoint.
+
+    Example: repa-cache train --config pipeline.toml
+    """
+    with reported_errors(debug):
+        settings = load("train", config, overrides)
+        reached = train(settings)
+        if rank() == 0:
+            show(settings, reached)
