@@ -5,37 +5,48 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.contradictions import contradictions
 from pipeline.exits import ConfigError
 from pipeline.needs import EVERYTHING, Need
+from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import copy_value, dates, override, read_document
 from stages.encode.build_settings import (
     BuildSettings,
     CacheSettings,
-    DatasetSettings,
+    Dataset,
     EncoderName,
     EncoderSettings,
     EncodeSettings,
     LatentsSettings,
 )
-from stages.sample.sample_settings import EvaluateSettings, SampleSettings
-from stages.setting_types import Settings, nearest
+from stages.evaluate.evaluate_settings import EvaluateSettings
+from stages.sample.sample_settings import SampleSettings, Sampling
+from stages.setting_types import Settings
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 
 class Config(Settings):
     """The whole of pipeline.toml."""
 
-    dataset: DatasetSettings
+    dataset: Dataset
+    """The images."""
     cache: CacheSettings
+    """Where the tensors go."""
     latents: LatentsSettings = LatentsSettings()
+    """The autoencoder."""
     encoders: dict[EncoderName, EncoderSettings] = Field(default_factory=dict)
+    """The frozen encoders, a section each, `[encoders.NAME]`; each is built once and shared by
+    every run."""
     build: BuildSettings = BuildSettings()
+    """How stage one runs."""
     train: TrainSettings
-    sample: SampleSettings = SampleSettings()
+    """One run."""
+    sample: Sampling = SampleSettings()
+    """What is drawn."""
     evaluate: EvaluateSettings = EvaluateSettings()
+    """What samples are compared with."""
 
     @property
     def tensors(self) -> CachedTensors:
@@ -113,34 +124,10 @@ def _parsed(document: dict[str, Any], path: Path, folder: Path | None) -> Config
         context = None if folder is None else {"folder": folder}
         return Config.model_validate_json(json.dumps(document), context=context)
     except ValidationError as error:
-        raise config_error(path, [_line(problem) for problem in error.errors()]) from None
+        raise config_error(path, error_lines(error, Config, document)) from None
 
 
 def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
     """The error of a configuration at a path. problems: a line for each."""
     listing = "\n".join(f"  {problem}" for problem in problems)
     return ConfigError(f"{path} cannot be used:\n{listing}")
-
-
-def _line(problem: Any) -> str:
-    """One line for one of pydantic's errors: where, what, and the nearest valid name."""
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    if problem["type"] == "extra_forbidden":
-        *parents, key = problem["loc"]
-        return f"{where}: unknown key; {nearest(str(key), _fields(parents))}"
-    if problem["type"] == "missing":
-        return f"{where}: required, but not given"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}"
-
-
-def _fields(parents: Sequence[str | int]) -> list[str]:
-    """The keys that the section at a path takes."""
-    section: type[BaseModel] = Config
-    for parent in parents:
-        if section is Config and parent == "encoders":
-            section = EncoderSettings
-        elif parent in section.model_fields:
-            annotation = section.model_fields[str(parent)].annotation
-            section = annotation if isinstance(annotation, type) else section
-    return list(section.model_fields)

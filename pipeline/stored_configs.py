@@ -14,6 +14,7 @@ from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
 from stages.encode.build_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
+from stages.setting_kinds import kinds_of
 from stages.setting_types import Settings, as_written, literal
 from stages.weights.run_folder import config_path, found_beside
 
@@ -35,7 +36,7 @@ def run_config(
     check_run(run)
     path = config_path(run)
     try:
-        kept = validated(_read(path), (), path, folder=None)
+        kept = validated(_of_own_kinds(_read(path)), (), path, folder=None)
     except ConfigError as error:
         raise ConfigError(
             f"{error}\nIn that file a run keeps its configuration, as the version of repa-cache "
@@ -56,6 +57,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no configuration: expected an object.")
     return content
+
+
+def _of_own_kinds(document: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without what sections say of other kinds than theirs.
+
+    Versions that knew no kinds kept every option of every section.
+    """
+    found = {name: kinds_of(field) for name, field in Config.model_fields.items()}
+    return {
+        name: kinds.read_by(value)
+        if (kinds := found.get(name)) and isinstance(value, dict)
+        else value
+        for name, value in document.items()
+    }
 
 
 def _located(value: Value, run: Path) -> Value:

@@ -2,11 +2,11 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from stages.encode.images.sources.tables import Choice
+from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Choice
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     AutoencoderError,
@@ -14,7 +14,8 @@ from stages.encode.networks.autoencoder_files import (
     read_vae_config,
 )
 from stages.encode.networks.registry import EncoderError, find_encoder
-from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, expanded, one_of
+from stages.setting_kinds import Kinds
+from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, expanded
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
@@ -34,26 +35,46 @@ EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class DatasetSettings(Settings):
-    """`[dataset]`: the images.
+    """The images that are encoded, each once."""
 
-    path: where a source that reads files finds them; split: the one to use of several that are
-    there (`parquet` and `arrow`); image_column, label_column: names in such files, where the usual
-    ones do not tell; resolution: side of the centre crop in px;
-    flip: whether the mirrored images are encoded too, for training to choose from; pixels:
-    whether the crops are kept, so that encoders can be added without the images; on_error:
-    whether an image that cannot be decoded stops the build or becomes an invalid row, which
-    training never draws.
-    """
-
-    source: Annotated[str, one_of("stages.encode.images.sources:SOURCES")]
-    path: AnchoredPath | None = None
-    split: Name | None = None
-    image_column: Name | None = None
-    label_column: Name | None = None
+    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
+    """How the images lie there."""
     resolution: Count = 256
+    """Side of the centre crop in px."""
     flip: bool = False
+    """Whether the mirrored images are encoded too, for training to choose from."""
     pixels: bool = False
+    """Whether the crops are kept, so that encoders can be added without the images."""
     on_error: Literal["stop", "skip"] = "stop"
+    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
+    training never draws."""
+
+
+class EmbeddedSettings(DatasetSettings):
+    """Of a source that brings its images along."""
+
+    @property
+    def path(self) -> None:
+        """There is none to choose."""
+
+
+class FileSettings(DatasetSettings):
+    """Of a source that reads files."""
+
+    path: AnchoredPath | None = None
+    """Where the images are: a folder, a file, or a pattern as `train-*.tar` for several. Required,
+    except where a cache tells of itself without its images."""
+
+
+class TableSettings(FileSettings):
+    """Of a source that reads files of tables."""
+
+    split: Name | None = None
+    """The one to use, where there are files of several."""
+    image_column: Name | None = None
+    """The name of the column of images, where the usual ones do not tell."""
+    label_column: Name | None = None
+    """The name of the column of labels, where the usual ones do not tell."""
 
     @property
     def choice(self) -> Choice:
@@ -61,15 +82,28 @@ class DatasetSettings(Settings):
         return Choice(self.split, self.image_column, self.label_column)
 
 
-class CacheSettings(Settings):
-    """`[cache]`: where the tensors go.
+def _settings_of(source: str) -> type[DatasetSettings]:
+    if source in TABLE_SOURCES:
+        return TableSettings
+    return EmbeddedSettings if source in EMBEDDED_SOURCES else FileSettings
 
-    rows_per_shard: images per file and array; seed: of the permutation in which rows lie.
-    """
+
+DATASETS = Kinds("source", {source: _settings_of(source) for source in SOURCES})
+if TYPE_CHECKING:
+    Dataset = EmbeddedSettings | FileSettings | TableSettings
+else:
+    Dataset = DATASETS.union
+
+
+class CacheSettings(Settings):
+    """Where the tensors go."""
 
     path: AnchoredPath
+    """The cache's folder; by custom its name ends with `.zarr`."""
     rows_per_shard: Count = 1024
+    """Images per file and array."""
     seed: Seed = 0
+    """Of the permutation in which rows lie."""
 
 
 def _anchor_folder(vae: str, info: ValidationInfo) -> str:
@@ -84,16 +118,15 @@ VaeName = Annotated[str, AfterValidator(_anchor_folder)]
 
 
 class LatentsSettings(Settings):
-    """`[latents]`: the autoencoder.
-
-    vae: a hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`;
-    precision: in which it computes; imported: whether the data set brings its latents along (the
-    source `repa`), so that nothing is encoded.
-    """
+    """The autoencoder whose latents are cached and trained on."""
 
     vae: VaeName = "stabilityai/sd-vae-ft-mse"
+    """A hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
     precision: Precision = "float32"
+    """In which it computes."""
     imported: bool = False
+    """Whether the data set brings its latents along (the source `repa`), so that none are
+    encoded."""
 
     @property
     def column(self) -> str:
@@ -103,7 +136,7 @@ class LatentsSettings(Settings):
     @property
     def location(self) -> str:
         """The folder or hub name to load it from."""
-        demo = files("stages.encode") / "demo_autoencoder"
+        demo = files("stages.encode.networks") / "demo_autoencoder"
         return str(demo) if self.vae == DEMO_AUTOENCODER else self.vae
 
     @property
@@ -130,35 +163,34 @@ class LatentsSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """`[encoders.NAME]`: one frozen encoder.
-
-    weights: a local file to load instead of timm's hub; input_size: side of its input in px,
-    where another than the published one is wanted; precision: in which it computes; storage: how
-    tokens are kept, at 2 bytes a number (float16) or 1 (int8).
-    """
+    """One frozen encoder, by its name in the registry or in timm; any number of these."""
 
     weights: AnchoredPath | None = None
+    """A local file to load instead of the published weights."""
     input_size: Count | None = None
+    """Side of its input in px, where another than the published one is wanted."""
     precision: Precision = "float32"
-    storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
+    """In which it computes."""
+    storage: Annotated[str, OneOf("cache.storage:FLOAT_STORAGES")] = "float16"
+    """How tokens are kept: at 2 bytes a number (float16) or 1 (int8)."""
 
 
 class BuildSettings(Settings):
-    """`[build]`: how stage one runs; nothing here changes what is cached beyond rounding.
-
-    batch_size: images per forward pass, on which the last bits of a GPU's results depend;
-    threads: for reading and decoding files.
-    """
+    """How stage one runs; nothing here changes what is cached beyond rounding."""
 
     batch_size: Count = 32
+    """Images per forward pass, on which the last bits of a GPU's results depend."""
     threads: Few = 4
+    """Threads that read and decode files."""
     device: str = "auto"
+    """Where the networks run, as torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a
+    GPU if there is one."""
 
 
 class EncodeSettings(Settings):
     """Everything that stage one needs to know."""
 
-    dataset: DatasetSettings
+    dataset: Dataset
     cache: CacheSettings
     latents: LatentsSettings
     encoders: dict[EncoderName, EncoderSettings]

@@ -1,0 +1,61 @@
+"""Sections whose keys depend on the name in one of them, as those of `[dataset]` on its source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+from pydantic.fields import FieldInfo
+
+from stages.setting_types import Settings
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of a section.
+
+    key: whose value names the kind; classes: the settings of each name.
+    """
+
+    key: str
+    classes: Mapping[str, type[Settings]]
+
+    def tag(self, section: Any) -> str:
+        """The name of a section's class; of an unknown kind the class with the most settings.
+
+        So the only mistake that is found in such a section is its unknown kind.
+        """
+        most = max(self.classes.values(), key=lambda own: len(own.model_fields))
+        return self.classes.get(self.name_in(section), most).__name__
+
+    def name_in(self, section: Any) -> str:
+        """The kind that a section names, as settings or as a document, or leaves at its default."""
+        default = next(iter(self.classes.values())).model_fields[self.key].default
+        if isinstance(section, Mapping):
+            return str(section.get(self.key, default))
+        return str(getattr(section, self.key, default))
+
+    def having(self, option: str) -> list[str]:
+        """The names of the kinds that have an option."""
+        return [name for name, own in self.classes.items() if option in own.model_fields]
+
+    def read_by(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """What a section that was written with the options of all kinds says of its own kind."""
+        known = set[str]().union(*(own.model_fields for own in self.classes.values()))
+        name = self.name_in(section)
+        foreign = known.difference(self.classes[name].model_fields) if name in self.classes else ()
+        return {option: value for option, value in section.items() if option not in foreign}
+
+    @property
+    def union(self) -> Any:
+        """The type of a section of any of these kinds."""
+        members = dict.fromkeys(self.classes.values())
+        tagged = [Annotated[own, Tag(own.__name__)] for own in members]
+        return Annotated[reduce(or_, tagged), Discriminator(self.tag), self]
+
+
+def kinds_of(field: FieldInfo) -> Kinds | None:
+    """The kinds of the section in a field, None if it is no section or all are of one kind."""
+    return next((one for one in field.metadata if isinstance(one, Kinds)), None)
