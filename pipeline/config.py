@@ -31,22 +31,17 @@ class Config(Settings):
     """The whole of pipeline.toml."""
 
     dataset: Dataset
-    """The images."""
+    """The images that are encoded, each once."""
     cache: CacheSettings
-    """Where the tensors go."""
     latents: LatentsSettings = LatentsSettings()
-    """The autoencoder."""
     encoders: dict[EncoderName, EncoderSettings] = Field(default_factory=dict)
-    """The frozen encoders, a section each, `[encoders.NAME]`; each is built once and shared by
-    every run."""
+    """Frozen encoders, a section each, by names of the registry or of timm. Each is built once and
+    shared by every run."""
     build: BuildSettings = BuildSettings()
-    """How stage one runs."""
     train: TrainSettings
-    """One run."""
     sample: Sampling = SampleSettings()
-    """What is drawn."""
+    """What is drawn from a model, how, and what is written. The defaults are the paper's."""
     evaluate: EvaluateSettings = EvaluateSettings()
-    """What samples are compared with."""
 
     @property
     def tensors(self) -> CachedTensors:

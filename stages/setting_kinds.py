@@ -6,8 +6,10 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, GetJsonSchemaHandler, Tag
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from stages.setting_types import Settings
 
@@ -47,6 +49,22 @@ class Kinds:
         name = self.name_in(section)
         foreign = known.difference(self.classes[name].model_fields) if name in self.classes else ()
         return {option: value for option, value in section.items() if option not in foreign}
+
+    def __get_pydantic_json_schema__(
+        self, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """One schema for each class, of which the key's value chooses."""
+        sections = []
+        for own in dict.fromkeys(self.classes.values()):
+            names = [name for name, other in self.classes.items() if other is own]
+            section = handler(own.__pydantic_core_schema__)
+            content = handler.resolve_ref_schema(section)
+            content["properties"][self.key]["enum"] = names
+            if self.name_in({}) not in names:
+                content["properties"][self.key].pop("default", None)
+                content["required"] = sorted({*content.get("required", ()), self.key})
+            sections.append(section)
+        return {"oneOf": sections, "discriminator": {"propertyName": self.key}}
 
     @property
     def union(self) -> Any:

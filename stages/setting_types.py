@@ -17,7 +17,6 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
-    WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
@@ -85,7 +84,7 @@ def _anchor(path: object, info: ValidationInfo) -> object:
 
 
 # A path as written in pipeline.toml, relative to the folder of that file.
-AnchoredPath = Annotated[Path, BeforeValidator(_anchor), WithJsonSchema({"type": "string"})]
+AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # Of what is counted, or held in memory.
 Count = Annotated[int, Field(gt=0, lt=2**31)]

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from pipeline.cli.analyzing import analyze
 from pipeline.cli.caching import bench, build, verify
+from pipeline.cli.describing import config
 from pipeline.cli.drawing import evaluate, export, sample
 from pipeline.cli.inspecting import KeysAfterRows, inspect
 from pipeline.cli.plain import run, train
@@ -70,7 +71,7 @@ def _options(
 
 # In the order in which they are needed, which is that of the help.
 for command in (
-    *(init, plan, build, inspect, verify, bench),
+    *(init, config, plan, build, inspect, verify, bench),
     *(train, sample, evaluate, run, report, export),
 ):
     app.command(cls=KeysAfterRows if command is inspect else None)(command)

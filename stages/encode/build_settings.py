@@ -35,10 +35,10 @@ EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class DatasetSettings(Settings):
-    """The images that are encoded, each once."""
+    """What all sources have in common."""
 
     source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
-    """How the images lie there."""
+    """What the images lie in; sample-photos brings ten photographs along."""
     resolution: Count = 256
     """Side of the centre crop in px."""
     flip: bool = False
@@ -62,8 +62,8 @@ class FileSettings(DatasetSettings):
     """Of a source that reads files."""
 
     path: AnchoredPath | None = None
-    """Where the images are: a folder, a file, or a pattern as `train-*.tar` for several. Required,
-    except where a cache tells of itself without its images."""
+    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
+    several."""
 
 
 class TableSettings(FileSettings):
@@ -163,7 +163,7 @@ class LatentsSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """One frozen encoder, by its name in the registry or in timm; any number of these."""
+    """One frozen encoder."""
 
     weights: AnchoredPath | None = None
     """A local file to load instead of the published weights."""

@@ -15,7 +15,7 @@ PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}
 
 
 class SampleSettings(SolverOptions):
-    """What is drawn from a model, how, and what is written. The defaults are the paper's."""
+    """What sampling by any solver has in common."""
 
     images: Count = 50_000
     """How many are drawn."""
@@ -29,7 +29,8 @@ class SampleSettings(SolverOptions):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """The times, from 0 (clean) to 1 (noise), between which guidance applies."""
     guided_channels: Count | None = None
-    """How many of the latent's channels guidance applies to; by default all."""
+    """How many of the latent's channels guidance applies to; by default all, as in REPA's code. The
+    codes of SiT and DiT guide 3."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0
@@ -37,7 +38,7 @@ class SampleSettings(SolverOptions):
     vae: VaeName | None = None
     """The one that decodes; by default that which the paper takes for the latents' VAE."""
     uint8: Literal["truncate", "round"] = "truncate"
-    """How values become whole numbers."""
+    """How values become whole numbers: as in REPA's code (truncate), or SiT's and DiT's (round)."""
     npz: bool = False
     """Whether all images are written as one file in ADM's format too."""
     grid: tuple[Few, Few] = (8, 8)
@@ -45,7 +46,7 @@ class SampleSettings(SolverOptions):
     batch_size: Count = 64
     """Images drawn at once on GPUs; a CPU draws one with each thread."""
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
-    """Of matrix products; `auto` is TF32 on GPUs and float32 elsewhere."""
+    """Of matrix products; `auto` is TF32 on GPUs, as published, and float32 elsewhere."""
     compile: bool | Literal["auto"] = "auto"
     """Whether torch.compile makes the model's blocks faster; `auto` on GPUs."""
 

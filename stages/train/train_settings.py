@@ -130,22 +130,23 @@ class TrainSettings(Settings):
     steps: Count = 400_000
     """At which the run ends; a run that has ended goes on if there are more."""
     learning_rate: PositiveFloat = 1e-4
-    """Of AdamW."""
+    """Of AdamW, constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
-    """Over which the learning rate rises."""
+    """Over which the learning rate rises from 0."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
     )
     """Decay of AdamW's averages of gradients and of their squares."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
+    """Of AdamW, decoupled from the gradient."""
     gradient_clip: Unlimited = 1.0
     """The largest norm of a gradient; inf for none."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the moving average of the weights, a step."""
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
-    """Of matrix products; `auto` is bfloat16 on GPUs and float32 elsewhere."""
+    """Of matrix products; `auto` is bfloat16 on GPUs and float32 elsewhere. The loss is scaled for
+    float16."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What is done about a step whose loss or gradient is infinite or not a number."""
     seed: Seed = 0
@@ -168,9 +169,7 @@ class TrainSettings(Settings):
     """Where the model runs, as torch calls it: `cpu`, `cuda`, `mps`; `auto` takes a GPU if there
     is one."""
     reading: ReadingSettings = ReadingSettings()
-    """How the cache is read."""
     compute: ComputeSettings = ComputeSettings()
-    """How a step is computed."""
 
     @property
     def family(self) -> str:
