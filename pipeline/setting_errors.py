@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stages.setting_kinds import Kinds, kinds_of
+from stages.setting_kinds import Kinds, kinds_among
 from stages.setting_types import Settings, nearest
 
 
@@ -76,7 +76,7 @@ def _place(location: Sequence[str | int], settings: type[Settings]) -> Place:
                 section = within
                 within = _below(within, str(part))
             else:
-                within = next(reversed(get_args(within)), None)
+                within = _each(within)
     return Place(
         tuple(keys), section, kinds if kinds and section in kinds.classes.values() else None
     )
@@ -85,4 +85,10 @@ def _place(location: Sequence[str | int], settings: type[Settings]) -> Place:
 def _below(section: type[Settings], key: str) -> Any:
     """The type of a setting, or the kinds of a section."""
     field = section.model_fields.get(key)
-    return field and (kinds_of(field) or field.annotation)
+    return field and (kinds_among(field.metadata) or field.annotation)
+
+
+def _each(annotation: Any) -> Any:
+    """The type of what a table with any names holds, or a list; or the kinds of these sections."""
+    one = next((part for part in reversed(get_args(annotation)) if part is not Ellipsis), None)
+    return kinds_among(getattr(one, "__metadata__", ())) or one

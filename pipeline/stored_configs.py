@@ -14,7 +14,7 @@ from pipeline.needs import EVERYTHING, Need
 from pipeline.report.records import check_run
 from stages.encode.build_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
-from stages.setting_kinds import kinds_of
+from stages.setting_kinds import kinds_among
 from stages.setting_types import Settings, as_written, literal
 from stages.weights.run_folder import config_path, found_beside
 
@@ -64,7 +64,7 @@ def _of_own_kinds(document: dict[str, Any]) -> dict[str, Any]:
 
     Versions that knew no kinds kept every option of every section.
     """
-    found = {name: kinds_of(field) for name, field in Config.model_fields.items()}
+    found = {name: kinds_among(field.metadata) for name, field in Config.model_fields.items()}
     return {
         name: kinds.read_by(value)
         if (kinds := found.get(name)) and isinstance(value, dict)

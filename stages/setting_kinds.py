@@ -1,13 +1,12 @@
 """Sections whose keys depend on the name in one of them, as those of `[dataset]` on its source."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Discriminator, GetJsonSchemaHandler, Tag
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -74,6 +73,6 @@ class Kinds:
         return Annotated[reduce(or_, tagged), Discriminator(self.tag), self]
 
 
-def kinds_of(field: FieldInfo) -> Kinds | None:
-    """The kinds of the section in a field, None if it is no section or all are of one kind."""
-    return next((one for one in field.metadata if isinstance(one, Kinds)), None)
+def kinds_among(metadata: Iterable[Any]) -> Kinds | None:
+    """The kinds of a section in what its type is annotated with, None if there are none."""
+    return next((one for one in metadata if isinstance(one, Kinds)), None)

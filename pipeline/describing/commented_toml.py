@@ -5,11 +5,10 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, TypeAlias
 
-from pipeline.config import Config
 from pipeline.describing.described import Section, Setting, sections
 from pipeline.describing.json_schema import SCHEMA_FILE, SCHEMA_LINE
 from pipeline.toml_documents import as_key, as_toml
-from stages.setting_types import as_written
+from stages.setting_types import Settings, as_written
 
 COLUMNS = 100
 # A section of the configuration, of the same as it is typed, and of the document.
@@ -21,34 +20,54 @@ HEAD = f"""\
 #   {SCHEMA_LINE}"""
 
 
-def commented(config: Config, typed: Config, document: Mapping[str, Any]) -> str:
+def commented(
+    config: Settings,
+    typed: Settings,
+    document: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
+) -> str:
     """The whole configuration in TOML, which means the same in the working folder.
 
     document: what the configuration was read from; typed: the same with paths in it relative to
-    the working folder.
+    the working folder; schema: of its sections, by default pipeline.toml's.
     """
     lines = [HEAD]
-    for section in sections():
+    for section in sections(schema):
         found: Sources = (config, typed, document)
         for key in section.keys:
             found = _below(found, key)
-        lines += ["", "", *_comment(section.description)]
-        if not section.is_named:
-            lines += [f"[{section.name}]", *_settings(section, found)]
-        elif not found[0]:
-            lines += [f"# [{section.name}]", *_settings(section, (None, None, {}))]
-        for name in found[0] if section.is_named else ():
-            header = ".".join((*section.keys, as_key(name)))
-            lines += ["", f"[{header}]", *_settings(section, _below(found, name))]
-    return "\n".join(lines) + "\n"
+        lines += ["", *_comment(section.description)]
+        tables = list(_tables(section, found))
+        for header, sources in tables:
+            lines += [header, *_settings(section, sources), ""]
+        if not tables:
+            lines += [f"# {section.header}", *_settings(section, (None, None, {})), ""]
+    return "\n".join(lines[:-1]) + "\n"
 
 
-def _below(sources: Sources, key: str) -> Sources:
-    """What the sources have under a key."""
-    config, typed, document = (
-        one.get(key, {}) if isinstance(one, Mapping) else getattr(one, key) for one in sources
-    )
+def _tables(section: Section, found: Sources) -> Iterator[tuple[str, Sources]]:
+    """The tables of a section, of which there may be none or several, with their first lines."""
+    match section.form:
+        case "one":
+            yield section.header, found
+        case "named":
+            for name in found[0]:
+                yield f"[{'.'.join((*section.keys, as_key(name)))}]", _below(found, name)
+        case "listed":
+            for number in range(len(found[0])):
+                yield section.header, _below(found, number)
+
+
+def _below(sources: Sources, key: str | int) -> Sources:
+    """What the sources have under a key or number."""
+    config, typed, document = (_at(one, key) for one in sources)
     return config, typed, document
+
+
+def _at(source: Any, key: str | int) -> Any:
+    if isinstance(source, Mapping):
+        return source.get(key, {})
+    return source[key] if isinstance(key, int) else getattr(source, key)
 
 
 def _settings(section: Section, sources: Sources) -> Iterator[str]:

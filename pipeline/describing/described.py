@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pipeline.describing.json_schema import json_schema
 from pipeline.toml_documents import as_toml
@@ -19,6 +19,8 @@ BOUNDS = {
     "exclusiveMaximum": "below",
 }
 TYPES = {"integer": "whole number", "number": "number"}
+
+Form: TypeAlias = Literal["one", "named", "listed"]
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,26 @@ class Setting:
 class Section:
     """A table of pipeline.toml.
 
-    keys: that lead to it; is_named: whether there are any number of these, each with a name.
+    keys: that lead to it; form: whether it is one, or there are any number of them, each with a
+    name or in a list.
     """
 
     keys: tuple[str, ...]
     description: str
     settings: tuple[Setting, ...]
-    is_named: bool = False
+    form: Form
 
     @property
-    def name(self) -> str:
-        """As it stands in brackets, with NAME for any name."""
-        return ".".join((*self.keys, "NAME") if self.is_named else self.keys)
+    def header(self) -> str:
+        """The line that begins it, with NAME for any name."""
+        name = ".".join((*self.keys, "NAME") if self.form == "named" else self.keys)
+        return f"[[{name}]]" if self.form == "listed" else f"[{name}]"
 
 
-def sections() -> Iterator[Section]:
-    """All sections, those within others after these."""
-    schema = json_schema()
-    yield from _sections(schema, schema["$defs"], ())
+def sections(schema: Mapping[str, Any] | None = None) -> Iterator[Section]:
+    """All sections, those within others after these; of a schema, by default pipeline.toml's."""
+    whole = schema or json_schema()
+    yield from _sections(whole, whole.get("$defs", {}), ())
 
 
 def _sections(
@@ -85,16 +89,38 @@ def _sections(
 ) -> Iterator[Section]:
     """The sections within a table."""
     for key, node in table["properties"].items():
-        each = node.get("additionalProperties")
-        is_named = isinstance(each, dict) and "$ref" in each
-        found = _resolved(each if is_named else node, definitions)
+        if (found := _tables(node, definitions)) is None:
+            continue
+        settings = tuple(_settings(found.kinds, found.discriminator, definitions))
+        yield Section((*keys, key), found.description, settings, found.form)
+        yield from _sections(found.kinds[0], definitions, (*keys, key))
+
+
+class _Tables(NamedTuple):
+    """The schemas of a section: one of each kind, told apart by the value of a key."""
+
+    form: Form
+    description: str
+    kinds: Sequence[Mapping[str, Any]]
+    discriminator: str
+
+
+def _tables(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> _Tables | None:
+    """The tables that a schema is of, None if it is of a setting."""
+    forms: dict[Form, Any] = {
+        "named": node.get("additionalProperties"),
+        "listed": node.get("items"),
+        "one": node,
+    }
+    for form, schema in forms.items():
+        if not isinstance(schema, dict):
+            continue
+        found = _resolved(schema, definitions)
         kinds = [_resolved(one, definitions) for one in found.get("oneOf", [found])]
         if "properties" in kinds[0]:
             discriminator = found.get("discriminator", {}).get("propertyName", "")
-            settings = tuple(_settings(kinds, discriminator, definitions))
-            description = {**found, **node}["description"]
-            yield Section((*keys, key), description, settings, is_named)
-            yield from _sections(kinds[0], definitions, (*keys, key))
+            return _Tables(form, {**found, **node}["description"], kinds, discriminator)
+    return None
 
 
 def _settings(
@@ -104,7 +130,7 @@ def _settings(
     for key in dict.fromkeys(key for kind in kinds for key in kind["properties"]):
         having = [kind for kind in kinds if key in kind["properties"]]
         nodes = [_resolved(kind["properties"][key], definitions) for kind in having]
-        if "properties" in nodes[0]:
+        if _tables(nodes[0], definitions) is not None:
             continue
         schema = dict(nodes[0])
         if key == discriminator:

@@ -27,7 +27,7 @@ def reference() -> str:
 def _table(section: Section) -> str:
     rows = [" | ".join(row) for row in _rows(section)]
     head = "| setting | values | default | |\n|---|---|---|---|\n"
-    title = f"## `[{section.name}]`\n\n{section.description}\n\n"
+    title = f"## `{section.header}`\n\n{section.description}\n\n"
     return title + head + "".join(f"| {row} |\n" for row in rows)
 
 

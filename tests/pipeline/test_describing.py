@@ -6,22 +6,27 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from places import ROOT
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.cli.presets import PRESETS
 from pipeline.config import Config, load_config
+from pipeline.describing.commented_toml import commented
 from pipeline.describing.described import Section, sections
 from pipeline.describing.json_schema import SCHEMA_LINE, json_schema
 from pipeline.describing.reference_page import PAGE, reference
+from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import as_toml
 from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES
+from stages.setting_kinds import Kinds
+from stages.setting_types import Settings
 
-SECTIONS = {section.name: section for section in sections()}
+SECTIONS = {section.header: section for section in sections()}
 # These become a list of terms with settings of their own.
 OF_TERMS = {"encoders", "encoder_weights", "alignment", "temperature", "depth", "weight"} | {
     *("align_until", "projector_width"),
@@ -44,13 +49,65 @@ def loaded(text: str, folder: Path) -> Config:
 def test_every_setting_has_a_description(section: Section) -> None:
     assert section.description
     lacking = {setting.key for setting in section.settings if not setting.schema.get("description")}
-    assert lacking <= (OF_TERMS if section.name == "train" else set())
+    assert lacking <= (OF_TERMS if section.header == "[train]" else set())
+
+
+class Plain(Settings):
+    kind: Literal["plain"]
+    """Which."""
+    weight: float = 1.0
+    """How much."""
+
+
+class Sharp(Plain):
+    kind: Literal["sharp"]  # type: ignore[assignment]
+    temperature: float
+    """That it is divided by."""
+
+
+SHAPES = Kinds("kind", {"plain": Plain, "sharp": Sharp})
+
+
+class Listing(Settings):
+    shapes: tuple[SHAPES.union, ...] = ()  # type: ignore[name-defined]
+    """Any number of them."""
+
+
+def test_a_list_of_kinds_is_described_and_its_mistakes_are_named() -> None:
+    (section,) = sections(Listing.model_json_schema())
+    assert (section.header, section.description) == ("[[shapes]]", "Any number of them.")
+    assert [(setting.key, setting.owners) for setting in section.settings] == [
+        ("kind", ()),
+        ("weight", ()),
+        ("temperature", ("sharp",)),
+    ]
+    entries = [{"kind": "sharp", "temperature": "x"}, {"kind": "plain", "temperature": 1.0}]
+    document = {"shapes": [*entries, {"kind": "sharp", "wieght": 1, "temperature": 1.0}]}
+    with pytest.raises(ValidationError) as error:
+        Listing.model_validate_json(json.dumps(document))
+    assert error_lines(error.value, Listing, document) == [
+        "shapes.0.temperature: input should be a valid number",
+        "shapes.1.temperature: only the kind sharp takes this, not 'plain'",
+        "shapes.2.wieght: unknown key; did you mean 'weight'?",
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_list_of_kinds_is_printed_as_tables(count: int) -> None:
+    entries = [{"kind": "sharp", "temperature": 0.5}, {"kind": "plain", "weight": 2.0}][:count]
+    document = {"shapes": entries}
+    found = Listing.model_validate_json(json.dumps(document))
+    text = commented(found, found, document, Listing.model_json_schema())
+    again = Listing.model_validate_json(json.dumps(tomllib.loads(text)))
+    assert again == found
+    assert text.count("\n[[shapes]]\n") == count
+    assert text.count("\n# [[shapes]]\n") == (count == 0)
 
 
 def test_every_section_is_described() -> None:
     assert list(SECTIONS) == [
-        *("dataset", "cache", "latents", "encoders.NAME", "build", "train", "train.reading"),
-        *("train.compute", "sample", "evaluate"),
+        *("[dataset]", "[cache]", "[latents]", "[encoders.NAME]", "[build]", "[train]"),
+        *("[train.reading]", "[train.compute]", "[sample]", "[evaluate]"),
     ]
 
 
@@ -66,7 +123,7 @@ def test_the_commented_configuration_means_the_same(
 
 
 def test_it_says_everything_and_what_was_set_as_it_was_set(
-    tiny: Callable[..., Config], images: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny()
     monkeypatch.setenv("RUNS", "runs")
@@ -75,7 +132,7 @@ def test_it_says_everything_and_what_was_set_as_it_was_set(
         'encoders."convnext_atto.d2_in1k"={weights = "w.pth", input_size = 64}',
     )
     text = printed(*(word for override in overrides for word in ("--set", override)))
-    assert loaded(text, images.parent) == load_config(Path("pipeline.toml"), overrides, needs=())
+    assert loaded(text, Path()) == load_config(Path("pipeline.toml"), overrides, needs=())
     for line in ('run = "$RUNS/x$$"', 'init_from = "~/w.pt"', 'path = "images"', "# split = ..."):
         assert f"\n{line}\n" in text
     for section in SECTIONS.values():
