@@ -13,16 +13,16 @@ from pipeline.needs import EVERYTHING, Need
 from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import copy_value, dates, override, read_document
 from stages.encode.build_settings import (
+    AnyDataset,
     BuildSettings,
     CacheSettings,
-    Dataset,
     EncoderName,
     EncoderSettings,
     EncodeSettings,
     LatentsSettings,
 )
 from stages.evaluate.evaluate_settings import EvaluateSettings
-from stages.sample.sample_settings import SampleSettings, Sampling
+from stages.sample.sample_settings import AnySampling, SampleSettings
 from stages.setting_types import Settings
 from stages.train.train_settings import CachedTensors, TrainSettings
 
@@ -30,7 +30,7 @@ from stages.train.train_settings import CachedTensors, TrainSettings
 class Config(Settings):
     """The whole of pipeline.toml."""
 
-    dataset: Dataset
+    dataset: AnyDataset
     """The images that are encoded, each once."""
     cache: CacheSettings
     latents: LatentsSettings = LatentsSettings()
@@ -39,7 +39,7 @@ class Config(Settings):
     shared by every run."""
     build: BuildSettings = BuildSettings()
     train: TrainSettings
-    sample: Sampling = SampleSettings()
+    sample: AnySampling = SampleSettings()
     """What is drawn from a model, how, and what is written. The defaults are the paper's."""
     evaluate: EvaluateSettings = EvaluateSettings()
 

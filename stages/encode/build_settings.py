@@ -89,10 +89,11 @@ def _settings_of(source: str) -> type[DatasetSettings]:
 
 
 DATASETS = Kinds("source", {source: _settings_of(source) for source in SOURCES})
+# `[dataset]` of any source.
 if TYPE_CHECKING:
-    Dataset = EmbeddedSettings | FileSettings | TableSettings
+    AnyDataset = EmbeddedSettings | FileSettings | TableSettings
 else:
-    Dataset = DATASETS.union
+    AnyDataset = DATASETS.union
 
 
 class CacheSettings(Settings):
@@ -190,7 +191,7 @@ class BuildSettings(Settings):
 class EncodeSettings(Settings):
     """Everything that stage one needs to know."""
 
-    dataset: Dataset
+    dataset: AnyDataset
     cache: CacheSettings
     latents: LatentsSettings
     encoders: dict[EncoderName, EncoderSettings]

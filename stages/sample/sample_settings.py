@@ -79,7 +79,8 @@ def _sampling() -> Mapping[str, type[SampleSettings]]:
 
 
 SAMPLING = Kinds("solver", _sampling())
+# `[sample]` with any solver.
 if TYPE_CHECKING:
-    Sampling = SampleSettings
+    AnySampling = SampleSettings
 else:
-    Sampling = SAMPLING.union
+    AnySampling = SAMPLING.union

@@ -13,7 +13,7 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
-from stages.encode.build_settings import Dataset, EncodeSettings, TableSettings
+from stages.encode.build_settings import AnyDataset, EncodeSettings, TableSettings
 from stages.encode.building.columns import pixels_recipe
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.sources import (
@@ -41,7 +41,7 @@ def open_source(settings: EncodeSettings) -> Source | None:
         return None
 
 
-def found(source: Source, dataset: Dataset) -> str:
+def found(source: Source, dataset: AnyDataset) -> str:
     """Which images of which classes a data set has, and what else lies in it, a line each."""
     names = source.classes
     ends = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
