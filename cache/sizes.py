@@ -73,8 +73,8 @@ def metadata_sizes(
 ) -> dict[Path, Size]:
     """Of everything but shards, by path in the cache: zarr.json, the row table, constants.
 
-    They are written aside and measured. provenance: of a column by its recipe; table: the rows of the cache, or as many of its N rows
-    as fill one chunk.
+    They are written aside and measured. table: the rows of the cache, or as many of its N rows
+    as fill one chunk; provenance: of a column, by its recipe.
     """
     sizes = {}
     with TemporaryDirectory() as aside:

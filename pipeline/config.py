@@ -5,38 +5,42 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.contradictions import contradictions
 from pipeline.exits import ConfigError
 from pipeline.required_files import EVERYTHING, Need
+from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import copy_value, dates, override, read_document
 from stages.encode.build_settings import (
+    AnyDataset,
     BuildSettings,
     CacheSettings,
-    DatasetSettings,
     Encoders,
-    EncoderSettings,
     EncodeSettings,
     LatentsSettings,
 )
-from stages.sample.sample_settings import EvaluateSettings, SampleSettings
-from stages.setting_types import Settings, nearest
+from stages.evaluate.evaluate_settings import EvaluateSettings
+from stages.sample.sample_settings import AnySampling, SampleSettings
+from stages.setting_types import Settings
 from stages.train.stored_settings import lines_instead
-from stages.train.terms import TERMS
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 
 class Config(Settings):
     """The whole of pipeline.toml."""
 
-    dataset: DatasetSettings
+    dataset: AnyDataset
+    """The images that are encoded, each once."""
     cache: CacheSettings
     latents: LatentsSettings = LatentsSettings()
     encoders: Encoders = Field(default_factory=dict)
+    """Frozen encoders, a section each, by names of the registry or of timm, or of your own. Each is
+    built once and shared by every run."""
     build: BuildSettings = BuildSettings()
     train: TrainSettings
-    sample: SampleSettings = SampleSettings()
+    sample: AnySampling = SampleSettings()
+    """What is drawn from a model, how, and what is written. The defaults are the paper's."""
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @property
@@ -115,7 +119,7 @@ def _parsed(document: dict[str, Any], path: Path, folder: Path | None) -> Config
         context = None if folder is None else {"folder": folder}
         return Config.model_validate_json(json.dumps(document), context=context)
     except ValidationError as error:
-        raise config_error(path, [_line(problem, document) for problem in error.errors()]) from None
+        raise config_error(path, error_lines(error, Config, document)) from None
 
 
 def _former_keys(document: dict[str, Any]) -> Iterator[str]:
@@ -129,29 +133,3 @@ def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
     """The error of a configuration at a path. problems: a line for each."""
     listing = "\n".join(f"  {problem}" for problem in problems)
     return ConfigError(f"{path} cannot be used:\n{listing}")
-
-
-def _line(problem: Any, document: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors: where, what, and the nearest valid name."""
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    if problem["type"] == "extra_forbidden":
-        *parents, key = problem["loc"]
-        return f"{where}: unknown key; {nearest(str(key), _fields(parents, document))}"
-    if problem["type"] == "missing":
-        return f"{where}: required, but not given"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}"
-
-
-def _fields(parents: Sequence[str | int], document: dict[str, Any]) -> list[str]:
-    """The keys that the section at a path in a document takes."""
-    if tuple(parents[:2]) == ("train", "align"):
-        return list(TERMS[document["train"]["align"][parents[2]]["kind"]].model_fields)
-    section: type[BaseModel] = Config
-    for parent in parents:
-        if section is Config and parent == "encoders":
-            section = EncoderSettings
-        elif parent in section.model_fields:
-            annotation = section.model_fields[str(parent)].annotation
-            section = annotation if isinstance(annotation, type) else section
-    return list(section.model_fields)

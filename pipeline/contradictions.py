@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.required_files import EVERYTHING, Need, missing_files
-from stages.encode.images.sources import EMBEDDED_SOURCES, TABLE_SOURCES
+from stages.encode.images.sources import EMBEDDED_SOURCES
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
@@ -89,16 +89,9 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
 
 def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
+    # A cache that tells of itself does so without it.
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         yield f"dataset.path: required by the source {dataset.source!r}"
-    if dataset.source not in TABLE_SOURCES:
-        for key in ("split", "image_column", "label_column"):
-            if getattr(dataset, key) is not None:
-                yield (
-                    f"dataset.{key}: only the sources {', '.join(sorted(TABLE_SOURCES))} have "
-                    f"{'splits' if key == 'split' else 'columns'} to choose from, not "
-                    f"{dataset.source!r}"
-                )
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"
     if config.latents.imported and dataset.flip:

@@ -14,6 +14,7 @@ from pipeline.report.records import check_run
 from pipeline.required_files import EVERYTHING, Need
 from stages.encode.build_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
+from stages.setting_kinds import Kinds, kinds_among
 from stages.setting_types import Settings, as_written, literal
 from stages.train.stored_settings import in_todays_form
 from stages.weights.run_folder import config_path, found_beside
@@ -36,7 +37,7 @@ def run_config(
     check_run(run)
     path = config_path(run)
     try:
-        kept = validated(_read(path), (), path, folder=None)
+        kept = validated(_of_own_kinds(_read(path)), (), path, folder=None)
     except ConfigError as error:
         raise ConfigError(
             f"{error}\nIn that file a run keeps its configuration, as the version of repa-cache "
@@ -59,6 +60,20 @@ def _read(path: Path) -> dict[str, Any]:
     if isinstance(train := content.get("train"), dict):
         content["train"] = in_todays_form(train)
     return content
+
+
+def _of_own_kinds(document: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without what sections say of other kinds than theirs.
+
+    Versions that knew no kinds kept every option of every section.
+    """
+    found = {name: kinds_among(field.metadata) for name, field in Config.model_fields.items()}
+    return {
+        name: kinds.read_by(value)
+        if isinstance(kinds := found.get(name), Kinds) and isinstance(value, dict)
+        else value
+        for name, value in document.items()
+    }
 
 
 def _located(value: Value, run: Path) -> Value:

@@ -1,5 +1,7 @@
 """What settings are written in: a TOML file, and `section.key=value` on the command line."""
 
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import date, time
@@ -8,6 +10,10 @@ from typing import Any
 
 from pipeline.exits import ConfigError
 
+# A name that needs no quotes.
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+# From here on digits are grouped by thousands.
+MANY = 10_000
 # How a file begins that is in another encoding, and says so.
 BYTE_ORDER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -105,6 +111,27 @@ def _keys(name: str) -> list[str]:
     except (ValueError, RecursionError):
         return name.split(".")
     return keys
+
+
+def as_toml(value: Any) -> str:
+    """A value as it is written into a TOML file: text, numbers, and lists and tables of these."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:_}" if abs(value) >= MANY else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, dict):
+        pairs = (f"{as_key(key)} = {as_toml(one)}" for key, one in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def as_key(name: str) -> str:
+    """A name as it is written before an equals sign or in brackets."""
+    return name if BARE_KEY.fullmatch(name) else as_toml(name)
 
 
 def copy_value(source: dict[str, Any], target: dict[str, Any], keys: Sequence[str]) -> None:

@@ -4,24 +4,38 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationInfo,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 
 class Settings(BaseModel):
-    """A section: strict types, finite numbers, unknown keys refused, immutable."""
+    """A section: strict types, finite numbers, unknown keys refused, immutable.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    The docstring of a section says what it is about, and the string under a field what that
+    setting means: documents, the commented configuration and its schema are made of these.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
@@ -89,18 +103,36 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 
-def one_of(registry: str) -> AfterValidator:
-    """A validator for a name from a registry, given as `module:variable`.
+@dataclass(frozen=True)
+class OneOf:
+    """A name from a registry, given as `module:variable`.
 
     The module is imported when a name is checked, so that reading a configuration does not
     import torch without need.
     """
 
-    def check(name: str) -> str:
-        module, _, variable = registry.partition(":")
-        known: Iterable[str] = getattr(import_module(module), variable)
-        if name not in known:
+    registry: str
+
+    @property
+    def names(self) -> list[str]:
+        """All that there are."""
+        module, _, variable = self.registry.partition(":")
+        return list(getattr(import_module(module), variable))
+
+    def check(self, name: str) -> str:
+        """The name itself. Raises ValueError if the registry has none such."""
+        if name not in (known := self.names):
             raise ValueError(f"unknown name {name!r}; {nearest(name, known)}")
         return name
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Checked as text, then as a name."""
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """One of a fixed list, for editors."""
+        return {**handler(schema), "enum": self.names}

@@ -20,6 +20,7 @@ from pipeline.commands import (
     analyze,
     bench,
     build,
+    config,
     evaluate,
     export,
     init,
@@ -79,7 +80,7 @@ def _options(
 
 # In the order in which they are needed, which is that of the help.
 for module in (
-    *(init, plan, build, inspect, verify, bench),
+    *(init, config, plan, build, inspect, verify, bench),
     *(train, sample, evaluate, run, report, export),
 ):
     name = module.__name__.rpartition(".")[2]

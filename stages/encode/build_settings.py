@@ -3,7 +3,7 @@
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from stages.encode.images.sources.tables import Choice
+from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Choice
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     AutoencoderError,
@@ -23,7 +23,8 @@ from stages.encode.networks.autoencoder_files import (
     read_vae_config,
 )
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
-from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, expanded, one_of
+from stages.setting_kinds import Kinds
+from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, expanded
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
@@ -36,26 +37,46 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class DatasetSettings(Settings):
-    """`[dataset]`: the images.
+    """What all sources have in common."""
 
-    path: where a source that reads files finds them; split: the one to use of several that are
-    there (`parquet` and `arrow`); image_column, label_column: names in such files, where the usual
-    ones do not tell; resolution: side of the centre crop in px;
-    flip: whether the mirrored images are encoded too, for training to choose from; pixels:
-    whether the crops are kept, so that encoders can be added without the images; on_error:
-    whether an image that cannot be decoded stops the build or becomes an invalid row, which
-    training never draws.
-    """
-
-    source: Annotated[str, one_of("stages.encode.images.sources:SOURCES")]
-    path: AnchoredPath | None = None
-    split: Name | None = None
-    image_column: Name | None = None
-    label_column: Name | None = None
+    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
+    """What the images lie in; sample-photos brings ten photographs along."""
     resolution: Count = 256
+    """Side of the centre crop in px."""
     flip: bool = False
+    """Whether the mirrored images are encoded too, for training to choose from."""
     pixels: bool = False
+    """Whether the crops are kept, so that encoders can be added without the images."""
     on_error: Literal["stop", "skip"] = "stop"
+    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
+    training never draws."""
+
+
+class EmbeddedSettings(DatasetSettings):
+    """Of a source that brings its images along."""
+
+    @property
+    def path(self) -> None:
+        """There is none to choose."""
+
+
+class FileSettings(DatasetSettings):
+    """Of a source that reads files."""
+
+    path: AnchoredPath | None = None
+    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
+    several."""
+
+
+class TableSettings(FileSettings):
+    """Of a source that reads files of tables."""
+
+    split: Name | None = None
+    """The one to use, where there are files of several."""
+    image_column: Name | None = None
+    """The name of the column of images, where the usual ones do not tell."""
+    label_column: Name | None = None
+    """The name of the column of labels, where the usual ones do not tell."""
 
     @property
     def choice(self) -> Choice:
@@ -63,15 +84,29 @@ class DatasetSettings(Settings):
         return Choice(self.split, self.image_column, self.label_column)
 
 
-class CacheSettings(Settings):
-    """`[cache]`: where the tensors go.
+def _settings_of(source: str) -> type[DatasetSettings]:
+    if source in TABLE_SOURCES:
+        return TableSettings
+    return EmbeddedSettings if source in EMBEDDED_SOURCES else FileSettings
 
-    rows_per_shard: images per file and array; seed: of the permutation in which rows lie.
-    """
+
+DATASETS = Kinds("source", {source: _settings_of(source) for source in SOURCES})
+# `[dataset]` of any source.
+if TYPE_CHECKING:
+    AnyDataset = EmbeddedSettings | FileSettings | TableSettings
+else:
+    AnyDataset = DATASETS.union
+
+
+class CacheSettings(Settings):
+    """Where the tensors go."""
 
     path: AnchoredPath
+    """The cache's folder; by custom its name ends with `.zarr`."""
     rows_per_shard: Count = 1024
+    """Images per file and array."""
     seed: Seed = 0
+    """Of the permutation in which rows lie."""
 
 
 def _anchor_folder(name: str, info: ValidationInfo) -> str:
@@ -86,16 +121,15 @@ HubName = Annotated[str, AfterValidator(_anchor_folder)]
 
 
 class LatentsSettings(Settings):
-    """`[latents]`: the autoencoder.
-
-    vae: a hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`;
-    precision: in which it computes; imported: whether the data set brings its latents along (the
-    source `repa`), so that nothing is encoded.
-    """
+    """The autoencoder whose latents are cached and trained on."""
 
     vae: HubName = "stabilityai/sd-vae-ft-mse"
+    """A hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
     precision: Precision = "float32"
+    """In which it computes."""
     imported: bool = False
+    """Whether the data set brings its latents along (the source `repa`), so that none are
+    encoded."""
 
     @property
     def column(self) -> str:
@@ -132,21 +166,21 @@ class LatentsSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """`[encoders.NAME]`: one frozen encoder.
-
-    model: its name in the registry or in its library, by default NAME; one of transformers is a
-    folder that begins with `.`, `/`, `~` or `$`, or a hub name; library: that has the model;
-    weights: a local file to load instead of published ones; input_size: side of its input in px,
-    where another than the published one is wanted; precision: in which it computes; storage: how
-    tokens are kept, at 2 bytes a number (float16) or 1 (int8).
-    """
+    """One frozen encoder."""
 
     model: HubName | None = None
-    library: Annotated[str, one_of("stages.encode.networks.libraries:LIBRARIES")] = "timm"
+    """Its name in the registry or in its library, by default that of the section; one of
+    transformers is a folder that begins with `.`, `/`, `~` or `$`, or a hub name."""
+    library: Annotated[str, OneOf("stages.encode.networks.libraries:LIBRARIES")] = "timm"
+    """The library that has the model."""
     weights: AnchoredPath | None = None
+    """A local file to load instead of the published weights."""
     input_size: Count | None = None
+    """Side of its input in px, where another than the published one is wanted."""
     precision: Precision = "float32"
-    storage: Annotated[str, one_of("cache.storage:FLOAT_STORAGES")] = "float16"
+    """In which it computes."""
+    storage: Annotated[str, OneOf("cache.storage:FLOAT_STORAGES")] = "float16"
+    """How tokens are kept: at 2 bytes a number (float16) or 1 (int8)."""
 
 
 def _with_known_models(
@@ -190,21 +224,21 @@ Encoders = Annotated[dict[str, EncoderSettings], WrapValidator(_with_known_model
 
 
 class BuildSettings(Settings):
-    """`[build]`: how stage one runs; nothing here changes what is cached beyond rounding.
-
-    batch_size: images per forward pass, on which the last bits of a GPU's results depend;
-    threads: for reading and decoding files.
-    """
+    """How stage one runs; nothing here changes what is cached beyond rounding."""
 
     batch_size: Count = 32
+    """Images per forward pass, on which the last bits of a GPU's results depend."""
     threads: Few = 4
+    """Threads that read and decode files."""
     device: str = "auto"
+    """Where the networks run, as torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a
+    GPU if there is one."""
 
 
 class EncodeSettings(Settings):
     """Everything that stage one needs to know."""
 
-    dataset: DatasetSettings
+    dataset: AnyDataset
     cache: CacheSettings
     latents: LatentsSettings
     encoders: dict[str, EncoderSettings]

@@ -11,6 +11,7 @@ from stages.encode.build_settings import EncoderSettings, EncodeSettings
 from stages.encode.building.columns import load_features_maker
 from stages.encode.networks.registry import EncoderError
 from stages.evaluate.comparison import BY_IMAGE, FRECHET, Comparison
+from stages.evaluate.evaluate_settings import INCEPTION_METRICS, EvaluateSettings
 from stages.evaluate.image_sets import NoiseImages
 from stages.evaluate.judged import EvaluateError, Judged
 from stages.evaluate.measure import EncoderVectors, Network, Wanted, measure
@@ -18,7 +19,6 @@ from stages.evaluate.metrics import LOGITS, POOL, frechet_distance
 from stages.evaluate.reference import Reference, check_networks, open_reference, save_reference
 from stages.evaluate.results import Result, installed_versions, read_records, write_results
 from stages.placement import Placement
-from stages.sample.sample_settings import INCEPTION_METRICS, EvaluateSettings
 
 # Features of noise hardly vary: with more of it, its distance would change by 2 %.
 NOISE_IMAGES = 16

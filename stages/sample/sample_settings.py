@@ -1,54 +1,54 @@
-"""The sections of pipeline.toml that sampling and evaluation read."""
+"""The section of pipeline.toml that sampling reads."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
 from stages.encode.build_settings import HubName, LatentsSettings
-from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, one_of
+from stages.sample.solvers import AUTO, SOLVERS, SolverOptions
+from stages.setting_kinds import Kinds
+from stages.setting_types import Count, Few, OneOf, Seed
 
 # The published evaluation decodes with another VAE than the one that encoded.
 PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}
 
-# Metrics in the features of Inception.
-INCEPTION_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
-MetricName = Annotated[str, one_of("stages.sample.sample_settings:INCEPTION_METRICS")]
 
-
-class SampleSettings(Settings):
-    """`[sample]`: the defaults are the paper's.
-
-    What is drawn. images: how many; solver: by default the paper's of the model's family; steps:
-    that it makes; tolerances: absolute and relative, of dopri5, which chooses its steps;
-    guidance: 1 for none; guidance_interval: the times, from 0 to 1, at which guidance applies;
-    guided_channels: how many of the latent's it applies to, by default all; labels: drawn at
-    random, or balanced, image i having label i modulo the number of classes; seed: of noise and
-    labels.
-
-    What is written. vae: that decodes, by default the one that the paper takes for the latents'
-    VAE; uint8: how values become whole numbers; npz: whether all images are written as one file
-    in ADM's format too; grid: rows and columns of the picture.
-
-    How. batch_size: on GPUs; a CPU draws an image with each thread; precision: of matrix products,
-    by default TF32 on GPUs and float32 elsewhere; compile: the model's blocks, by default on GPUs.
-    """
+class SampleSettings(SolverOptions):
+    """What sampling by any solver has in common."""
 
     images: Count = 50_000
-    solver: Annotated[str, one_of("stages.sample.solvers:NAMES")] = "auto"
+    """How many are drawn."""
+    solver: Annotated[str, OneOf("stages.sample.solvers:NAMES")] = "auto"
+    """From noise to latents; `auto` is that of the model's paper, euler-maruyama for SiT and ddpm
+    for DiT."""
     steps: Annotated[int, Field(gt=0, le=1_000_000)] = 250
-    tolerances: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e-3)
+    """How many the solver makes; dopri5 chooses its steps by itself."""
     guidance: NonNegativeFloat = 1.0
+    """Scale of classifier-free guidance; 1 for none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The times, from 0 (clean) to 1 (noise), between which guidance applies."""
     guided_channels: Count | None = None
+    """How many of the latent's channels guidance applies to; by default all, as in REPA's code. The
+    codes of SiT and DiT guide 3."""
     labels: Literal["random", "balanced"] = "random"
+    """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0
+    """Of noise and labels."""
     vae: HubName | None = None
+    """The one that decodes; by default that which the paper takes for the latents' VAE."""
     uint8: Literal["truncate", "round"] = "truncate"
+    """How values become whole numbers: as in REPA's code (truncate), or SiT's and DiT's (round)."""
     npz: bool = False
+    """Whether all images are written as one file in ADM's format too."""
     grid: tuple[Few, Few] = (8, 8)
+    """Rows and columns of the picture of samples."""
     batch_size: Count = 64
+    """Images drawn at once on GPUs; a CPU draws one with each thread."""
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
+    """Of matrix products; `auto` is TF32 on GPUs, as published, and float32 elsewhere."""
     compile: bool | Literal["auto"] = "auto"
+    """Whether torch.compile makes the model's blocks faster; `auto` on GPUs."""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -63,20 +63,24 @@ class SampleSettings(Settings):
         return LatentsSettings(vae=self.vae or PUBLISHED_DECODERS.get(latents.vae, latents.vae))
 
 
-class EvaluateSettings(Settings):
-    """`[evaluate]`: what samples are compared with, and how.
+def _with_options(options: type[SolverOptions]) -> type[SampleSettings]:
+    """The settings of samples by a solver with options of its own."""
+    if options is SolverOptions:
+        return SampleSettings
+    bases: tuple[Any, ...] = (options, SampleSettings)
+    return create_model(f"SampleWith{options.__name__}", __base__=bases)
 
-    reference: a file of statistics, a file of images in ADM's format, or a folder of images, by
-    default the cached data set; metrics: in the features of Inception, by default all that the
-    reference allows; inception_weights: a local file instead of the published download;
-    frechet_encoders: encoders in whose features samples are judged too; reference_features: of
-    how many of the reference's images features are kept for precision, recall and kid;
-    batch_size: images per forward pass.
-    """
 
-    reference: AnchoredPath | None = None
-    metrics: tuple[MetricName, ...] | None = None
-    inception_weights: AnchoredPath | None = None
-    frechet_encoders: tuple[str, ...] = ()
-    reference_features: Count = 10_000
-    batch_size: Count = 64
+def _sampling() -> Mapping[str, type[SampleSettings]]:
+    """The settings for each name that `sample.solver` takes."""
+    distinct = dict.fromkeys(solver.options for solver in SOLVERS.values())
+    made = {options: _with_options(options) for options in distinct}
+    return {AUTO: SampleSettings, **{name: made[own.options] for name, own in SOLVERS.items()}}
+
+
+SAMPLING = Kinds("solver", _sampling())
+# `[sample]` with any solver.
+if TYPE_CHECKING:
+    AnySampling = SampleSettings
+else:
+    AnySampling = SAMPLING.union

@@ -87,7 +87,7 @@ class Sampler:
             steps=settings.steps,
             interpolant=self._interpolant,
             noise=lambda draw: self._noise(indices, draw + 1),
-            tolerances=settings.tolerances,
+            options=settings,
         )
         return self._solver.solve(problem)
 

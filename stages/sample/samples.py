@@ -8,6 +8,7 @@ from typing import Any
 from cache.errors import RepaCacheError
 from cache.files import remove_leftovers, write_atomically
 from cache.recipe import differences
+from stages.sample.sample_settings import SAMPLING
 
 MANIFEST = "manifest.json"
 
@@ -51,7 +52,8 @@ class Samples:
         with what they mean by it. Raises SampleError if those that are there are others.
         """
         if (found := read_manifest(self.folder)) is not None:
-            drawn = unsaid | {key: value for key, value in found.items() if key != "images"}
+            told = {key: value for key, value in found.items() if key != "images"}
+            drawn = unsaid | SAMPLING.read_by(told)
             changed = differences(drawn, facts, "folder")
             # Before the first image, nothing was drawn with other settings.
             if changed and any(self.folder.glob("*.png")):

@@ -9,100 +9,118 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from cache.layout import FEATURES, FLIPPED
 from stages.model.sizes import MODELS, Size
-from stages.setting_types import AnchoredPath, Count, Few, Seed, Settings, Unlimited, one_of
+from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
 from stages.weights.export_options import Layout
 
 
 class ReadingSettings(Settings):
-    """`[train.reading]`: how the cache is read; nothing here changes what is read.
-
-    threads: that read; ahead: batches read in advance; memory_gb: of arrays that are held in
-    memory, smallest rows first, as far as they fit, in every process; verify: compare each row
-    with its checksum; timeout_seconds: after which a batch that does not come is an error.
-    """
+    """How the cache is read; nothing here changes what is read."""
 
     threads: Few = 8
+    """Threads that read."""
     ahead: Few = 3
+    """Batches that are read in advance."""
     memory_gb: NonNegativeFloat = 2.0
+    """Of arrays that every process holds in memory, smallest rows first, as far as they fit."""
     verify: bool = True
+    """Whether each row is compared with its checksum."""
     timeout_seconds: Unlimited = 300.0
+    """After which a batch that does not come is an error; inf waits for ever."""
 
 
 class ComputeSettings(Settings):
-    """`[train.compute]`: how a step is computed; nothing here changes it beyond rounding.
-
-    compile: torch.compile for blocks, projectors and the final layer, by default on GPUs;
-    graph: launch a step as one CUDA graph, if a single GPU trains;
-    fused_attention: attention as one kernel; recompute_activations: less memory for a third more
-    time; micro_batches: parts of a rank's batch that go through the model one after another;
-    parallel: what several processes do, hold the whole model each (ddp) or a part of it (fsdp);
-    deterministic: the same bits in every run on the same model of GPU, at a small price.
-    """
+    """How a step is computed; nothing here changes it beyond rounding."""
 
     compile: bool | Literal["auto"] = "auto"
+    """Whether torch.compile makes blocks, projectors and the final layer faster; `auto` on GPUs."""
     graph: bool = True
+    """Whether a step is launched as one CUDA graph, if a single GPU trains."""
     fused_attention: bool = True
+    """Whether attention is computed as one kernel."""
     recompute_activations: bool = False
+    """Less memory for a third more time."""
     micro_batches: Count = 1
+    """Parts of a process's batch that go through the model one after another; gradients are
+    exchanged once."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes do: hold the whole model each (ddp), or a part of it (fsdp)."""
     deterministic: bool = True
+    """The same bits in every run on the same model of GPU, at a small price."""
 
 
 class TrainSettings(Settings):
-    """`[train]`: one run. The defaults are the paper's.
-
-    What is trained. run: the run's folder; align: a loss beside denoising each, none for plain SiT
-    or DiT; interpolant, times: of SiT; label_dropping: probability; legacy_label_dropping: drop
-    labels twice, as the first runs of the published code did.
-
-    How. init_from: weights to start from, a checkpoint of any run or a published file;
-    init_weights: which of these; init_layout: whose code the file is of, if it does not tell
-    (`repa`, `sit`, `sit-no-sigma`, `dit`); batch_size: over all ranks; block_rows: rows that stay
-    together when an epoch is shuffled, 1 for an exact shuffle, some hundred for network storage;
-    warmup_steps: over which the learning rate rises; precision: of matrix products, by default
-    bfloat16 on GPUs and float32 elsewhere; on_nonfinite: what to do about a step whose loss or
-    gradient is infinite or not a number.
-
-    What is kept. checkpoint_every, log_every, grid_every: steps, 0 for no sample grids; keep:
-    number of checkpoints; keep_every: steps whose checkpoints stay for ever; tensorboard: log
-    for it too; wandb: the project to log to, if any.
-    """
+    """One run. The defaults are the paper's."""
 
     run: AnchoredPath
-    model: Annotated[str, one_of("stages.model.sizes:MODELS")] = "SiT-XL/2"
+    """The run's folder; it keeps configuration, log, checkpoints and samples."""
+    model: Annotated[str, OneOf("stages.model.sizes:MODELS")] = "SiT-XL/2"
+    """Family (SiT, DiT), size (XS, S, B, L, XL) and side of a patch in latents (1, 2, 4, 8)."""
     qk_norm: bool = False
+    """Whether queries and keys are normalised before attention."""
     align: tuple[AnyTerm, ...] = ()
-    interpolant: Annotated[str, one_of("stages.model.interpolants:INTERPOLANTS")] = "linear"
+    """A loss beside denoising each, most of them alignments with a cached encoder; none for plain
+    SiT or DiT."""
+    interpolant: Annotated[str, OneOf("stages.model.interpolants:INTERPOLANTS")] = "linear"
+    """SiT's path from data to noise. DiT has a schedule of its own."""
     times: Literal["uniform", "lognormal"] = "uniform"
+    """How SiT's times are drawn."""
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The probability that a label becomes the null class, which guidance needs."""
     legacy_label_dropping: bool = False
+    """Whether labels are dropped twice, as in the first runs of the published code."""
     init_from: AnchoredPath | None = None
+    """Weights to start from: a run, a checkpoint of any run, or a published file."""
     init_weights: Literal["ema", "model"] = "ema"
+    """Which of these: the moving average, or the weights as trained."""
     init_layout: Layout | None = None
+    """Whose code the file is of, if it does not tell."""
     batch_size: Count = 256
+    """Images of a step, over all processes and micro-batches."""
     block_rows: Count = 1
+    """Rows that stay together when an epoch is shuffled: 1 for an exact shuffle, some hundred for
+    network storage."""
     steps: Count = 400_000
+    """At which the run ends; a run that has ended goes on if there are more."""
     learning_rate: PositiveFloat = 1e-4
+    """Of AdamW, constant after the warm-up."""
     warmup_steps: NonNegativeInt = 0
+    """Over which the learning rate rises from 0."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
     )
+    """Decay of AdamW's averages of gradients and of their squares."""
     weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW, decoupled from the gradient."""
     gradient_clip: Unlimited = 1.0
+    """The largest norm of a gradient; inf for none."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Of the moving average of the weights, a step."""
     precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
+    """Of matrix products; `auto` is bfloat16 on GPUs and float32 elsewhere. The loss is scaled for
+    float16."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What is done about a step whose loss or gradient is infinite or not a number."""
     seed: Seed = 0
+    """Of weights, row order, noise, times and label dropping."""
     checkpoint_every: Count = 10_000
+    """Steps between checkpoints."""
     keep: Count = 2
+    """How many of the newest checkpoints stay."""
     keep_every: Count | None = None
+    """Steps whose checkpoints stay for ever, a multiple of `checkpoint_every`; by default none."""
     log_every: Count = 100
+    """Steps between lines of the log, each with means over all images since the last."""
     grid_every: NonNegativeInt = 0
+    """Steps between grids of samples, drawn as `[sample]` says; 0 for none."""
     tensorboard: bool = False
+    """Whether TensorBoard gets the log too."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
+    """The project of Weights & Biases that gets the log too; by default none."""
     device: str = "auto"
+    """Where the model runs, as torch calls it: `cpu`, `cuda`, `mps`; `auto` takes a GPU if there
+    is one."""
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
 

@@ -15,7 +15,7 @@ from cache.metadata import read_group
 from cache.reader import Cache
 from cache.recipe import DECLARED_DEFAULTS, fingerprint, recipe_differences
 from cache.rows import read_rows
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.config import Config, load_config
 from stages.encode.build import build
 from stages.encode.building import columns

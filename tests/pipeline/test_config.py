@@ -10,6 +10,7 @@ from places import ROOT
 
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, ConfigError, load_config
+from stages.encode.build_settings import TableSettings
 from stages.setting_types import literal
 
 PRESET_NAMES = sorted(PRESETS)
@@ -61,6 +62,70 @@ def test_each_mistake_has_a_message_of_its_own(
     with pytest.raises(ConfigError) as error:
         load_config(images.parent / "pipeline.toml", [override], world=2)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            ["dataset.split=train", "sample.tolerances=[1e-6, 1e-3]"],
+            [
+                "dataset.split: only the sources arrow, parquet take this, not 'imagefolder'",
+                "sample.tolerances: only the solver dopri5 takes this, not 'auto'",
+            ],
+        ),
+        (
+            ["dataset.source=sample-photos"],
+            [
+                "dataset.path: only the sources arrow, imagefolder, parquet, repa, tar, zip take "
+                "this, not 'sample-photos'"
+            ],
+        ),
+        (
+            ["dataset.source=parquett", "dataset.split=train", "dataset.flip=1"],
+            [
+                "dataset.source: unknown name 'parquett'; did you mean 'parquet'?",
+                "dataset.flip: input should be a valid boolean",
+            ],
+        ),
+        (
+            ["dataset.splitt=train"],
+            [
+                "dataset.splitt: unknown key; choose from flip, on_error, path, pixels, "
+                "resolution, source"
+            ],
+        ),
+        (
+            ["sample.solver=dopri5", "sample.tolerance=1"],
+            ["sample.tolerance: unknown key; did you mean 'tolerances'?"],
+        ),
+        (
+            ["sample.solver=dopri5", "sample.tolerances=[1.0, 0.0]"],
+            ["sample.tolerances.1: input should be greater than 0"],
+        ),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_where_it_stands(
+    tiny: Callable[..., Config], overrides: list[str], lines: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(*overrides)
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == lines
+
+
+def test_a_data_set_has_a_source(tiny: Callable[..., Config], images: Path) -> None:
+    tiny()
+    path = images.parent / "pipeline.toml"
+    path.write_text(path.read_text().replace('source = "imagefolder"', ""))
+    with pytest.raises(ConfigError, match=r"dataset\.source: required, but not given"):
+        load_config(path)
+
+
+def test_the_options_of_a_kind_are_taken(tiny: Callable[..., Config]) -> None:
+    assert tiny("sample.solver=dopri5").sample.model_dump()["tolerances"] == (1e-6, 1e-3)
+    tables = tiny("dataset.source=parquet", "dataset.split=train").dataset
+    assert isinstance(tables, TableSettings)
+    assert tables.split == "train"
 
 
 @pytest.mark.parametrize(

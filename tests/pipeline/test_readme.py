@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 
 from pipeline.commands import app
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "cache/README.md", *sorted(ROOT.glob("stages/*/README.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "cache/README.md", "pipeline/settings.md")),
+    *sorted(ROOT.glob("stages/*/README.md")),
+]
 CI = (ROOT / ".ci/run").read_text()
 # How the two commands begin that need nothing but a clean clone.
 INSTALLING = "python3 -m venv .venv"
@@ -103,7 +106,8 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def as_here(command: str) -> list[str]:
     """The words of a command, with what there is here in the place of what the reader has."""
-    return [STANDING_FOR.get(word, word) for word in shlex.split(command)]
+    words = shlex.split(command.partition(" > ")[0])
+    return [STANDING_FOR.get(word, word) for word in words]
 
 
 def starting_with(*starts: str) -> list[str]:

@@ -55,6 +55,15 @@ def test_help_and_version_import_nothing_that_works(tmp_path: Path, arguments: l
     assert packages & (HEAVY | {"numpy", "PIL"}) == set()
 
 
+@pytest.mark.parametrize("arguments", [[], ["--schema"]])
+def test_a_configuration_is_explained_without_what_works(
+    folder: Path, arguments: list[str]
+) -> None:
+    said, packages = imported(folder, "config", *arguments)
+    assert "efficientnet-lite0" in said or '"$defs"' in said
+    assert packages & HEAVY == set()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -91,6 +91,20 @@ def test_a_run_of_before_some_settings_has_their_defaults(
     assert config.train.reading.threads == 8
 
 
+def test_options_of_all_kinds_that_a_run_keeps_are_those_of_its_own(
+    kept: Callable[..., Path], tmp_path: Path
+) -> None:
+    none = dict.fromkeys(("split", "image_column", "label_column"))
+    run = kept(tmp_path / "run", dataset=none, sample={"tolerances": [1e-6, 1e-3]})
+    assert run_config(run) == run_config(kept(tmp_path / "other"), [f"train.run={run}"])
+    photographs = kept(
+        tmp_path / "photographs", dataset={**none, "source": "sample-photos", "path": None}
+    )
+    assert run_config(photographs, needs=()).dataset.path is None
+    adaptive = kept(tmp_path / "adaptive", sample={"solver": "dopri5", "tolerances": [0.5, 0.5]})
+    assert run_config(adaptive).sample.model_dump()["tolerances"] == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -18,6 +18,7 @@ from cache.errors import StaleCacheError
 from pipeline.config import Config, load_config
 from stages.encode.images.crop import centre_crop, decode
 from stages.evaluate.evaluate import evaluate
+from stages.evaluate.evaluate_settings import INCEPTION_METRICS
 from stages.evaluate.image_sets import FolderImages, ImageSetError
 from stages.evaluate.inception import Inception
 from stages.evaluate.judged import EvaluateError, open_samples
@@ -32,7 +33,6 @@ from stages.evaluate.npz import NpzError, write_images
 from stages.evaluate.reference import ReferenceSetError
 from stages.evaluate.results import Result, ResultsError, read_results, results_path
 from stages.placement import Placement
-from stages.sample.sample_settings import INCEPTION_METRICS
 
 CPU = Placement(torch.device("cpu"))
 FD = "fd_efficientnet-lite0"

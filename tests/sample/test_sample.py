@@ -63,6 +63,17 @@ def test_images_are_numbered_pngs_with_a_manifest_and_a_grid(
     assert len(manifest["checkpoint_sha256"]) == 64
 
 
+def test_a_manifest_may_tell_options_of_other_solvers(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    config, folder = drawable(), tmp_path / "samples"
+    path = drawn_into(folder, config).samples.folder / "manifest.json"
+    written = path.read_text()
+    path.write_text(json.dumps(json.loads(written) | {"tolerances": [1e-6, 1e-3]}))
+    assert drawn_into(folder, config).images == 0
+    assert path.read_text() == written
+
+
 def test_only_lacking_images_are_drawn_and_they_come_out_the_same(
     drawable: Callable[..., Config], tmp_path: Path
 ) -> None:

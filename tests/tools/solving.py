@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.model.transformer import Transformer
 from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import SOLVERS, Problem
+from stages.sample.solvers import SOLVERS, Problem, Tolerances
 
 GUIDANCE = {"plain": (1.0, (0.0, 1.0)), "cfg": (1.8, (0.0, 1.0)), "interval": (2.5, (0.2, 0.7))}
 
@@ -23,7 +23,8 @@ def solved(
     noise: Callable[[int], Tensor] = lambda _: torch.zeros(()),
     tolerances: tuple[float, float] = (1e-6, 1e-3),
 ) -> Tensor:
-    problem = Problem(field, start.double(), steps, path, noise, tolerances)
+    options = Tolerances(tolerances=tolerances)
+    problem = Problem(field, start.double(), steps, path, noise, options)
     with torch.no_grad():
         return SOLVERS[solver].solve(problem)
 

@@ -11,7 +11,7 @@ from runs import CPU
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.commands import app
 from pipeline.stored_configs import run_config
 from stages.train.loop import train
 from stages.train.stored_settings import in_todays_form

@@ -13,13 +13,12 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
-from stages.encode.build_settings import DatasetSettings, EncodeSettings
+from stages.encode.build_settings import AnyDataset, EncodeSettings, TableSettings
 from stages.encode.building.columns import pixels_recipe
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.sources import (
     EMBEDDED_SOURCES,
     SOURCES,
-    TABLE_SOURCES,
     Source,
     SourceError,
 )
@@ -33,7 +32,7 @@ def open_source(settings: EncodeSettings) -> Source | None:
     if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
         raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
-        choice = [dataset.choice] if dataset.source in TABLE_SOURCES else []
+        choice = [dataset.choice] if isinstance(dataset, TableSettings) else []
         return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
     except SourceError as error:
         if not _has_all_crops(settings):
@@ -42,7 +41,7 @@ def open_source(settings: EncodeSettings) -> Source | None:
         return None
 
 
-def found(source: Source, dataset: DatasetSettings) -> str:
+def found(source: Source, dataset: AnyDataset) -> str:
     """Which images of which classes a data set has, and what else lies in it, a line each."""
     names = source.classes
     ends = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"

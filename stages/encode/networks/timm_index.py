@@ -135,7 +135,7 @@ def _model_path(name: str) -> Path | None:
     names = _names_path()
     if names is None:
         return None
-    asking = ("timm_index.py", "timm_models.py", "timm_library.py", "registry.py")
-    code = b"".join(Path(__file__).with_name(file).read_bytes() for file in asking)
+    asking = ("timm_index", "timm_models", "timm_library", "registry")
+    code = b"".join(Path(__file__).with_name(f"{file}.py").read_bytes() for file in asking)
     program = hashlib.sha256(version("torch").encode() + code).hexdigest()[:16]
     return names.parent / program / f"{name}.json"

@@ -1,25 +1,29 @@
 """Solvers: from noise to clean latents.
 
-To add one, write a function from a `Problem` to latents, and name it in `SOLVERS`. The state is
-kept in float64, as in the published samplers. Modules of solvers import torch where they compute,
-since a configuration is checked against the names here.
+To add one, write a function from a `Problem` to latents, and name it in `SOLVERS`; what it alone
+takes of `[sample]` is a class of `SolverOptions` beside it. The state is kept in float64, as in the
+published samplers. Modules of solvers import torch where they compute, since a configuration is
+checked against the names and options here.
 """
 
 from collections.abc import Mapping
 
-from stages.sample.solvers.adaptive import AdaptiveSolverError, dopri5
+from stages.sample.solvers.adaptive import AdaptiveSolverError, Tolerances, dopri5
 from stages.sample.solvers.flow import euler, euler_maruyama, heun
 from stages.sample.solvers.respaced import ddim, ddpm, too_many_steps, uneven_steps
-from stages.sample.solvers.solver import Field, Problem, Solver, Time
+from stages.sample.solvers.solver import Field, Problem, Solver, SolverOptions, Time
 
 __all__ = [
+    "AUTO",
     "NAMES",
     "SOLVERS",
     "AdaptiveSolverError",
     "Field",
     "Problem",
     "Solver",
+    "SolverOptions",
     "Time",
+    "Tolerances",
     "find_solver",
 ]
 
@@ -28,7 +32,7 @@ SOLVERS: Mapping[str, Solver] = {
     "euler-maruyama": Solver("SiT", euler_maruyama),
     "euler": Solver("SiT", euler),
     "heun": Solver("SiT", heun),
-    "dopri5": Solver("SiT", dopri5, package="torchode"),
+    "dopri5": Solver("SiT", dopri5, package="torchode", options=Tolerances),
     "ddpm": Solver("DiT", ddpm, too_many_steps),
     "ddim": Solver("DiT", ddim, uneven_steps),
 }

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads it
+
 from cache.errors import RepaCacheError
 from stages.packages import needs
+from stages.sample.solvers.solver import SolverOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +21,13 @@ if TYPE_CHECKING:
 
 class AdaptiveSolverError(RepaCacheError):
     """The library of the adaptive solver is not installed, or it found no solution."""
+
+
+class Tolerances(SolverOptions):
+    """What a solver that chooses its steps aims at."""
+
+    tolerances: tuple[PositiveFloat, PositiveFloat] = (1e-6, 1e-3)
+    """The error that a step may make: absolute, and relative to the latent."""
 
 
 def dopri5(problem: Problem) -> Tensor:
@@ -33,7 +43,8 @@ def dopri5(problem: Problem) -> Tensor:
         """Velocities [B, N] at times [B]."""
         return problem.field(states.reshape(shape), time, time).flatten(1)
 
-    absolute, relative = problem.tolerances
+    assert isinstance(problem.options, Tolerances)
+    absolute, relative = tolerances = problem.options.tolerances
     term = torchode.ODETerm(velocity)
     solver = torchode.AutoDiffAdjoint(
         torchode.Dopri5(term=term),
@@ -45,7 +56,7 @@ def dopri5(problem: Problem) -> Tensor:
     )
     if found.status.any():
         raise AdaptiveSolverError(
-            f"dopri5 found no solution within sample.tolerances {list(problem.tolerances)}",
+            f"dopri5 found no solution within sample.tolerances {list(tolerances)}",
             remedy="Make them larger, or choose another sample.solver.",
         )
     end: Tensor = found.ys[:, -1]

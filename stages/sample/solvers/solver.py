@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from stages.setting_types import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,13 +22,17 @@ Time: TypeAlias = "float | Tensor"
 Field: TypeAlias = "Callable[[Tensor, Time, Time], Tensor]"
 
 
+class SolverOptions(Settings):
+    """What a solver takes of `[sample]` that others do not have: most take nothing."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """From noise to clean latents.
 
     field: what the model predicts; start: standard normals [B, C, h, w] in float64; steps: how
     many to make; interpolant: of SiT; noise: number of a draw, counted from 0, to standard
-    normals like `start`; tolerances: absolute and relative, of an adaptive solver.
+    normals like `start`; options: of the class that the solver names.
     """
 
     field: Field
@@ -34,17 +40,19 @@ class Problem:
     steps: int
     interpolant: str
     noise: Callable[[int], Tensor]
-    tolerances: tuple[float, float]
+    options: SolverOptions
 
 
 class Solver(NamedTuple):
     """A solver for a family of models, SiT or DiT.
 
     solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
-    of steps, if anything is; package: that it needs beyond those that are always installed.
+    of steps, if anything is; package: that it needs beyond those that are always installed;
+    options: the settings that it has alone.
     """
 
     family: str
     solve: Callable[[Problem], Tensor]
     problem_with: Callable[[int], str | None] = lambda _: None
     package: str | None = None
+    options: type[SolverOptions] = SolverOptions

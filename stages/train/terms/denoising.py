@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from stages.model.sizes import DIFFUSION_STEPS
-from stages.setting_types import one_of
+from stages.setting_types import OneOf
 from stages.train.terms.term import Seen, Term
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Velocity(Objective):
     """SiT: the velocity of an interpolant (arXiv 2401.08740, eq. 5)."""
 
     kind: Literal["velocity"] = "velocity"
-    interpolant: Annotated[str, one_of("stages.model.interpolants:INTERPOLANTS")] = "linear"
+    interpolant: Annotated[str, OneOf("stages.model.interpolants:INTERPOLANTS")] = "linear"
     """The path from data to noise."""
     distribution: Literal["uniform", "lognormal"] = "uniform"
     """Of times."""

@@ -1,0 +1,56 @@
+"""`repa-cache config`: all settings with their meaning."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.init import PRESETS
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug, Overrides
+from pipeline.exits import reported_errors
+
+
+def command(
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="The configuration; default: pipeline.toml, or the demo if none is here.",
+        ),
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            help="Print the JSON Schema instead, for an editor that knows taplo: with it beside "
+            "pipeline.toml, the first line there is #:schema ./pipeline.schema.json",
+        ),
+    ] = False,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
+    debug: Debug = False,
+) -> None:
+    """Print all settings with their meaning: those of pipeline.toml, and defaults for the others.
+
+    What it prints is a pipeline.toml itself.
+
+    Example: repa-cache config --set sample.solver=heun
+
+    Example: repa-cache config --schema > pipeline.schema.json
+    """
+    with reported_errors(debug):
+        if schema:
+            from pipeline.describing.json_schema import json_schema
+
+            typer.echo(json.dumps(json_schema(), indent=2))
+            return
+        from pipeline.config import checked, validated
+        from pipeline.describing.commented_toml import commented
+        from pipeline.toml_documents import read_document
+
+        place = path or DEFAULT_CONFIG
+        is_demo = path is None and not place.exists()
+        document = read_document(Path(str(PRESETS["demo"])) if is_demo else place)
+        found = checked(validated(document, overrides, place, place.parent), place, needs=())
+        typed = validated(document, (), place, Path())
+        typer.echo(commented(found, typed, document), nl=False)

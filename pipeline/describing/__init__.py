@@ -1,0 +1,1 @@
+"""What every setting means, for editors, for documents and beside the values in use."""
