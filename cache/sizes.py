@@ -4,7 +4,7 @@ N rows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cache.layout import LEDGER, LEDGER_BYTES, ArraySpec, Column
 from cache.metadata import create_column
 from cache.order import permutation
+from cache.recipe import Recipe
 from cache.rows import CHUNK_ROWS, RowTable, create_cache
 
 # What zarr calls the folder of an array's chunks.
@@ -65,19 +66,22 @@ def sample_table(
 
 
 def metadata_sizes(
-    columns: Sequence[Column], table: RowTable, rows: int, provenance: dict[str, str]
+    columns: Sequence[Column],
+    table: RowTable,
+    rows: int,
+    provenance: Callable[[Recipe], Mapping[str, str]],
 ) -> dict[Path, Size]:
     """Of everything but shards, by path in the cache: zarr.json, the row table, constants.
 
     They are written aside and measured. table: the rows of the cache, or as many of its N rows
-    as fill one chunk.
+    as fill one chunk; provenance: of a column that a recipe made.
     """
     sizes = {}
     with TemporaryDirectory() as aside:
         path = Path(aside) / "cache.zarr"
         create_cache(path, table, columns[0].rows_per_shard, 0)
         for column in columns:
-            create_column(replace(column, folder=path / column.name), provenance)
+            create_column(replace(column, folder=path / column.name), provenance(column.recipe))
         for file in (entry for entry in path.rglob("*") if entry.is_file()):
             name, size = file.relative_to(path), file.stat().st_size
             is_table = name.parts[0] == "rows" and CHUNKS in name.parts

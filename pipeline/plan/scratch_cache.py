@@ -54,7 +54,7 @@ def scratch_cache(
         seconds = 0.0
         for planned in columns:
             column = replace(planned, folder=path / planned.name, rows=rows)
-            create_column(column, provenance())
+            create_column(column, provenance(column.recipe))
             seconds += _fill(column, some)
         yield Scratch(path, rows, rows * row_bytes / seconds)
 

@@ -80,7 +80,7 @@ def find_space(
     path: of the cache; compressed: what compression leaves of crops.
     """
     columns = [one.column for one in foreseen]
-    metadata = metadata_sizes(columns, images.table, images.count, provenance())
+    metadata = metadata_sizes(columns, images.table, images.count, provenance)
     missing = [size for name, size in metadata.items() if not (path / name).exists()]
     folder = next(parent for parent in path.resolve().parents if parent.is_dir())
     return Space(
