@@ -82,13 +82,13 @@ def test_a_list_of_kinds_is_described_and_its_mistakes_are_named() -> None:
         ("temperature", ("sharp",)),
     ]
     entries = [{"kind": "sharp", "temperature": "x"}, {"kind": "plain", "temperature": 1.0}]
-    document = {"shapes": [*entries, {"kind": "sharp", "wieght": 1, "temperature": 1.0}]}
+    document = {"shapes": [*entries, {"kind": "sharp", "wieghts": 1, "temperature": 1.0}]}
     with pytest.raises(ValidationError) as error:
         Listing.model_validate_json(json.dumps(document))
     assert error_lines(error.value, Listing, document) == [
         "shapes.0.temperature: input should be a valid number",
         "shapes.1.temperature: only the kind sharp takes this, not 'plain'",
-        "shapes.2.wieght: unknown key; did you mean 'weight'?",
+        "shapes.2.wieghts: unknown key; did you mean 'weight'?",
     ]
 
 
