@@ -53,18 +53,7 @@ class Kinds:
     def __get_pydantic_json_schema__(
         self, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """One schema for each class, of which the key's value chooses."""
-        sections = []
-        for own in dict.fromkeys(self.classes.values()):
-            names = [name for name, other in self.classes.items() if other is own]
-            section = handler(own.__pydantic_core_schema__)
-            content = handler.resolve_ref_schema(section)
-            content["properties"][self.key]["enum"] = names
-            if self.name_in({}) not in names:
-                content["properties"][self.key].pop("default", None)
-                content["required"] = sorted({*content.get("required", ()), self.key})
-            sections.append(section)
-        return {"oneOf": sections, "discriminator": {"propertyName": self.key}}
+        return _schema_of(self.key, self.classes, self.name_in({}), handler)
 
     @property
     def union(self) -> Any:
@@ -111,8 +100,28 @@ class Registered:
     def __get_pydantic_json_schema__(
         self, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """One schema for each kind."""
-        return {"oneOf": [handler(own.__pydantic_core_schema__) for own in self.classes.values()]}
+        return _schema_of(self.key, self.classes, None, handler)
+
+
+def _schema_of(
+    key: str,
+    classes: Mapping[str, type[Settings]],
+    default: str | None,
+    handler: GetJsonSchemaHandler,
+) -> JsonSchemaValue:
+    """One schema for each class, of which the key's value chooses. default: of the key."""
+    sections = []
+    for own in dict.fromkeys(classes.values()):
+        names = [name for name, other in classes.items() if other is own]
+        section = handler(own.__pydantic_core_schema__)
+        content = handler.resolve_ref_schema(section)
+        content["properties"][key].pop("const", None)
+        content["properties"][key]["enum"] = names
+        if default not in names:
+            content["properties"][key].pop("default", None)
+            content["required"] = sorted({*content.get("required", ()), key})
+        sections.append(section)
+    return {"oneOf": sections, "discriminator": {"propertyName": key}}
 
 
 def kinds_among(metadata: Iterable[Any]) -> Kinds | Registered | None:

@@ -42,6 +42,7 @@ class Velocity(Objective):
     """SiT: the velocity of an interpolant (arXiv 2401.08740, eq. 5)."""
 
     kind: Literal["velocity"] = "velocity"
+    """Which loss it is."""
     interpolant: Annotated[str, OneOf("stages.model.interpolants:INTERPOLANTS")] = "linear"
     """The path from data to noise."""
     distribution: Literal["uniform", "lognormal"] = "uniform"
@@ -82,6 +83,7 @@ class NoiseAndVariance(Objective):
     """
 
     kind: Literal["noise-and-variance"] = "noise-and-variance"
+    """Which loss it is."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class NTXent(Alignment):
     compares_images: ClassVar[bool] = True
 
     kind: Literal["nt-xent"] = "nt-xent"
+    """Which loss it is."""
     temperature: PositiveFloat = 0.1
     """That cosines are divided by."""
 

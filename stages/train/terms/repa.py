@@ -14,6 +14,7 @@ class Repa(Alignment):
     """Minus the mean cosine between tokens at the same place (REPA, eq. 8), in float32."""
 
     kind: Literal["repa"] = "repa"
+    """Which loss it is."""
 
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
         from torch.nn.functional import cosine_similarity

@@ -72,6 +72,7 @@ class Term(Settings, ABC):
     compares_images: ClassVar[bool] = False
 
     kind: str
+    """Which loss it is."""
     weight: NonNegativeFloat = 1.0
     """Of this loss in the total."""
     until: Count | None = None
