@@ -36,8 +36,8 @@ SHARDED_ROW_BYTES = 4096
 LEDGER_BYTES = 64
 ROWS = "rows"
 FAMILIES = ("latents", "features", "pixels")
-# How the names of columns of encoders begin.
-FEATURES = "features/"
+# How the names of columns of VAEs and of encoders begin.
+LATENTS, FEATURES = "latents/", "features/"
 PIXELS = "pixels/crops"
 FLIPPED = ".flipped"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import zarr
 from cache.compression import codec_arguments, unwarned
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
 from cache.files import atomic_folder, remove_leftovers, write_atomically
-from cache.layout import FAMILIES, LEDGER, ROWS, ArraySpec, Column, Constants
+from cache.layout import FAMILIES, FLIPPED, LEDGER, ROWS, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, fingerprint, recipe_differences, written
 from cache.versions import Found, of_one_version
 
@@ -75,6 +75,12 @@ def column_names(path: Path) -> list[str]:
     """The columns of the cache at `path`, finished or not."""
     entries = (entry for family in FAMILIES for entry in sorted((path / family).glob("[!.]*/")))
     return [entry.relative_to(path).as_posix() for entry in entries]
+
+
+def titles(names: Iterable[str], family: str) -> list[str]:
+    """The encoders or VAEs that columns are of. family: how the names of the columns begin."""
+    own = (name for name in names if name.startswith(family) and not name.endswith(FLIPPED))
+    return [name.removeprefix(family) for name in own]
 
 
 def look_through(path: Path, look: Callable[[list[str]], Found]) -> Found:

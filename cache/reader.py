@@ -13,7 +13,7 @@ from cache.arrays import CheckedRows, RowReader, open_rows
 from cache.checksums import row_checksums
 from cache.errors import CacheReplacedError, DamagedCacheError, IncompleteCacheError
 from cache.layout import VALID, ArraySpec, Column
-from cache.metadata import has_column, read_column, root_attributes
+from cache.metadata import column_names, has_column, read_column, root_attributes
 from cache.rows import RowTable, count_rows, read_rows
 from cache.shard_files import Buffer
 from cache.storage import STORAGES
@@ -38,6 +38,20 @@ class Cache:
         the column is missing or not finished, CacheReplacedError if it is for other rows.
         """
         return of_one_version(lambda: self._open(name, verify=verify), self.path / name)
+
+    def states(self) -> dict[str, str]:
+        """How each column is stored and how far it is, in words, finished or not."""
+        return {name: self._state(name) for name in column_names(self.path)}
+
+    def _state(self, name: str) -> str:
+        try:
+            column = read_column(self.path, name, len(self.rows))
+        except DamagedCacheError:
+            return "damaged"
+        finished = column.shards - len(ledger.missing(column, self.rows))
+        shards = f"{finished:,} of {column.shards:,} shards"
+        is_complete = finished == column.shards
+        return f"{column.recipe.get('storage')}, {'complete' if is_complete else shards}"
 
     def _open(self, name: str, *, verify: bool) -> "ColumnReader":
         if not has_column(self.path, name):

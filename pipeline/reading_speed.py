@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from stages.placement import Placement
-from stages.train.batches import CachedBatches, Order
+from stages.train.batches import ENDLESS, CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.run import training_flops, transformer_config
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 MEASURE_SECONDS = 5.0
-ENDLESS = 1 << 40
 # What a well-tuned training step reaches on an H100: 40 % of its dense bfloat16 peak.
 GPU_FLOPS = 400e12
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cache.errors import DamagedCacheError
-from cache.layout import FEATURES, FLIPPED, PIXELS
-from cache.metadata import column_names, read_group, root_attributes
+from cache.layout import FEATURES, FLIPPED, LATENTS, PIXELS
+from cache.metadata import column_names, read_group, root_attributes, titles
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
@@ -19,7 +19,6 @@ from stages.setting_types import Settings, as_written, literal
 from stages.train.stored_settings import in_todays_form
 from stages.weights.run_folder import config_path, found_beside
 
-LATENTS = "latents/"
 KNOWN_VAES = (*HUB_CONFIGS, DEMO_AUTOENCODER)
 
 Value = TypeVar("Value")
@@ -113,11 +112,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         "latents": {"vae": _vae_called(latents.removeprefix(LATENTS), path.parent)},
         "train": {
             "run": as_written((runs if runs.is_dir() else path.parent) / path.stem),
-            "align": [
-                {"kind": "repa", "encoder": name.removeprefix(FEATURES)}
-                for name in names
-                if name.startswith(FEATURES) and not name.endswith(FLIPPED)
-            ],
+            "align": [{"kind": "repa", "encoder": encoder} for encoder in titles(names, FEATURES)],
         },
     }
     return validated(document, overrides, path, Path())

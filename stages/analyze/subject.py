@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.errors import StaleCacheError
-from cache.layout import FEATURES, FLIPPED
-from cache.metadata import column_names, root_attributes
+from cache.layout import FEATURES
+from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
@@ -91,8 +91,7 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
 def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
     """Names of encoders in the cache at `path`: those wanted, or all. Raises AnalysisError."""
     root_attributes(path)
-    columns = (name for name in column_names(path) if name.startswith(FEATURES))
-    names = [name.removeprefix(FEATURES) for name in columns if not name.endswith(FLIPPED)]
+    names = titles(column_names(path), FEATURES)
     for name in wanted:
         if name not in names:
             hint = nearest(name, names) if names else "it has none"

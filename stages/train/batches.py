@@ -25,6 +25,8 @@ from stages.train.transfer import Transfer
 # Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
 # [B], and those of `stages.train.arrays`.
 Named: TypeAlias = Mapping[str, Tensor]
+# The last step of who does not stop.
+ENDLESS = 1 << 40
 
 
 def split(tensors: Named, parts: int) -> list[Named]:

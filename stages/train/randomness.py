@@ -53,6 +53,21 @@ def mirrored(seed: int, batch_size: int, step: int, place: Placement) -> npt.NDA
     return np.split(drawn, place.world)[place.rank]
 
 
+def draw(
+    size: tuple[int, ...],
+    seed: int,
+    place: Placement,
+    sample: Callable[..., Tensor] = torch.randn,
+) -> Tensor:
+    """A rank's part, [B, ...], of what a seed gives for the images of all ranks.
+
+    size: of what is drawn for all of them; sample: how, by default standard normals.
+    """
+    source = torch.Generator(place.device).manual_seed(seed)
+    drawn = sample(size, generator=source, device=place.device)
+    return drawn.chunk(place.world)[place.rank]
+
+
 class Randomness:
     """What is drawn for the B images of a rank at any step, by name.
 
@@ -101,10 +116,5 @@ class Randomness:
         self, sample: Callable[..., Tensor], shape: tuple[int, ...], stream: int, *numbers: int
     ) -> Tensor:
         """A rank's part of what is drawn for all images of a step, [B, *shape]."""
-        device = self._place.device
-        source = torch.Generator(device).manual_seed(
-            seed_for(self._settings.seed, stream, *numbers)
-        )
         size = (self._settings.batch_size, *shape)
-        drawn = sample(size, generator=source, device=device)
-        return drawn.chunk(self._place.world)[self._place.rank]
+        return draw(size, seed_for(self._settings.seed, stream, *numbers), self._place, sample)

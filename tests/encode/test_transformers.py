@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeline.extras import missing_packages
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,7 +21,6 @@ import stages.vision  # noqa: F401 - before transformers, as everywhere
 from cache.metadata import read_group
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
-from pipeline.extras import missing_packages
 from stages.encode.build import build
 from stages.encode.building.columns import declared_recipes
 from stages.encode.measuring.foresight import count_images, foresee

@@ -1,0 +1,323 @@
+"""The door for Python: caches and batches of them, and every command as a function.
+
+    import repa_cache
+
+    cache = repa_cache.open("imagenet256.zarr")
+    cache["dinov2-vit-b"].tokens[[3, 1]]          # float32 [2, T, D], however they are stored
+    for batch in cache.batches(256, encoders=["dinov2-vit-b"], device="cuda"):
+        batch.latents, batch.labels, batch.tokens["dinov2-vit-b"]
+
+N rows of a cache, T tokens, D features, C latent channels, h and w the latent's sides. What is
+heavy, as torch and zarr, is imported by what needs it. All errors that a user can act on are an
+`Error`.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+ROOT = Path(__file__).parent
+PACKAGES = ("cache", "pipeline", "stages")
+
+
+class _OwnPackages:
+    """Finds the packages beside this file first: a working folder may have a `cache.py` too."""
+
+    @staticmethod
+    def find_spec(name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(ROOT)]) if name in PACKAGES else None
+
+
+def _claim_packages() -> None:
+    """Have the packages of this project found here. Raises ImportError if others were imported."""
+    for name in PACKAGES:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name in sys.modules and (file is None or Path(file).parent != ROOT / name):
+            raise ImportError(
+                f"{file or 'a folder'} was imported as {name!r}, which is the name of a package of "
+                "repa-cache. Give it another name."
+            )
+    sys.meta_path.insert(0, _OwnPackages())
+
+
+_claim_packages()
+
+from cache.errors import RepaCacheError as Error  # noqa: E402 - it is found by the above
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from cache.keys import Keys
+    from cache.reader import ColumnReader
+    from pipeline.commands import app as app
+    from pipeline.commands.analyze import cknna as cknna
+    from pipeline.commands.analyze import compare as compare
+    from pipeline.commands.analyze import probe as probe
+    from pipeline.commands.bench import bench as bench
+    from pipeline.commands.build import build as build
+    from pipeline.commands.evaluate import evaluate as evaluate
+    from pipeline.commands.export import export as export
+    from pipeline.commands.init import init as init
+    from pipeline.commands.inspect import inspect as inspect
+    from pipeline.commands.plan import plan as plan
+    from pipeline.commands.report import report as report
+    from pipeline.commands.run import run as run
+    from pipeline.commands.sample import sample as sample
+    from pipeline.commands.train import train as train
+    from pipeline.commands.verify import verify as verify
+    from pipeline.config import Config as Config
+    from stages.train.batch_stream import Batch as Batch
+    from stages.train.cached_images import CachedImages as CachedImages
+    from stages.train.train_settings import CachedTensors
+
+# Where what is imported when it is asked for stands.
+LATER = {
+    "app": "pipeline.commands",
+    "Config": "pipeline.config",
+    "Batch": "stages.train.batch_stream",
+    "CachedImages": "stages.train.cached_images",
+    **dict.fromkeys(("cknna", "compare", "probe"), "pipeline.commands.analyze"),
+    **{
+        name: f"pipeline.commands.{name}"
+        for name in (
+            *("init", "plan", "build", "inspect", "verify", "bench"),
+            *("train", "sample", "evaluate", "run", "report", "export"),
+        )
+    },
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATER})
+
+
+def load_config(
+    path: str | Path = "pipeline.toml", overrides: Sequence[str] = (), *, command: str | None = None
+) -> "Config":
+    """A configuration, for the commands.
+
+    overrides: `section.key=value`, as after --set; command: by whose name what it needs, such as
+    the images, has to be there. Raises Error with everything that is wrong.
+    """
+    if command is not None:
+        from pipeline.commands.shared_arguments import load
+
+        return load(command, Path(path), list(overrides))
+    from pipeline.config import load_config
+
+    return load_config(Path(path), overrides, needs=())
+
+
+def open(path: str | Path) -> "Cache":  # noqa: A001 - as Image.open and zarr.open
+    """The cache at a path. Raises Error if there is none, or if it is damaged."""
+    return Cache(Path(path))
+
+
+class Reading(TypedDict, total=False):
+    """How batches are read, which changes nothing of them: `[train.reading]` has the defaults."""
+
+    threads: int
+    ahead: int
+    memory_gb: float
+    verify: bool
+    timeout_seconds: float
+
+
+class Rows:
+    """An array [N, ...] of a cache, by any index that numpy takes for rows, as float32."""
+
+    def __init__(
+        self,
+        rows: "npt.NDArray[np.int64]",
+        row_shape: tuple[int, ...],
+        read: "Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]",
+    ) -> None:
+        self.shape = (len(rows), *row_shape)
+        self._rows, self._read = rows, read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> "npt.NDArray[np.float32]":
+        """Rows [B, ...], or one for a number. Raises IndexError if there are none such."""
+        rows = self._rows[index]
+        return self._read(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"<rows {' x '.join(map(str, self.shape))}>"
+
+
+class Features:
+    """What a cache holds of an encoder.
+
+    valid: which rows, [N], hold tensors: all but those whose image could not be decoded.
+    """
+
+    def __init__(self, reader: "ColumnReader", rows: "npt.NDArray[np.int64]") -> None:
+        self._reader, self._rows = reader, rows
+
+    @property
+    def valid(self) -> "npt.NDArray[np.bool_]":
+        return self._reader.valid
+
+    @property
+    def tokens(self) -> Rows:
+        """Tokens, [N, T, D]."""
+        shape = self._reader.column.array("tokens").row_shape
+        return Rows(self._rows, shape, partial(self._reader.values, "tokens"))
+
+    @property
+    def class_tokens(self) -> Rows:
+        """Class tokens, [N, D]. Raises Error if the encoder has none."""
+        if not self._reader.has_class_token:
+            raise Error("this encoder has no class token", where=self._reader.column.folder)
+        shape = self._reader.column.array("class_token").row_shape
+        return Rows(self._rows, shape, self._reader.vectors)
+
+
+class Cache:
+    """A cache opened for reading.
+
+    labels: int32 [N]; keys: [N] strings; classes: a name per label; encoders: names, of finished
+    columns and others. Its repr tells how far each column is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from cache import reader
+
+        self.path, self._cache = path, reader.Cache(path)
+        table = self._cache.rows
+        self.labels: npt.NDArray[np.int32] = table.label
+        self.keys: Keys = table.key
+        self.classes: tuple[str, ...] = table.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        lines = (f"  {name}: {state}" for name, state in self._cache.states().items())
+        head = f"Cache({str(self.path)!r}): {len(self):,} rows, {len(self.classes):,} classes"
+        return "\n".join((head, *lines))
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        from cache.layout import FEATURES
+        from cache.metadata import column_names, titles
+
+        return tuple(titles(column_names(self.path), FEATURES))
+
+    @cached_property
+    def _rows(self) -> "npt.NDArray[np.int64]":
+        import numpy as np
+
+        return np.arange(len(self))
+
+    def __getitem__(self, encoder: str) -> Features:
+        """An encoder's column. Raises Error if it is missing or not finished."""
+        from cache.layout import FEATURES
+
+        return Features(self._cache.column(FEATURES + encoder, verify=True), self._rows)
+
+    @cached_property
+    def latents(self) -> Rows:
+        """Mean and standard deviation of the only VAE's latents, [N, 2C, h, w]."""
+        reader = self._cache.column(self._latents(None), verify=True)
+        shape = reader.column.array("moments").row_shape
+        return Rows(self._rows, shape, partial(reader.values, "moments"))
+
+    def _latents(self, vae: str | None) -> str:
+        """The column of a VAE's latents. Raises Error if none is named and there are several."""
+        from cache.layout import LATENTS
+        from cache.metadata import column_names, titles
+
+        names = titles(column_names(self.path), LATENTS)
+        if vae is None and len(names) != 1:
+            raise Error(
+                f"it has latents of {', '.join(names) or 'no VAE'}, expected those of one",
+                where=self.path,
+                remedy="Name the VAE." if names else "Run `repa-cache build` to add them.",
+            )
+        return LATENTS + (names[0] if vae is None else vae)
+
+    def batches(
+        self,
+        batch_size: int,
+        encoders: Sequence[str] = (),
+        *,
+        class_tokens: Sequence[str] = (),
+        vae: str | None = None,
+        flip: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        steps: int | None = None,
+        device: str = "cpu",
+        block_rows: int = 1,
+        **reading: "Unpack[Reading]",
+    ) -> "Iterator[Batch]":
+        """The batches that training with this seed would see, from a step on.
+
+        batch_size: over all ranks; encoders, class_tokens: whose tokens and class tokens are
+        read; flip: whether half of the images are read mirrored; rank, world: which of how many
+        processes this is; steps: how many, by default without end; block_rows: that stay together
+        when an epoch is shuffled. Threads that read ahead end when it is closed or collected.
+        Raises Error if a column is missing or not finished, or if nothing can be read so.
+        """
+        from stages.placement import Placement, find_device
+        from stages.train.batch_stream import Wanted, stream
+        from stages.train.batches import ENDLESS, Order
+        from stages.train.train_settings import ReadingSettings
+
+        return stream(
+            self._tensors(vae, flip=flip),
+            Wanted(tuple(encoders), tuple(class_tokens)),
+            Order(seed, batch_size, block_rows),
+            Placement(find_device(device), rank, world),
+            ReadingSettings(**reading),
+            range(start, ENDLESS if steps is None else start + steps),
+        )
+
+    def dataset(
+        self,
+        encoders: Sequence[str] = (),
+        *,
+        class_tokens: Sequence[str] = (),
+        vae: str | None = None,
+        verify: bool = True,
+    ) -> "CachedImages":
+        """Its images as a map-style data set of torch, for any DataLoader."""
+        from stages.train.batch_stream import Wanted
+        from stages.train.cached_images import CachedImages
+
+        wanted = Wanted(tuple(encoders), tuple(class_tokens))
+        again = {"class_tokens": wanted.class_tokens, "vae": vae, "verify": verify}
+        return CachedImages(
+            self._tensors(vae, flip=False),
+            wanted,
+            verify=verify,
+            remake=partial(_dataset, self.path.absolute(), wanted.tokens, **again),
+        )
+
+    def _tensors(self, vae: str | None, *, flip: bool) -> "CachedTensors":
+        from stages.train.train_settings import CachedTensors
+
+        return CachedTensors(self.path, self._latents(vae), flip)
+
+
+def _dataset(path: Path, encoders: Sequence[str], **options: Any) -> "CachedImages":
+    """A data set in another process, where this module is imported before any other of ours."""
+    return open(path).dataset(encoders, **options)

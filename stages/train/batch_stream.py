@@ -1,0 +1,124 @@
+"""Batches for a training loop of one's own, read as the trainer reads them.
+
+B images of a rank, C latent channels, h and w the latent's sides, T tokens, D features.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cache.errors import IncompleteCacheError
+from cache.reader import ColumnReader
+from stages.placement import Placement
+from stages.train.arrays import TOKENS
+from stages.train.batches import CachedBatches, Named, Order
+from stages.train.cached_data import CachedData
+from stages.train.randomness import Stream, draw, seed_for
+from stages.train.train_settings import CachedTensors, ReadingSettings
+
+CLASS_TOKEN = "class_token"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cached tensors of the B images that a rank sees at a step, all on its device.
+
+    moments: mean and standard deviation of the latents, float32 [B, 2C, h, w]; latents: drawn
+    from them anew at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
+    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images.
+    """
+
+    step: int
+    moments: Tensor
+    latents: Tensor
+    labels: Tensor
+    tokens: Mapping[str, Tensor]
+    class_tokens: Mapping[str, Tensor]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of which encoders a batch has tokens, and of which it has class tokens."""
+
+    tokens: Sequence[str]
+    class_tokens: Sequence[str]
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Those whose columns are read, each once."""
+        return tuple(dict.fromkeys((*self.tokens, *self.class_tokens)))
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the arrays, as `stages.train.arrays` has them."""
+        tokens = (f"{encoder}/{TOKENS}" for encoder in self.tokens)
+        return (*tokens, *(f"{encoder}/{CLASS_TOKEN}" for encoder in self.class_tokens))
+
+
+def stream(
+    tensors: CachedTensors,
+    wanted: Wanted,
+    order: Order,
+    place: Placement,
+    reading: ReadingSettings,
+    steps: range,
+) -> Iterator[Batch]:
+    """The batches of some steps, read ahead until the iterator is closed or collected.
+
+    Raises IncompleteCacheError if a column is missing or not finished, ValueError if a batch
+    cannot be shared by so many ranks.
+    """
+    data = CachedData(tensors, wanted.encoders, verify=reading.verify)
+    for encoder in wanted.class_tokens:
+        _require_class_token(data.features[encoder][0])
+    share, rest = divmod(order.batch_size, place.world)
+    if not share or rest or not 0 <= place.rank < place.world:
+        raise ValueError(
+            f"{order.batch_size} images are no batch for rank {place.rank} of {place.world}"
+        )
+    return _batches(data, wanted, order, place, reading, steps)
+
+
+def _require_class_token(reader: ColumnReader) -> None:
+    """Raise IncompleteCacheError if an encoder's column has no class tokens."""
+    if not reader.has_class_token:
+        raise IncompleteCacheError("it has no class tokens", where=reader.column.folder)
+
+
+def _batches(
+    data: CachedData,
+    wanted: Wanted,
+    order: Order,
+    place: Placement,
+    reading: ReadingSettings,
+    steps: range,
+) -> Iterator[Batch]:
+    with closing(CachedBatches(data, wanted.arrays, order, place, reading, steps.stop)) as batches:
+        for step in steps:
+            keys = data.keys[batches.rows(step) % len(data.keys)].tolist()
+            yield _batch(step, batches.read(step), keys, (data, wanted, order, place))
+
+
+def _batch(
+    step: int,
+    read: Named,
+    keys: list[str],
+    how: tuple[CachedData, Wanted, Order, Placement],
+) -> Batch:
+    """What was read of a step, in memory that the next step does not use."""
+    data, wanted, order, place = how
+    # The same numbers as in training with this seed.
+    seed = seed_for(order.seed, Stream.POSTERIOR, step)
+    normal = draw((order.batch_size, *data.latent_shape), seed, place)
+    return Batch(
+        step=step,
+        moments=read["moments"].float(),
+        latents=data.scaling.sample(read["moments"], normal),
+        labels=read["labels"],
+        tokens={name: read[f"{name}/{TOKENS}"] for name in wanted.tokens},
+        class_tokens={name: read[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens},
+        keys=keys,
+    )
