@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `repa-cache`; `torchrun -m pipeline train` starts several of them."""
+"""`python -m pipeline` is `repa-cache`, where no other `pipeline` lies in the working folder."""
 
 from pipeline.commands import app
 

@@ -36,14 +36,14 @@ def _by_srun(command: str, tasks: int) -> str:
     return (
         f"Have srun start torchrun, once on each machine: srun --nodes={nodes} --ntasks={nodes} "
         f"torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
-        f"{RENDEZVOUS if nodes > 1 else ''}-m pipeline {command}"
+        f"{RENDEZVOUS if nodes > 1 else ''}--no-python repa-cache {command}"
     )
 
 
 def _by_torchrun(command: str, processes: int) -> str:
     if command not in DISTRIBUTED:
         return f"It is for one process: repa-cache {command}"
-    return f"Start torchrun: torchrun --nproc-per-node={processes} -m pipeline {command}"
+    return f"Start torchrun: torchrun --nproc-per-node={processes} --no-python repa-cache {command}"
 
 
 def _slurm_tasks() -> int:

@@ -39,7 +39,7 @@ def test_lone_processes_of_srun_are_refused_with_the_command_that_joins_them(
     assert "srun started 8 processes that do not know of one another" in shown.output
     assert "srun --nodes=2 --ntasks=2 torchrun --nnodes=2 --nproc-per-node=4" in shown.output
     assert "--rdzv-endpoint=$(scontrol show hostnames" in shown.output
-    assert shown.output.endswith(f"-m pipeline {command}\n")
+    assert shown.output.endswith(f"--no-python repa-cache {command}\n")
 
 
 def test_what_one_process_does_is_to_be_started_once(
@@ -66,7 +66,7 @@ def test_builds_that_srun_starts_share_the_work(
     [
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "--ntasks=1 torchrun --nnodes=1"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes"),
-        ({"PMI_SIZE": "4"}, "torchrun --nproc-per-node=4 -m pipeline train"),
+        ({"PMI_SIZE": "4"}, "torchrun --nproc-per-node=4 --no-python repa-cache train"),
     ],
 )
 def test_other_signs_of_lone_processes_are_understood(

@@ -1,5 +1,6 @@
 """Every command of the documents is run, and every link in them leads somewhere."""
 
+import os
 import re
 import shlex
 import shutil
@@ -152,7 +153,15 @@ def test_a_command_of_the_documents_works(command: str, here: Path) -> None:
 def test_a_command_for_eight_gpus_works_in_two_processes(command: str, here: Path) -> None:
     words = as_here(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-    done = subprocess.run(torchrun, cwd=here, capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        torchrun,
+        cwd=here,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
