@@ -1,6 +1,7 @@
 """`repa-cache config`: all settings with their meaning."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,20 @@ import typer
 from pipeline.commands.init import PRESETS
 from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug, Overrides
 from pipeline.exits import reported_errors
+
+
+def config(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
+    """All settings of a file as commented TOML; by default of pipeline.toml, or of the demo."""
+    from pipeline.config import checked, validated
+    from pipeline.describing.commented_toml import commented
+    from pipeline.toml_documents import read_document
+
+    place = path or DEFAULT_CONFIG
+    is_demo = path is None and not place.exists()
+    document = read_document(Path(str(PRESETS["demo"])) if is_demo else place)
+    found = checked(validated(document, overrides, place, place.parent), place, needs=())
+    typed = validated(document, (), place, Path())
+    return commented(found, typed, document)
 
 
 def command(
@@ -44,13 +59,4 @@ def command(
 
             typer.echo(json.dumps(json_schema(), indent=2))
             return
-        from pipeline.config import checked, validated
-        from pipeline.describing.commented_toml import commented
-        from pipeline.toml_documents import read_document
-
-        place = path or DEFAULT_CONFIG
-        is_demo = path is None and not place.exists()
-        document = read_document(Path(str(PRESETS["demo"])) if is_demo else place)
-        found = checked(validated(document, overrides, place, place.parent), place, needs=())
-        typed = validated(document, (), place, Path())
-        typer.echo(commented(found, typed, document), nl=False)
+        typer.echo(config(path, overrides), nl=False)

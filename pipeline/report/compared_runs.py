@@ -46,8 +46,12 @@ def different_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
 
 
 def _missing(name: str) -> Missing:
-    """What it means that a run does not have a setting: another has an alignment more."""
-    return NOT_READ if name.startswith(ALIGNMENTS) else NOT_SET
+    """What it means that a run does not have a setting.
+
+    Of an alignment that only others have, kind and encoder say so, and the rest is not read.
+    """
+    is_detail = name.startswith(ALIGNMENTS) and not name.endswith((".kind", ".encoder"))
+    return NOT_READ if is_detail else NOT_SET
 
 
 def _differ(row: Sequence[Any]) -> bool:

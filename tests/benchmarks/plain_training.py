@@ -7,6 +7,7 @@ the published ones. B images, C latent channels, T tokens, W the width, D featur
 """
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ layers: Any = timm.models.vision_transformer
 DECAY = 0.9999
 LEARNING_RATE = 1e-4
 LARGEST_NORM = 1.0
-WEIGHT = 0.5
+# Of REPA.
+WEIGHT, ALIGN_DEPTH, PROJECTOR_WIDTH = 0.5, 8, 2048
 HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,7 +105,9 @@ def projector(width: int, hidden: int, features: int) -> nn.Sequential:
 
 
 class SiT(nn.Module):
-    def __init__(self, config: TransformerConfig, dropping: float) -> None:
+    def __init__(
+        self, config: TransformerConfig, dropping: float, features: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.config, width = config, config.width
         self.x_embedder = layers.PatchEmbed(config.side, config.patch, config.channels, width)
@@ -111,9 +115,7 @@ class SiT(nn.Module):
         self.y_embedder = LabelEmbedder(config.classes, width, dropping)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid**2, width), requires_grad=False)
         self.blocks = nn.ModuleList(SiTBlock(width, config.heads) for _ in range(config.depth))
-        self.projectors = nn.ModuleList(
-            projector(width, config.projector_width, features) for features in config.features
-        )
+        self.projectors = nn.ModuleList(projector(width, PROJECTOR_WIDTH, one) for one in features)
         self.final_layer = FinalLayer(width, config.patch**2 * config.channels)
 
     def forward(self, latents: Tensor, time: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -123,7 +125,7 @@ class SiT(nn.Module):
         projected = []
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, condition)
-            if number + 1 == self.config.align_depth:
+            if number + 1 == min(ALIGN_DEPTH, len(self.blocks)):
                 flat = tokens.reshape(-1, width)
                 projected = [p(flat).reshape(images, count, -1) for p in self.projectors]
         return self.unpatchify(self.final_layer(tokens, condition)), projected

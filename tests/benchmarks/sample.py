@@ -37,15 +37,12 @@ COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
 def config_of(name: str) -> TransformerConfig:
-    """The published model of a name for ImageNet at 256 px, aligned to DINOv2-B."""
+    """The published model of a name for ImageNet at 256 px."""
     return config_named(
         name,
         side=32,
         channels=4,
         classes=1000,
-        features=(768,),
-        align_depth=8,
-        projector_width=2048,
         has_null_class=True,
     )
 

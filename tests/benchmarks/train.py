@@ -40,7 +40,7 @@ from training_loops import (
     Spent,
     cached_loop,
     check_agreement,
-    config_of,
+    flops_of,
     online_loop,
     published_loop,
     serve,
@@ -49,7 +49,6 @@ from training_loops import (
 
 from stages.encode.networks.registry import find_encoder
 from stages.encode.networks.timm_library import create_network, run_to_layer
-from stages.model.transformer import training_flops
 from stages.placement import find_device
 from stages.train.precision import HALF_PRECISIONS, precision_of
 from stages.train.train_settings import (
@@ -159,7 +158,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Measure this project's loop and another one, with a model and an encoder."""
     (encoder,) = settings.encoders
-    trained = training_flops(config_of(settings, tensors))
+    trained = flops_of(settings, tensors)
     flops = {CACHED: trained, ONLINE: trained + encoder_flops, PUBLISHED: trained}
     weights = tensors.path.with_name(f"{encoder}.pth")
     print(
@@ -197,10 +196,10 @@ def settings_of(options: argparse.Namespace, model: str, encoder: str) -> TrainS
     return TrainSettings(
         run=options.folder / "run",
         model=model,
-        encoders=(encoder,),
+        align=({"kind": "repa", "encoder": encoder},),  # type: ignore[arg-type]
         batch_size=options.batch,
         # More than any machine makes.
-        steps=1 << 40,
+        steps=(1 << 31) - 1,
         precision=options.precision,
         device=options.device,
         # Rows come from files, as of a cache that is larger than memory.

@@ -4,7 +4,7 @@ B images, S their side in px, T tokens, D features.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from multiprocessing.connection import Connection
@@ -15,7 +15,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from plain_training import Inputs, PlainLoop, SiT
-from stages.train.losses import TrainingLoss
 from torch import Tensor
 
 from cache.layout import VALID, ArraySpec, Column
@@ -25,16 +24,16 @@ from cache.storage import STORAGES
 from cache.writer import ShardWriter
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import find_encoder
-from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement, find_device
-from stages.train.batches import Batch, CachedBatches
+from stages.train.batches import CachedBatches, Named, Order
 from stages.train.cached_data import CachedData
 from stages.train.loop import Stretch
 from stages.train.precision import arithmetic, autocast, precision_of
-from stages.train.randomness import Draw
-from stages.train.run import transformer_config
+from stages.train.randomness import Randomness
+from stages.train.run import Run, training_flops, transformer_config
 from stages.train.run_speeds import peak_memory_bytes
 from stages.train.step import Step
+from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 CLASSES, RESOLUTION, SCALE = 1000, 256, 0.18215
@@ -104,15 +103,15 @@ class OnlineBatches(CachedBatches):
     """Cached moments, and tokens that an encoder computes from images on the device."""
 
     def __init__(
-        self, encoder: OnlineEncoder, data: CachedData, settings: TrainSettings, *args: Any,
-        **options: Any,
+        self, encoder: OnlineEncoder, data: CachedData, names: Sequence[str], order: Order,
+        place: Placement, *options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(data, settings, *args, **{**options, "is_aligned": False})
-        shape = (settings.batch_size, 3, RESOLUTION, RESOLUTION)
-        self._pixels = torch.randint(256, shape, dtype=torch.uint8, device=settings.device)
-        self._encoder = encoder
+        super().__init__(data, (), order, place, *options)
+        shape = (order.batch_size, 3, RESOLUTION, RESOLUTION)
+        self._pixels = torch.randint(256, shape, dtype=torch.uint8, device=place.device)
+        self._encoder, (self._name,) = encoder, names
 
-    def read(self, step: int) -> Batch:
+    def read(self, step: int) -> Named:
         return {**super().read(step), self._name: self._encoder.tokens(self._pixels)}
 
 
@@ -137,12 +136,12 @@ class OwnLoop:
         self._arithmetic.enter_context(
             arithmetic(precision, deterministic=settings.compute.deterministic)
         )
-        data = CachedData(tensors, settings)
-        self._stretch = Stretch(settings, data, place, None)
+        data = CachedData(tensors, settings.encoders)
+        self._stretch = stretch = Stretch(settings, data, place, None)
         self._batches, self._meter = self._stretch._batches, self._stretch._meter
-        self._draw = Draw(settings, data.latent_shape, place)
-        self._run = self._stretch._run
-        self._step = Step(settings, self._run, self._stretch._loss, place)
+        self._randomness = Randomness(settings, data.latent_shape, place, {})
+        self._run = stretch._run
+        self._step = Step(settings, self._run, stretch._terms, data, place)
 
     @property
     def wait_seconds(self) -> float:
@@ -150,7 +149,7 @@ class OwnLoop:
 
     def step(self) -> None:
         number = self._run.step
-        self._meter.add(self._step(self._batches.read(number), self._draw.at(number)))
+        self._meter.add(self._step(self._batches.read(number), self._randomness.at(number)))
 
     def finish(self) -> None:
         self._meter.reduce().values()
@@ -167,24 +166,38 @@ def online_loop(settings: TrainSettings, tensors: CachedTensors, weights: Path) 
         return OwnLoop(settings, tensors)
 
 
+def read_first(settings: TrainSettings, data: CachedData, place: Placement) -> Named:
+    """The first batch of a run."""
+    order = Order(settings.seed, settings.batch_size)
+    names, reading = RunTerms.of(settings).arrays, settings.reading
+    with closing(CachedBatches(data, names, order, place, reading, 1)) as batches:
+        return {name: tensor.clone() for name, tensor in batches.read(0).items()}
+
+
+def tokens_of(settings: TrainSettings, batch: Named) -> list[Tensor]:
+    return [batch[name] for name in RunTerms.of(settings).arrays]
+
+
 def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Path) -> Loop:
     """Without what this project sets up for a device, and with a batch that is there already."""
     device = torch.device(settings.device)
     precision = precision_of(settings, device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    data = CachedData(tensors, settings)
-    config = transformer_config(settings, data)
-    with closing(CachedBatches(data, settings, Placement(device))) as batches:
-        batch = batches.read(0)
-        inputs = Inputs(batch.moments.float(), batch.labels.clone(), batch.tokens)
-    model = SiT(config, settings.label_dropping)
-    model.load_state_dict(Transformer(config).state_dict())
+    data = CachedData(tensors, settings.encoders)
+    batch = read_first(settings, data, Placement(device))
+    tokens = tokens_of(settings, batch)
+    inputs = Inputs(batch["moments"].float(), batch["labels"], tokens)
+    widths = [one.shape[-1] for one in tokens]
+    model = SiT(transformer_config(settings, data), settings.label_dropping, widths)
+    own = Run(settings, data, Placement(torch.device("cpu")), None, RunTerms.of(settings))
+    model.load_state_dict(own.model.state_dict())
     return PlainLoop(model.to(device), inputs, precision, SCALE)
 
 
-def config_of(settings: TrainSettings, tensors: CachedTensors) -> TransformerConfig:
-    """The transformer that all of them train."""
-    return transformer_config(settings, CachedData(tensors, settings))
+def flops_of(settings: TrainSettings, tensors: CachedTensors) -> float:
+    """Operations for an image of the step that all of them make."""
+    data = CachedData(tensors, settings.encoders)
+    return training_flops(settings, transformer_config(settings, data), data.shape)
 
 
 class Spent(NamedTuple):
@@ -243,24 +256,28 @@ def profile(loop: Loop, device: torch.device) -> None:
 
 def check_agreement(settings: TrainSettings, tensors: CachedTensors) -> None:
     """That the published loop computes this project's loss and gradient, of a small model."""
-    small = {"model": "SiT-XS/2", "depth": 2, "batch_size": 2, "precision": "float32"}
-    settings = settings.model_copy(update={**small, "device": "cpu"})
-    place = Placement(torch.device("cpu"))
-    data = CachedData(tensors, settings)
-    config, scaling = transformer_config(settings, data), data.scaling
-    draws = Draw(settings, data.latent_shape, place).at(0)
-    with closing(CachedBatches(data, settings, place)) as batches:
-        batch = batches.read(0)
-    own, plain = Transformer(config), SiT(config, dropping=0)
+    (term,) = settings.align
+    small = {"model": "SiT-XS/2", "batch_size": 2, "precision": "float32", "device": "cpu"}
+    # The published loop aligns the last of these four blocks.
+    shallow = term.model_copy(update={"depth": 4})
+    settings = settings.model_copy(update={**small, "align": (shallow,)})
+    place, terms = Placement(torch.device("cpu")), RunTerms.of(settings)
+    data = CachedData(tensors, settings.encoders)
+    drawn = Randomness(settings, data.latent_shape, place, {}).at(0)
+    batch = read_first(settings, data, place)
+    tokens, run = tokens_of(settings, batch), Run(settings, data, place, None, terms)
+    own = run.model
+    plain = SiT(own.config, 0, [one.shape[-1] for one in tokens])
     for parameter in own.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     plain.load_state_dict(own.state_dict())
-    found = TrainingLoss(settings, settings.encoders, scaling, CLASSES)(own, batch, draws).total
-    labels = batch.labels.masked_fill(draws.dropped, CLASSES)
-    loop = PlainLoop(plain, Inputs(batch.moments, labels, batch.tokens), "float32", SCALE)
-    clean = scaling.sample(batch.moments, draws.posterior)
-    denoising, alignment = loop.losses(clean, draws.noise, draws.time)
-    expected = denoising + settings.weight * alignment
+    step = Step(settings, run, terms, data, place)
+    found = step._total(step._losses(batch, drawn))
+    labels = batch["labels"].masked_fill(drawn["dropped"], CLASSES)
+    loop = PlainLoop(plain, Inputs(batch["moments"], labels, tokens), "float32", SCALE)
+    clean = data.scaling.sample(batch["moments"], drawn["posterior"])
+    denoising, alignment = loop.losses(clean, drawn["noise"], drawn["time"])
+    expected = denoising + term.weight * alignment
     found.backward()
     expected.backward()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

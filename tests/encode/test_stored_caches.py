@@ -152,7 +152,7 @@ def test_a_new_field_with_another_value_makes_just_the_columns_stale_that_have_i
     dithered("blue")
     line = 'dither: cache "none", configuration "blue"'
     assert changes(config) == {FEATURES: [line]}
-    with pytest.raises(StaleCacheError, match=rf"efficientnet-lite0 was .* \({line}\)"):
+    with pytest.raises(StaleCacheError, match=rf"efficientnet-lite0: it was .* \({line}\)"):
         build(config.encode, CPU)
 
 

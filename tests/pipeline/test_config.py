@@ -32,7 +32,7 @@ def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., 
         "  encoders.efficientnet-lite0.wieghts: unknown key; did you mean 'weights'?",
         "  encoders.dinov2-vit-bb: unknown name 'dinov2-vit-bb'; did you mean 'dinov2-vit-b'?",
         "  train.model: unknown name 'SiT-XL2'; did you mean 'SiT-XL/2'?",
-        "  train.dept: unknown key; did you mean 'depth'?",
+        "  train.dept: unknown key; did you mean 'keep'?",
         "  sample.guidance_interval: expected 0 <= low <= high <= 1, got 0.7 and 0.2",
         "  datset: unknown key; did you mean 'dataset'?",
     ]
@@ -41,7 +41,7 @@ def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.align.0.depth=7", "train.depth: SiT-XS/2 has 4 blocks, got 7"),
+        ("train.align.0.depth=7", "train.align.0.depth: SiT-XS/2 has 4 blocks, got 7"),
         ("train.batch_size=5", "train.batch_size: 5 images cannot be shared by 2 processes"),
         ("dataset.resolution=34", "dataset.resolution: 34 is no multiple of the VAE's 4 px"),
         ("dataset.resolution=20", "train.model: SiT-XS/2 cannot cut latents of side 5"),
@@ -50,7 +50,13 @@ def test_all_errors_come_at_once_with_path_and_nearest_name(tiny: Callable[..., 
         ("encoders.efficientnet-lite0.weights=w.pth", "weights: there is no file "),
         ("encoders.efficientnet-lite0.input_size=60", "60 is no multiple of its patches of 16 px"),
         ("encoders.efficientnet-lite0.input_size=96", "6 x 6, those of SiT-XS/2 on 4 x 4; set"),
-        ('train.encoders=["efficientnet"]', "no section [encoders.efficientnet]; did you mean"),
+        ("train.align.0.dept=7", "train.align.0.dept: unknown key; did you mean 'depth'?"),
+        ("train.align.0.temperature=1", "train.align.0.temperature: unknown key; choose from"),
+        ("train.align.0.kind=nt_xent", "train.align.0: kind: unknown name 'nt_xent'; did you me"),
+        ("train.align.1.depth=7", "train.align.1: kind: required, one of repa, nt-xent"),
+        ("train.align.2.depth=7", "--set train.align.2.depth=7: the list has 1 entries, counted"),
+        ("train.encoders=[]", "(nothing: without entries there is no alignment)"),
+        ("train.align.0.encoder=efficientnet", "no section [encoders.efficientnet]; did you mean"),
         ("train.steps=0", "train.steps: input should be greater than 0"),
         ("train.label_dropping=true", "train.label_dropping: input should be a valid number"),
     ],
@@ -340,7 +346,8 @@ def test_the_paper_s_settings_are_the_defaults_of_its_preset(tmp_path: Path) -> 
     (tmp_path / "ILSVRC/Data/CLS-LOC/train").mkdir(parents=True)
     config = load_config(tmp_path / "pipeline.toml")
     train = config.train
-    assert (train.model, train.depth, train.weight) == ("SiT-XL/2", 8, 0.5)
+    (term,) = train.align
+    assert (train.model, term.kind, term.depths, term.weight) == ("SiT-XL/2", "repa", (8,), 0.5)
     assert (train.batch_size, train.learning_rate, train.ema_decay) == (256, 1e-4, 0.9999)
     assert (config.sample.solver, config.sample.steps) == ("euler-maruyama", 250)
     assert config.encode.token_grid("dinov2-vit-b") == 16
@@ -362,7 +369,6 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["train.encoder_weights={clip-vit-L = 1.0}"], "'clip-vit-L' is not among train.encoders"),
         (["train.compute.micro_batches=3"], "4 images cannot be shared by 1 processes with 3"),
         (["train.keep_every=3"], "train.keep_every: 3 is no multiple of train.checkpoint_every"),
         (

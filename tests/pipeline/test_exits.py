@@ -172,4 +172,4 @@ def test_a_mistake_in_the_settings_is_told_once_a_machine(monkeypatch: pytest.Mo
     for local, said in (("0", True), ("1", False)):
         monkeypatch.setenv("LOCAL_RANK", local)
         result = CliRunner().invoke(app, mistake)
-        assert (result.exit_code, "train.depth" in result.output) == (1, said)
+        assert (result.exit_code, "train.align.0.depth" in result.output) == (1, said)

@@ -133,10 +133,10 @@ def test_several_runs_stand_side_by_side(three: Path, tmp_path: Path) -> None:
 
 def test_only_settings_that_differ_are_compared(three: Path) -> None:
     records = [read_run(three / name) for name in ("sit", "plain", "dit")]
-    encoders = ["efficientnet-lite0"]
     assert different_settings(records) == {
         "train.model": ["SiT-XS/2", "SiT-XS/2", "DiT-XS/2"],
-        "train.encoders": [encoders, [], encoders],
+        "train.align.0.kind": ["repa", NOT_SET, "repa"],
+        "train.align.0.encoder": ["efficientnet-lite0", NOT_SET, "efficientnet-lite0"],
     }
     assert different_settings(records[:1]) == {}
     assert reasons_against_comparing(records[:2]) == []
@@ -144,12 +144,13 @@ def test_only_settings_that_differ_are_compared(three: Path) -> None:
 
 
 def test_a_setting_that_a_run_does_not_have_is_a_difference(three: Path) -> None:
-    config = edit_config(three / "dit", train={"align_until": 7})
+    config = edit_config(three / "dit")
+    config["train"]["align"][0]["until"] = 7
     del config["encoders"]["efficientnet-lite0"]["storage"]
     config_path(three / "dit").write_text(json.dumps(config))
     differing = different_settings([read_run(three / "sit"), read_run(three / "dit")])
     assert differing["encoders.efficientnet-lite0.storage"] == ["float16", NOT_SET]
-    assert differing["train.align_until"] == [None, 7]
+    assert differing["train.align.0.until"] == [None, 7]
 
 
 def test_what_a_run_does_not_read_is_no_difference(three: Path) -> None:
@@ -161,11 +162,13 @@ def test_what_a_run_does_not_read_is_no_difference(three: Path) -> None:
         "build": {"threads": 3},
     }
     edit_config(three / "sit", **unread)
-    for name in ("sit", "plain"):
-        edit_config(three / name, train={"depth": 3, "weight": 0.1})
+    config = edit_config(three / "sit")
+    config["train"]["align"][0] |= {"depth": 3, "weight": 0.1}
+    config_path(three / "sit").write_text(json.dumps(config))
     differing = different_settings([read_run(three / name) for name in ("sit", "plain", "dit")])
-    assert differing.keys() == {"train.model", "train.encoders", "train.depth", "train.weight"}
-    assert differing["train.depth"] == [3, NOT_READ, 2]
+    entry = {f"train.align.0.{key}" for key in ("kind", "encoder", "depth", "weight")}
+    assert differing.keys() == {"train.model", *entry}
+    assert differing["train.align.0.depth"] == [3, NOT_READ, 2]
     edit_config(three / "sit", train={"grid_every": 1}, dataset={"flip": True})
     edit_config(three / "dit", train={"grid_every": 1})
     differing = different_settings([read_run(three / name) for name in ("sit", "plain", "dit")])

@@ -67,7 +67,7 @@ def test_a_configuration_is_explained_without_what_works(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.dept=9", "did you mean 'depth'?"),
+        ("train.align.0.dept=9", "did you mean 'depth'?"),
         ("train.align.0.depth=9", "SiT-XS/2 has 4 blocks"),
         ("train.align.0.kind=nt_xent", "did you mean 'nt-xent'?"),
         ("train.interpolant=cosin", "did you mean 'cosine'?"),
@@ -117,4 +117,4 @@ def test_a_plan_draws_nothing_and_makes_no_page(built: Path, tmp_path: Path) -> 
     arguments = "plan", "--config", str(built / "pipeline.toml"), "--images", "30"
     said, packages = imported(tmp_path, *arguments)
     assert "30 images" in said
-    assert packages & {"matplotlib", "jinja2", "dask", "distributed"} == set()
+    assert packages & {"matplotlib", "dask", "distributed"} == set()
