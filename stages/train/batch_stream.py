@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cache.errors import IncompleteCacheError
-from cache.reader import ColumnReader
 from stages.placement import Placement
 from stages.train.arrays import TOKENS
 from stages.train.batches import CachedBatches, Named, Order
@@ -71,9 +70,7 @@ def stream(
     Raises IncompleteCacheError if a column is missing or not finished, ValueError if a batch
     cannot be shared by so many ranks.
     """
-    data = CachedData(tensors, wanted.encoders, verify=reading.verify)
-    for encoder in wanted.class_tokens:
-        _require_class_token(data.features[encoder][0])
+    data = open_data(tensors, wanted, verify=reading.verify)
     share, rest = divmod(order.batch_size, place.world)
     if not share or rest or not 0 <= place.rank < place.world:
         raise ValueError(
@@ -82,10 +79,14 @@ def stream(
     return _batches(data, wanted, order, place, reading, steps)
 
 
-def _require_class_token(reader: ColumnReader) -> None:
-    """Raise IncompleteCacheError if an encoder's column has no class tokens."""
-    if not reader.has_class_token:
-        raise IncompleteCacheError("it has no class tokens", where=reader.column.folder)
+def open_data(tensors: CachedTensors, wanted: Wanted, *, verify: bool) -> CachedData:
+    """The columns that are read. Raises IncompleteCacheError if one lacks what is wanted."""
+    data = CachedData(tensors, wanted.encoders, verify=verify)
+    for encoder in wanted.class_tokens:
+        reader = data.features[encoder][0]
+        if not reader.has_class_token:
+            raise IncompleteCacheError("it has no class tokens", where=reader.column.folder)
+    return data
 
 
 def _batches(

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from stages.train.batch_stream import CLASS_TOKEN, Wanted
-from stages.train.cached_data import CachedData
+from stages.train.batch_stream import CLASS_TOKEN, Wanted, open_data
 from stages.train.train_settings import CachedTensors
 
 Item: TypeAlias = dict[str, Any]
@@ -37,7 +36,7 @@ class CachedImages(Dataset[Item]):
         self._open()
 
     def _open(self) -> None:
-        self._data = CachedData(self._tensors, self._wanted.encoders, verify=self._verify)
+        self._data = open_data(self._tensors, self._wanted, verify=self._verify)
         self._owner = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[[], "CachedImages"], tuple[()]]:

@@ -156,9 +156,7 @@ def test_what_is_not_there_is_an_error_of_its_own(cache: repa_cache.Cache, tmp_p
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_batches_are_those_of_training(
-    tiny: Callable[..., Config], flip: bool, tmp_path: Path
-) -> None:
+def test_batches_are_those_of_training(tiny: Callable[..., Config], flip: bool) -> None:
     config = tiny(f"dataset.flip={str(flip).lower()}", "train.seed=7")
     repa_cache.build(config)
     cache, place = repa_cache.open(config.cache.path), Placement(torch.device("cpu"))
@@ -248,7 +246,7 @@ def test_workers_of_a_loader_read_the_same(cache: repa_cache.Cache, start: str) 
         assert_same(one, other)
 
 
-def test_commands_raise_what_the_program_says(tiny: Callable[..., Config], images: Path) -> None:
+def test_commands_raise_what_the_program_says(tiny: Callable[..., Config]) -> None:
     tiny()
     assert repa_cache.plan(repa_cache.load_config(), images=9).images.count == 9
     config = repa_cache.load_config("pipeline.toml", ["train.steps=2"], command="train")
@@ -256,7 +254,7 @@ def test_commands_raise_what_the_program_says(tiny: Callable[..., Config], image
         repa_cache.train(config)
     with pytest.raises(repa_cache.Error, match="did you mean 'steps'"):
         repa_cache.load_config("pipeline.toml", ["train.step=2"])
-    with pytest.raises(repa_cache.Error, match=r"images"):
+    with pytest.raises(repa_cache.Error, match="there is no folder nowhere"):
         repa_cache.load_config(overrides=["dataset.path=nowhere"], command="build")
     assert repa_cache.build(config).rows == 21
     assert repa_cache.verify(config) == []
