@@ -110,7 +110,9 @@ class Transformer(nn.Module):
         for depth, block in enumerate(self.blocks, start=1):
             tokens = self._run(block, tokens, condition)
             if depth in depths:
-                hidden[depth] = tokens
+                # A view of its own: gradients from here join those of later blocks as one sum,
+                # so that it does not matter to the last bit when the tokens are used.
+                hidden[depth] = tokens.view_as(tokens)
         return self._assemble(self.final_layer(tokens, condition)), hidden
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:

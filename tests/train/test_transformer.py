@@ -46,6 +46,25 @@ def test_hidden_states_are_those_that_are_asked_for(sit_repa: Any) -> None:
     assert torch.equal(hidden[3], tokens)
 
 
+def test_when_hidden_states_are_used_changes_no_bit_of_a_gradient(sit_repa: Any) -> None:
+    model = golden_model(sit_repa)
+    inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
+    head = torch.nn.Linear(model.config.width, 7)
+
+    def gradients(at_once: bool) -> list[torch.Tensor]:
+        seen = []
+        hook = model.blocks[0].register_forward_hook(lambda *made: seen.append(head(made[-1])))
+        prediction, hidden = model(*inputs, [1])
+        hook.remove()
+        projected = seen[0] if at_once else head(hidden[1])
+        return torch.autograd.grad(
+            prediction.square().mean() + projected.square().mean(), model.blocks[0].parameters()
+        )
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
     fresh = Transformer(golden_model(sit_repa).config)
     torch.testing.assert_close(fresh.pos_embed, sit_repa["model.pos_embed"])
