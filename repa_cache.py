@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from cache.keys import Keys
     from cache.reader import ColumnReader
+    from cache.rows import Keys
     from pipeline.commands import app as app
     from pipeline.commands.analyze import cknna as cknna
     from pipeline.commands.analyze import compare as compare
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from pipeline.commands.verify import verify as verify
     from pipeline.config import Config as Config
     from stages.train.batch_stream import Batch as Batch
-    from stages.train.cached_images import CachedImages as CachedImages
+    from stages.train.batch_stream import CachedImages as CachedImages
     from stages.train.train_settings import CachedTensors
 
 # Where what is imported when it is asked for stands.
@@ -82,7 +82,7 @@ LATER = {
     "app": "pipeline.commands",
     "Config": "pipeline.config",
     "Batch": "stages.train.batch_stream",
-    "CachedImages": "stages.train.cached_images",
+    "CachedImages": "stages.train.batch_stream",
     **dict.fromkeys(("cknna", "compare", "probe"), "pipeline.commands.analyze"),
     **{
         name: f"pipeline.commands.{name}"
@@ -300,8 +300,7 @@ class Cache:
         verify: bool = True,
     ) -> "CachedImages":
         """Its images as a map-style data set of torch, for any DataLoader."""
-        from stages.train.batch_stream import Wanted
-        from stages.train.cached_images import CachedImages
+        from stages.train.batch_stream import CachedImages, Wanted
 
         wanted = Wanted(tuple(encoders), tuple(class_tokens))
         again = {"class_tokens": wanted.class_tokens, "vae": vae, "verify": verify}

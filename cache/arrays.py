@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from cache.checksums import row_checksums
-from cache.compression import CompressedRows, unwarned
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
 from cache.shard_files import Buffer, DirectRows, RowNumbers
+from cache.storage import CompressedRows, row_checksums, unwarned
 
 
 class RowReader(Protocol):

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import RowsChangedError
-from cache.keys import Places, find_keys
 from cache.order import block_permutation
-from cache.rows import NUMBERS, RowTable
+from cache.rows import NUMBERS, Places, RowTable, find_keys
 
 NAMED_KEYS = 5
 

@@ -20,7 +20,7 @@ class Layout:
     """How the rows of an array lie in files: each holds chunks, each of which holds rows.
 
     index: where a file's index is, if it has one; is_compressed: whether each row is a chunk as
-    `cache.compression` makes it.
+    `cache.storage` makes it.
     """
 
     rows_per_file: int

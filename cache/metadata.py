@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cache.compression import codec_arguments, unwarned
 from cache.errors import DamagedCacheError, NotACacheError, StaleCacheError
-from cache.files import atomic_folder, remove_leftovers, write_atomically
+from cache.files import Found, atomic_folder, of_one_version, remove_leftovers, write_atomically
 from cache.layout import FAMILIES, FLIPPED, LEDGER, ROWS, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, fingerprint, recipe_differences, written
-from cache.versions import Found, of_one_version
+from cache.storage import codec_arguments, unwarned
 
 FORMAT_VERSION = 2
 

@@ -10,14 +10,13 @@ import numpy.typing as npt
 
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
-from cache.checksums import row_checksums
 from cache.errors import CacheReplacedError, DamagedCacheError, IncompleteCacheError
+from cache.files import of_one_version
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import column_names, has_column, read_column, root_attributes
 from cache.rows import RowTable, count_rows, read_rows
 from cache.shard_files import Buffer
-from cache.storage import STORAGES
-from cache.versions import of_one_version
+from cache.storage import STORAGES, row_checksums
 
 
 class Cache:

@@ -1,13 +1,100 @@
-"""How tensors are stored: as half precision, as 8-bit codes with scales, or as they are.
+"""How tensors are stored and checked: half precision, 8-bit codes, pixels without loss.
+
+A row is an inner chunk with standard Zarr codecs, so that zarr-python reads it too. On photographs
+the differences save a sixth of what Zstandard alone leaves, and its fastest level is the best.
 
 To add a way, write a class with these methods and name it in `FLOAT_STORAGES`. The same code
 works on numpy arrays and on tensors of any device. B rows, T tokens, D features.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
 from array_api_compat import array_namespace
+from numcodecs import Delta, Zstd
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import numcodecs as zarr_numcodecs
+from zarr.errors import ZarrUserWarning
+
+from cache.shard_files import Buffer, DirectRows, RowNumbers
+
+
+def row_checksums(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """The crc32c of the bytes of each row, [B], of a C-contiguous array [B, ...]."""
+    return np.array([google_crc32c.value(row) for row in rows], np.uint32)
+
+
+def finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows, [B], of an array [B, ...] hold neither NaN nor infinity."""
+    if rows.dtype.kind != "f":
+        return np.ones(len(rows), np.bool_)
+    flat = rows.reshape(len(rows), -1)
+    finite: npt.NDArray[np.bool_]
+    if rows.dtype == np.float16:
+        # By their bits, numbers lie below the infinities of either sign: many times faster than
+        # asking half-precision numbers, and without memory for an answer each.
+        bits = flat.view(np.uint16)
+        finite = (bits.view(np.int16).max(axis=1) < 0x7C00) & (bits.max(axis=1) < 0xFC00)
+    else:
+        finite = np.isfinite(flat).all(axis=1)
+    return finite
+
+
+LEVEL = 1
+CHECKSUM_BYTES = 4
+
+
+def codec_arguments() -> dict[str, Any]:
+    """The codecs, for `zarr.Group.create_array` of a uint8 array."""
+    return {
+        "filters": (zarr_numcodecs.Delta(dtype="|u1"),),
+        "compressors": (ZstdCodec(level=LEVEL), Crc32cCodec()),
+    }
+
+
+def compress(row: Buffer) -> bytes:
+    """The inner chunk that holds a uint8 row."""
+    content: bytes = Zstd(LEVEL).encode(Delta("u1").encode(row.reshape(-1)))
+    checksum: int = google_crc32c.value(content)
+    return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def decompress(chunk: bytes, out: Buffer) -> None:
+    """Fill `out`, a row, from its inner chunk. Raises ValueError if the chunk is damaged."""
+    content, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
+    if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
+        raise ValueError("its checksum differs")
+    try:
+        Delta("u1").decode(np.frombuffer(Zstd().decode(content), np.uint8), out.reshape(-1))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+class CompressedRows(DirectRows):
+    """Reads rows of a local array whose inner chunks `compress` made."""
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
+        for place, row in enumerate(rows.tolist()):
+            file, position = self.file(row)
+            try:
+                decompress(file.chunk(position), out[place])
+            except ValueError as error:
+                raise file.damaged(f"row {row} cannot be decompressed: {error}") from error
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without zarr's warning that other implementations may not know one of these codecs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numcodecs codecs", ZarrUserWarning)
+        yield
+
 
 # A numpy array or a tensor.
 Array: TypeAlias = Any

@@ -20,14 +20,13 @@ import numpy.typing as npt
 import zarr
 
 from cache import ledger
-from cache.checksums import finite_rows, row_checksums
-from cache.compression import decompress, unwarned
 from cache.errors import DamagedCacheError
 from cache.file_layout import find_layout
+from cache.files import Version, versions
 from cache.layout import LEDGER, ROWS, ArraySpec, Column, Rows
 from cache.metadata import look_through, read_column, root_attributes
 from cache.rows import read_rows
-from cache.versions import Version, versions
+from cache.storage import decompress, finite_rows, row_checksums, unwarned
 from cache.writer import shard_tail
 
 # Rows are read for checking in pieces of about this size.

@@ -9,11 +9,10 @@ import google_crc32c
 import numpy as np
 
 from cache import ledger
-from cache.checksums import finite_rows, row_checksums
-from cache.compression import compress
 from cache.errors import CacheWriteError
 from cache.files import atomic_file, remove_leftovers, start_writeback
 from cache.layout import LEDGER, ArraySpec, Column, Rows
+from cache.storage import compress, finite_rows, row_checksums
 
 
 class ShardWriter:

@@ -9,7 +9,7 @@ from pipeline.exits import ConfigError
 from pipeline.report.records import is_run
 from pipeline.required_files import Need
 from pipeline.stored_configs import run_config
-from stages.evaluate.judged import EvaluateError
+from stages.evaluate.results import EvaluateError
 from stages.weights.checkpoint import find, latest
 from stages.weights.run_folder import samples_path
 

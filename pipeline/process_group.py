@@ -1,18 +1,156 @@
-"""Where a process runs: its device, and its place among the processes of `torchrun`."""
+"""The processes of a command: where each runs, how they were launched, and how they fail as one.
+
+A process that fails leaves the others waiting in an exchange that it will never take part in, for
+as long as half an hour. So it says that it failed before it ends; the others then end too, and say
+nothing of what they meet on the way.
+"""
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from stages.failing import failing_together
+from cache.errors import RepaCacheError
+from pipeline.exits import ConfigError
+from stages.interrupt import FollowingError, InterruptedWorkError
 from stages.placement import Placement, find_device
 from stages.processes import ADDRESS, PORT, RANK, WORLD, LaunchError, world_size
 from stages.progress import say
+
+FAILURES = "repa-cache/failures"
+# How often a process looks whether another has failed, and what it then has to end by itself.
+LOOK_SECONDS, GRACE_SECONDS = 0.5, 3.0
+# How Gloo says that a process it exchanges with is gone, in an error of no kind of its own.
+GLOO = "gloo"
+
+
+class LostProcessError(RepaCacheError):
+    """Another process of the run is gone, and has not said why."""
+
+
+@contextmanager
+def failing_together(store: Store) -> Iterator[None]:
+    """An error in the block of any process ends all of them.
+
+    store: that they share. Raises FollowingError in all but the first, and LostProcessError if
+    another process was killed.
+    """
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(store.clone(), ended), daemon=True)  # type: ignore[attr-defined]
+    watch.start()
+    try:
+        yield
+    except InterruptedWorkError:
+        raise
+    except Exception as error:
+        if not _is_first(store):
+            raise FollowingError("another process of this run has failed") from error
+        if isinstance(error, DistError) or GLOO in str(error):
+            raise LostProcessError(
+                f"Another process of this run is gone ({str(error).splitlines()[0]})",
+                remedy=(
+                    "What it said stands above; if nothing does, it was killed, as systems do "
+                    "that run out of memory. Run the same command to go on."
+                ),
+            ) from error
+        raise
+    finally:
+        ended.set()
+        watch.join(GRACE_SECONDS)
+
+
+def _is_first(store: Store) -> bool:
+    """Whether no other process has failed before, as far as can be known."""
+    try:
+        return store.add(FAILURES, 1) == 1
+    except DistError:
+        # The process that kept the store is gone.
+        return True
+
+
+def _watch(store: Store, ended: threading.Event) -> None:
+    """End this process if another has failed and this one waits for it."""
+    try:
+        while not store.check([FAILURES]):
+            if ended.wait(LOOK_SECONDS):
+                return
+    except DistError:
+        # The launcher, or the first process, is gone: as if it had asked to stop.
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return
+    if not ended.wait(GRACE_SECONDS):
+        os._exit(1)
+
+
+# Commands that torchrun can start in several processes.
+DISTRIBUTED = frozenset({"train", "sample", "evaluate"})
+
+# By what they are called: the variable that has the number of processes.
+SIZES = {"mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+RENDEZVOUS = (
+    "--rdzv-backend=c10d "
+    '--rdzv-endpoint=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500 '
+)
+
+
+def check_launch(command: str) -> None:
+    """Raise ConfigError if this is one of several processes that would each do all the work.
+
+    Those of torchrun have WORLD_SIZE, whoever started torchrun.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    if (tasks := _slurm_tasks()) > 1:
+        raise _lone("srun", tasks, _by_srun(command, tasks))
+    for launcher, variable in SIZES.items():
+        if (processes := _number(variable, 1)) > 1:
+            raise _lone(launcher, processes, _by_torchrun(command, processes))
+
+
+def _by_srun(command: str, tasks: int) -> str:
+    if command not in DISTRIBUTED:
+        return f"It is for one process: srun --ntasks=1 repa-cache {command}"
+    nodes = max(1, _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1)))
+    return (
+        f"Have srun start torchrun, once on each machine: srun --nodes={nodes} --ntasks={nodes} "
+        f"torchrun --nnodes={nodes} --nproc-per-node={-(-tasks // nodes)} "
+        f"{RENDEZVOUS if nodes > 1 else ''}--no-python repa-cache {command}"
+    )
+
+
+def _by_torchrun(command: str, processes: int) -> str:
+    if command not in DISTRIBUTED:
+        return f"It is for one process: repa-cache {command}"
+    return f"Start torchrun: torchrun --nproc-per-node={processes} --no-python repa-cache {command}"
+
+
+def _slurm_tasks() -> int:
+    """How many processes srun started beside this one, itself included.
+
+    SLURM_NTASKS alone is also there in a batch script, which is one process and has number 0.
+    """
+    beside = _number("SLURM_NTASKS", 1) if _number("SLURM_PROCID", 0) > 0 else 1
+    return _number("SLURM_STEP_NUM_TASKS", beside)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
+
+
+def _lone(launcher: str, processes: int, remedy: str) -> ConfigError:
+    return ConfigError(
+        f"{launcher} started {processes} processes that do not know of one another: each would do "
+        "all the work",
+        remedy=remedy,
+    )
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stages.setting_kinds import Kinds, Registered, kinds_among
-from stages.setting_types import Settings, nearest
+from stages.setting_types import Kinds, Registered, Settings, kinds_among, nearest
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from statistics import mean
 
 import numpy as np
 
+from stages.analyze.hidden_states import AlignmentScores, ProbeScores
 from stages.analyze.probe import Accuracy
-from stages.analyze.run_states import AlignmentScores, ProbeScores
 from stages.analyze.subject import Subject
 from stages.train.train_settings import TrainSettings
 

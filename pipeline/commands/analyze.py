@@ -89,10 +89,9 @@ def cknna(
 
     encoders: names, by default all; out: a folder, by default `analysis` in the run's.
     """
-    from pipeline.analysis.analysis_figures import draw_cknna
-    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.analysis_page import draw_cknna, write_analysis
     from pipeline.analysis.state_tables import alignment_findings, alignment_summary
-    from stages.analyze.run_states import measure_cknna
+    from stages.analyze.hidden_states import measure_cknna
     from stages.analyze.subject import open_subject
     from stages.placement import find_device
 
@@ -114,10 +113,9 @@ def probe(
 
     encoders: names, by default all; out: a folder, by default `analysis` in the run's.
     """
-    from pipeline.analysis.analysis_figures import draw_probes
-    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.analysis_page import draw_probes, write_analysis
     from pipeline.analysis.state_tables import probe_findings, probe_summary
-    from stages.analyze.run_states import measure_probes
+    from stages.analyze.hidden_states import measure_probes
     from stages.analyze.subject import open_subject
     from stages.placement import find_device
 
@@ -141,8 +139,7 @@ def compare(
     encoders: names, by default all; rows: images, at most; how: to probe, None for no probes;
     out: a folder, by default that of the cache.
     """
-    from pipeline.analysis.analysis_figures import draw_encoders
-    from pipeline.analysis.analysis_page import write_analysis
+    from pipeline.analysis.analysis_page import draw_encoders, write_analysis
     from pipeline.analysis.encoder_tables import encoders_findings, encoders_summary
     from stages.analyze.cached_encoders import compare_encoders
     from stages.placement import find_device

@@ -15,7 +15,7 @@ from pipeline.exits import reported_errors
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.reading_speed import Reading
+    from pipeline.plan.reading_speed import Reading
 
 
 def bench(config: "Config", *, is_configured: bool = True) -> "Reading":
@@ -23,8 +23,8 @@ def bench(config: "Config", *, is_configured: bool = True) -> "Reading":
 
     is_configured: whether the cache has to be what the configuration would build.
     """
-    from pipeline.reading_speed import measure_reading
-    from pipeline.used_columns import check_columns
+    from pipeline.plan.reading_speed import measure_reading
+    from pipeline.requirements import check_columns
 
     if is_configured:
         check_columns(config)
@@ -49,7 +49,7 @@ def command(
 
 
 def _show(reading: "Reading") -> None:
-    from pipeline.reading_speed import GPU_FLOPS
+    from pipeline.plan.reading_speed import GPU_FLOPS
 
     for name, rate in (("cold", reading.cold), ("warm", reading.warm)):
         typer.echo(

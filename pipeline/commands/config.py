@@ -15,7 +15,7 @@ from pipeline.exits import reported_errors
 def config(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
     """All settings of a file as commented TOML; by default of pipeline.toml, or of the demo."""
     from pipeline.config import checked, validated
-    from pipeline.describing.commented_toml import commented
+    from pipeline.describing.documents import commented
     from pipeline.toml_documents import read_document
 
     place = path or DEFAULT_CONFIG
@@ -55,7 +55,7 @@ def command(
     """
     with reported_errors(debug):
         if schema:
-            from pipeline.describing.json_schema import json_schema
+            from pipeline.describing.described import json_schema
 
             typer.echo(json.dumps(json_schema(), indent=2))
             return

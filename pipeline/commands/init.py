@@ -21,7 +21,7 @@ def init(preset: str = "demo", path: Path = DEFAULT_CONFIG) -> list[str]:
     Raises ConfigError if there is no such preset, or if there is such a file.
     """
     from pipeline.config import load_config
-    from pipeline.required_packages import missing_packages
+    from pipeline.requirements import missing_packages
     from stages.setting_types import nearest
 
     if preset not in PRESETS:

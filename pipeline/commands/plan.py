@@ -56,11 +56,11 @@ def command(
     with reported_errors(debug):
         made = plan(load("plan", config, overrides), images, gpus, is_measured=measure)
         if as_json:
-            from pipeline.plan.plan_json import exported
+            from pipeline.plan.plan_views import exported
 
             typer.echo(json.dumps(exported(made), indent=2))
         else:
-            from pipeline.plan.plan_tables import show_plan
+            from pipeline.plan.plan_views import show_plan
 
             show_plan(made)
         if not made.space.fits:

@@ -72,7 +72,7 @@ def _summarise(config: "Config") -> Summary:
     """Read what there is of a run that has at least one checkpoint."""
     from cache.reader import Cache
     from pipeline.report.records import read_run
-    from pipeline.used_columns import used_columns
+    from pipeline.requirements import used_columns
     from stages.evaluate.results import read_results
     from stages.sample.generate import newest_samples
     from stages.weights.checkpoint import find

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.exits import ConfigError
-from pipeline.launchers import DISTRIBUTED, check_launch
+from pipeline.process_group import DISTRIBUTED, check_launch
 from stages.processes import world_size
 from stages.weights.export_options import Weights
 
@@ -116,7 +116,7 @@ def with_packages(command: str, config: Config, path: Path) -> Config:
     path: what it is of. Raises ConfigError.
     """
     from pipeline.config import config_error
-    from pipeline.required_packages import missing_packages
+    from pipeline.requirements import missing_packages
 
     if problems := list(missing_packages(command, config)):
         raise config_error(path, problems)

@@ -19,7 +19,7 @@ def train(config: "Config") -> "TrainSummary":
     """Train, or go on training, and write the page of the run."""
     from pipeline.process_group import placement
     from pipeline.report.report_page import write_own_report
-    from pipeline.used_columns import check_columns
+    from pipeline.requirements import check_columns
     from stages.sample.grids import GridDrawer
     from stages.train.loop import train
 

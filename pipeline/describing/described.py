@@ -1,11 +1,15 @@
-"""Sections and settings with their descriptions, as the JSON Schema has them."""
+"""Sections and settings with their descriptions, and the JSON Schema that has them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from pipeline.describing.json_schema import json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core import core_schema
+
+from pipeline.config import Config
 from pipeline.toml_documents import as_toml
 
 # Names that are not listed one by one.
@@ -176,3 +180,47 @@ def in_words(schema: Mapping[str, Any]) -> str:
     limits = {word: schema.get(key, LARGE) for key, word in BOUNDS.items()}
     bounds = [f"{word} {as_toml(limit)}" for word, limit in limits.items() if limit < LARGE]
     return f"{TYPES[schema['type']]} {' and '.join(bounds)}".rstrip()
+
+
+SCHEMA_FILE = "pipeline.schema.json"
+# The first line of a pipeline.toml that has its schema beside it, as taplo reads it.
+SCHEMA_LINE = f"#:schema ./{SCHEMA_FILE}"
+
+
+class _OfToml(GenerateJsonSchema):
+    """Without what TOML does not have: a setting that is null is left out of it."""
+
+    def generate(
+        self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation"
+    ) -> JsonSchemaValue:
+        return {"$schema": self.schema_dialect, **super().generate(schema, mode)}
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        default = schema.get("default")
+        if default is None or isinstance(default, BaseModel):
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a whole file, as JSON."""
+    schema: dict[str, Any] = _joined(Config.model_json_schema(schema_generator=_OfToml))
+    return {**schema, "title": "pipeline.toml of repa-cache"}
+
+
+def _joined(node: Any) -> Any:
+    """A schema with the lines of each description as one."""
+    if isinstance(node, dict):
+        return {
+            key: " ".join(value.split())
+            if key == "description" and isinstance(value, str)
+            else _joined(value)
+            for key, value in node.items()
+        }
+    return [_joined(one) for one in node] if isinstance(node, list) else node

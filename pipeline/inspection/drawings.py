@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cache.rows import RowTable
-from pipeline.inspection.picture_data import Errors, PictureData
-from pipeline.inspection.token_views import EncoderView, Pixels
+from pipeline.inspection.picture_data import EncoderView, Errors, PictureData, Pixels
 from pipeline.pages.figures import COLOURS, new_figure
 
 WIDTH, HEIGHT = 4.6, 2.7

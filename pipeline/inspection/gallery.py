@@ -12,27 +12,24 @@ from torch import Tensor
 
 from cache.errors import IncompleteCacheError
 from cache.rows import RowTable
-from pipeline.inspection.contents import Contents
+from pipeline.inspection.contents import Contents, encoder_of
 from pipeline.inspection.inspection_page import Story, write_pictures
 from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
 from pipeline.inspection.picture_data import (
     PictureData,
-    encoder_of,
     gather_picture_data,
     read_crops,
 )
-from pipeline.inspection.shown_rows import (
+from pipeline.inspection.shown_images import (
+    Neighbours,
     RowNumbers,
     drawn_rows,
-    find_rows,
-    shown_columns,
-    spread_rows,
-)
-from pipeline.inspection.single_images import (
-    Neighbours,
     find_neighbours,
+    find_rows,
     image_listings,
     neighbour_listings,
+    shown_columns,
+    spread_rows,
 )
 from stages.encode.build_settings import EncodeSettings
 

@@ -12,12 +12,18 @@ from torch import Tensor
 from cache.rows import RowTable
 from pipeline.inspection.drawings import draw_overview, drawings, sheets
 from pipeline.inspection.listings import Listing
-from pipeline.inspection.picture_data import PictureData
-from pipeline.inspection.single_images import Neighbours, class_of
-from pipeline.inspection.token_views import EncoderView, Pixels, middle, palette, view_encoders
+from pipeline.inspection.picture_data import (
+    EncoderView,
+    PictureData,
+    Pixels,
+    middle,
+    palette,
+    view_encoders,
+)
+from pipeline.inspection.shown_images import Neighbours, class_of
 from pipeline.pages import compressed, embedded, write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
-from stages.analyze.retrieval import Neighbour
+from stages.analyze.neighbours import Neighbour
 from stages.sample.grids import save_grid
 
 # Photographs up to this side are embedded as they are; larger ones are made smaller, with loss.

@@ -8,8 +8,7 @@ import typer
 from rich.filesize import decimal
 
 from cache.layout import VALID
-from pipeline.inspection.column_usage import RunUse
-from pipeline.inspection.contents import CachedColumn, Contents
+from pipeline.inspection.contents import CachedColumn, Contents, RunUse
 from pipeline.tables import show_table
 
 # Digits of a sha256 that are shown, of 64.

@@ -10,13 +10,12 @@ import torch
 
 from cache.layout import FEATURES, FLIPPED, Column
 from pipeline.config import Config
-from pipeline.plan.scratch_cache import scratch_cache
+from pipeline.plan.reading_speed import GPU_FLOPS, Reading, measure_reading, scratch_cache
 from pipeline.plan.space import Space
-from pipeline.reading_speed import GPU_FLOPS, Reading, measure_reading
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
-from stages.train.arrays import encoder_of, shape_of, storage_of, stored_arrays
+from stages.train.cached_data import encoder_of, shape_of, storage_of, stored_arrays
 from stages.train.run import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors

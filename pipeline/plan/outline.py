@@ -1,8 +1,12 @@
-"""The plan of a pipeline.toml: all that can be said of it before anything runs."""
+"""The plan of a pipeline.toml: what can be said before anything runs, and advice."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from rich.filesize import decimal
+
+from cache.layout import FLIPPED
 from pipeline.config import Config
 from pipeline.plan.durations import (
     BuildTime,
@@ -17,6 +21,8 @@ from pipeline.plan.durations import (
 )
 from pipeline.plan.gains import Gains, find_gains
 from pipeline.plan.space import PHOTOGRAPHS_COMPRESSED, Space, find_space
+from pipeline.tables import count, duration, percent
+from stages.encode.building.columns import features_column
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import SourceError
 from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, measure_decoding
@@ -88,3 +94,124 @@ def _decoding(config: Config, images: Images, *, is_measured: bool) -> Decoding 
     if source is None or not (is_measured or config.dataset.pixels):
         return None
     return measure_decoding(source, config.encode, MEASURE_SECONDS if is_measured else 0)
+
+
+# Below this share of a run, a cache is not worth its disk and its build for that run alone.
+LITTLE = 0.1
+# A sweep.
+SWEEP_RUNS = 10
+
+
+def advice(plan: Plan) -> list[str]:
+    """A sentence or two for each thing to know or to do."""
+    parts = (_room, _worth, _precision, _reading)
+    return [sentence for part in parts for sentence in part(plan)]
+
+
+def _room(plan: Plan) -> Iterator[str]:
+    space = plan.space
+    if space.fits:
+        return
+    lacking = space.needed_bytes - space.free_bytes
+    ways = []
+    if floats := _floats(plan):
+        saved = sum(
+            one.missing.bytes // 2
+            for one in space.arrays
+            if one.array.name == "tokens" and one.array.dtype == "float16"
+        )
+        ways.append(f'storage = "int8" for {floats} (saves {decimal(saved)})')
+    unused = [name for name in plan.config.encoders if name not in plan.config.train.encoders]
+    if unused:
+        ways.append(f"fewer encoders (this run does not need {', '.join(unused)})")
+    ways.append("another disk (cache.path)")
+    yield f"It does not fit: {decimal(lacking)} more are needed. Ways: {'; '.join(ways)}."
+    if space.missing.bytes <= space.free_bytes:
+        yield (
+            "Compressed as expected it would fit, but a build begins only with room for pixels "
+            "that do not compress."
+        )
+
+
+def _floats(plan: Plan) -> str:
+    """The encoders whose tokens take two bytes a number."""
+    encoders = plan.config.encoders.items()
+    return ", ".join(name for name, own in encoders if own.storage == "float16")
+
+
+def _worth(plan: Plan) -> Iterator[str]:
+    gains, encoders = plan.gains, plan.config.train.encoders
+    epochs, runs = gains.break_even_epochs, gains.break_even_runs
+    if epochs is None or runs is None:
+        yield (
+            "This run aligns to no encoder: the cache gives it latents, which published code "
+            "precomputes too, and saves nothing beyond that."
+        )
+        return
+    ahead = f"{count(epochs)} epochs ({count(runs)} runs)"
+    many = f"{SWEEP_RUNS} runs save {percent(gains.saving(SWEEP_RUNS))}"
+    if _is_built(plan):
+        yield f"Its tokens are there: a run from them saves {percent(gains.run_saving)}."
+    elif runs > 1:
+        yield (
+            f"A run of {count(gains.aligned_epochs)} epochs is shorter than the {ahead} after "
+            f"which encoding once is cheaper. For this run alone, {', '.join(encoders)} is better "
+            f"run online{f'; {many}' if runs < SWEEP_RUNS else ''}."
+        )
+    elif gains.run_saving < LITTLE:
+        yield (
+            f"For one run it gains little: {percent(gains.run_saving)} of its operations, "
+            f"{percent(gains.saving(1))} with the encoding for it counted, for "
+            f"{decimal(_features_bytes(plan))} of disk. It pays for sweeps ({many}, "
+            f"{_saved(plan, SWEEP_RUNS)}), for larger or several encoders, and for smaller "
+            "transformers."
+        )
+    else:
+        yield (
+            f"It pays after {ahead}: one run saves {percent(gains.saving(1))} with the encoding "
+            f"for it counted, {_saved(plan, 1)}; {many}."
+        )
+
+
+def _is_built(plan: Plan) -> bool:
+    """Whether nothing lacks of what the run reads."""
+    views = plan.config.tensors.columns(plan.config.train.encoders)
+    names = {name for column in views for name in column}
+    return not any(one.missing_rows for one in plan.foreseen if one.column.name in names)
+
+
+def _saved(plan: Plan, runs: int) -> str:
+    """Time that so many runs save, less what is spent before."""
+    seconds = runs * plan.gains.saved_seconds - plan.gains.build_seconds
+    return f"{duration(seconds)} of one {plan.device_name}"
+
+
+def _features_bytes(plan: Plan) -> int:
+    names = {features_column(encoder) for encoder in plan.config.train.encoders}
+    arrays = (one for one in plan.space.arrays if one.column.removesuffix(FLIPPED) in names)
+    return sum(one.whole.bytes for one in arrays)
+
+
+def _precision(plan: Plan) -> Iterator[str]:
+    exact = [n for n, own in plan.config.encoders.items() if own.precision == "float32"]
+    exact += ["the VAE"] if plan.config.latents.precision == "float32" else []
+    if plan.measured is None and exact and plan.build.seconds:
+        yield (
+            f'precision = "float16" for {", ".join(exact)} makes a build on a GPU several times '
+            "as fast (tokens differ by 5e-4, latents by 1.5e-3)."
+        )
+
+
+def _reading(plan: Plan) -> Iterator[str]:
+    if plan.measured is None:
+        yield "Speeds are assumed: --measure runs the networks and this disk for some seconds."
+        return
+    cold, needed = plan.measured.reading.cold, plan.rate.needed_images_per_second
+    if cold < needed:
+        ways = ["a faster disk (cache.path)", "train.block_rows on network storage"]
+        if floats := _floats(plan):
+            ways.insert(0, f'storage = "int8" for {floats}')
+        yield (
+            f"This disk feeds {cold / plan.rate.images_per_second:.2g} of {plan.rate.gpus} GPUs. "
+            f"Ways: {'; '.join(ways)}."
+        )

@@ -1,12 +1,16 @@
-"""What runs have in common and what not: settings and cached columns."""
+"""What can be compared of runs: settings, cached columns, and metrics of samples over the steps."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from cache.recipe import flatten
-from pipeline.report.records import RunRecord
+from pipeline.pages.figures import COLOURS, inline_svg, styled
+from pipeline.report.curves import SMALL, Panel, new_panel, run_key, set_step_axis
+from pipeline.report.records import RunRecord, SampleRecord
+from stages.evaluate.results import OF_MANIFEST, Result
 
 # The folder of a run is its name, and not a setting to compare.
 OWN = "train.run"
@@ -111,3 +115,150 @@ def columns_read(records: Sequence[RunRecord]) -> list[ColumnRow]:
         ColumnRow(name, [str(of_run[name]) if name in of_run else None for of_run in of_runs])
         for name in names
     ]
+
+
+# What decides the images that are judged, beside the weights.
+WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
+DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
+HIGHER_IS_BETTER = frozenset({"is", "precision", "recall"})
+# Of a sha256, of 64.
+SHOWN_DIGITS = 8
+LOOKS = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with metrics that were measured alike.
+
+    results: by metric; group: a letter for how they were drawn and judged.
+    """
+
+    run: int
+    record: RunRecord
+    samples: SampleRecord
+    results: dict[str, Result]
+    group: str
+
+
+def judged_samples(records: Sequence[RunRecord]) -> tuple[list[Judged], dict[str, str]]:
+    """All samples with metrics, and for each letter of a group what its samples share."""
+    several = _of_several_networks(records)
+    groups: dict[str, str] = {}
+    judged = []
+    for number, record in enumerate(records):
+        for samples in sorted(record.samples, key=lambda one: (one.step or 0, one.title)):
+            for results in _measured_alike(samples.results):
+                words = in_words(samples, results, several)
+                groups.setdefault(words, chr(ord("A") + len(groups)))
+                judged.append(Judged(number, record, samples, results, groups[words]))
+    return judged, {letter: words for words, letter in groups.items()}
+
+
+def _measured_alike(results: Sequence[Result]) -> list[dict[str, Result]]:
+    """Results by metric, apart where samples or reference were others, or it is one metric."""
+    rows: list[dict[str, Result]] = []
+    for result in results:
+        row = next((row for row in rows if _fits(result, row)), None)
+        if row is None:
+            rows.append(row := {})
+        row[result.metric] = result
+    return rows
+
+
+def _fits(result: Result, row: dict[str, Result]) -> bool:
+    """Whether a result was measured of as many samples, and against the same, as those in a row."""
+    references = {one.reference for one in (result, *row.values()) if one.reference is not None}
+    images = {one.images for one in (result, *row.values())}
+    return result.metric not in row and len(references) <= 1 and len(images) == 1
+
+
+def _of_several_networks(records: Sequence[RunRecord]) -> set[str]:
+    """The metrics that were measured with several networks."""
+    results = [one for record in records for samples in record.samples for one in samples.results]
+    networks = {(one.metric, one.network) for one in results if one.network}
+    weights = {(one.metric, one.weights_sha256) for one in results if one.weights_sha256}
+    counts = (Counter(metric for metric, _ in known) for known in (networks, weights))
+    return {metric for count in counts for metric, number in count.items() if number > 1}
+
+
+def in_words(samples: SampleRecord, results: dict[str, Result], several: Collection[str]) -> str:
+    """How samples were drawn, and what they were compared with.
+
+    several: metrics that have to be told apart by their networks.
+    """
+    drawn = samples.drawn
+    settings = [f"{name} {spelt(drawn[name])}" for name in DRAWN_BY if drawn.get(name) is not None]
+    images = [f"{one.images:,} images" for one in results.values()]
+    compared = [one.against for one in results.values() if one.reference]
+    networks = [
+        f"{metric} by network {str(one.network or one.weights_sha256)[:SHOWN_DIGITS]}"
+        for metric, one in results.items()
+        if metric in several
+    ]
+    parts = [*images, *compared, f"weights {samples.weights}", *settings, *networks]
+    return ", ".join(dict.fromkeys(parts))
+
+
+def spelt(value: Any) -> str:
+    """A setting that is a value, or an interval with two ends."""
+    return " to ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def metric_names(judged: Sequence[Judged]) -> list[str]:
+    """The metrics that any samples have."""
+    return list(dict.fromkeys(name for one in judged for name in one.results))
+
+
+def direction(metric: str) -> str:
+    """Which values are better, as an arrow."""
+    return "\N{UPWARDS ARROW}" if metric in HIGHER_IS_BETTER else "\N{DOWNWARDS ARROW}"
+
+
+def remarks(judged: Sequence[Judged]) -> dict[str, list[str]]:
+    """What a reader has to know to judge the values, and of which metrics."""
+    found: dict[str, list[str]] = {}
+    for one in judged:
+        for name, result in one.results.items():
+            for remark in result.remarks:
+                metrics = found.setdefault(remark, [])
+                if name not in metrics:
+                    metrics.append(name)
+    return found
+
+
+def metric_panels(judged: Sequence[Judged]) -> list[Panel]:
+    """A panel for each metric that a run has of several steps, drawn and judged alike."""
+    panels = []
+    for metric in metric_names(judged):
+        lines = {key: points for key, points in _points(judged, metric).items() if len(points) > 1}
+        if lines:
+            panels.append(_draw(metric, lines))
+    return panels
+
+
+def _points(
+    judged: Sequence[Judged], metric: str
+) -> dict[tuple[int, str], list[tuple[int, float]]]:
+    """Steps and values of a metric, by run and group."""
+    lines: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for one in judged:
+        if one.samples.step is not None and metric in one.results:
+            point = one.samples.step, one.results[metric].value
+            lines.setdefault((one.run, one.group), []).append(point)
+    return lines
+
+
+def _draw(metric: str, lines: dict[tuple[int, str], list[tuple[int, float]]]) -> Panel:
+    with styled():
+        figure, axes = new_panel(SMALL)
+        for (run, group), points in lines.items():
+            steps, values = zip(*points, strict=True)
+            look = LOOKS[(ord(group) - ord("A")) % len(LOOKS)]
+            axes.plot(
+                steps, values, look, marker="o", markersize=4, color=COLOURS[run], gid=run_key(run)
+            )
+        set_step_axis(axes, max(step for points in lines.values() for step, _ in points))
+        picture = inline_svg(figure)
+    groups = sorted({group for _, group in lines})
+    caption = f"lines: {', '.join(groups)}, as in the table" if len(groups) > 1 else ""
+    return Panel(f"{metric} {direction(metric)}", caption, picture)

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from pipeline.pages import compressed, embedded
+from pipeline.report.compared_runs import spelt
 from pipeline.report.records import RunRecord
-from pipeline.report.sample_metrics import spelt
 
 # Pictures of all runs together; of a run there are as many as share out, within these bounds.
 PICTURES, MOST, FEWEST = 36, 12, 3

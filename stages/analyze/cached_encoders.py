@@ -15,11 +15,10 @@ from cache.order import evenly
 from cache.reader import Cache
 from cache.rows import RowTable
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
-from stages.analyze.cknna import cknna, pooled_neighbours
-from stages.analyze.pooled import Rows, class_tokens, mean_tokens
+from stages.analyze.neighbours import cknna, pooled_neighbours
 from stages.analyze.probe import Accuracy, Split, probe, split_images
-from stages.analyze.structure import Structure, measure_structure
 from stages.analyze.subject import check_has_encoders, find_encoders, spread_rows
+from stages.analyze.tokens import Rows, Structure, class_tokens, mean_tokens, measure_structure
 
 # Means over this many images are sharp; reading their tokens is what takes time.
 STRUCTURE_ROWS = 1_000

@@ -24,14 +24,12 @@ from cache.rows import RowTable, read_rows
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.build_meter import Counts, Meter
 from stages.encode.building.cache_setup import known_rows, prepare, tidy, wanted_rows
 from stages.encode.building.columns import declared_recipes, load_makers
 from stages.encode.building.encoding_device import Device
-from stages.encode.building.shard_making import ShardEncoder, make_all
+from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
 from stages.encode.images.crop_sources import found, open_crops, open_source
-from stages.encode.images.index import index
-from stages.encode.images.row_identity import listed_as
+from stages.encode.images.index import index, listed_as
 from stages.progress import progress, say
 from stages.setting_types import nearest
 

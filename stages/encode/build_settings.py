@@ -23,8 +23,7 @@ from stages.encode.networks.autoencoder_files import (
     read_vae_config,
 )
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
-from stages.setting_kinds import Kinds
-from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, expanded
+from stages.setting_types import AnchoredPath, Count, Few, Kinds, OneOf, Seed, Settings, expanded
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.

@@ -1,11 +1,15 @@
-"""Metrics of samples, beside what real images and noise are measured at."""
+"""Metrics of samples, beside what real images and noise are measured at.
+
+Few images make a distance too large, and no samples can be expected below their floor. The part
+of the reference that stands for the samples is compared with the rest of it, as the samples are
+with all of it; a second part as small as the first would err as much as that once more.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from stages.evaluate.judged import EvaluateError
 from stages.evaluate.measure import Measured
 from stages.evaluate.metrics import (
     LOGITS,
@@ -18,7 +22,7 @@ from stages.evaluate.metrics import (
     precision_and_recall,
 )
 from stages.evaluate.reference import Reference
-from stages.evaluate.results import Result
+from stages.evaluate.results import EvaluateError, Result
 
 # Metrics between Gaussians, and the features that they are of.
 FRECHET = {"fid": POOL, "sfid": SPATIAL}

@@ -13,11 +13,17 @@ from stages.encode.networks.registry import EncoderError
 from stages.evaluate.comparison import BY_IMAGE, FRECHET, Comparison
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS, EvaluateSettings
 from stages.evaluate.image_sets import NoiseImages
-from stages.evaluate.judged import EvaluateError, Judged
 from stages.evaluate.measure import EncoderVectors, Network, Wanted, measure
 from stages.evaluate.metrics import LOGITS, POOL, frechet_distance
 from stages.evaluate.reference import Reference, check_networks, open_reference, save_reference
-from stages.evaluate.results import Result, installed_versions, read_records, write_results
+from stages.evaluate.results import (
+    EvaluateError,
+    Judged,
+    Result,
+    installed_versions,
+    read_records,
+    write_results,
+)
 from stages.placement import Placement
 
 # Features of noise hardly vary: with more of it, its distance would change by 2 %.

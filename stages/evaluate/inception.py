@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
-from stages.encode.networks.network_precision import exact_float32
+from stages.encode.networks.frozen_networks import exact_float32
 from stages.evaluate.metrics import LOGITS, POOL, SPATIAL
 from stages.placement import Placement, barrier
 from stages.vision import torch_fidelity

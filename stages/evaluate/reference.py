@@ -20,8 +20,14 @@ from cache.metadata import check_recipe, has_column
 from cache.order import permutation
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
-from stages.evaluate.floors import FEWEST, Floor, floor_of, part_size
-from stages.evaluate.image_sets import CachedImages, FolderImages, ImageSet, NpzImages
+from stages.evaluate.image_sets import (
+    IMAGES,
+    CachedImages,
+    FolderImages,
+    ImageSet,
+    NpzFile,
+    NpzImages,
+)
 from stages.evaluate.measure import (
     PART_SEED,
     EncoderVectors,
@@ -30,8 +36,17 @@ from stages.evaluate.measure import (
     measure,
     measure_cached,
 )
-from stages.evaluate.metrics import POOL, SPATIAL, Gaussian, fit_gaussian, kernel_distance
-from stages.evaluate.npz import IMAGES, NpzFile
+from stages.evaluate.metrics import (
+    FEWEST,
+    POOL,
+    SPATIAL,
+    Floor,
+    Gaussian,
+    fit_gaussian,
+    floor_of,
+    kernel_distance,
+    part_size,
+)
 from stages.placement import Placement
 
 # The names that ADM's files give to mean and covariance.

@@ -1,4 +1,4 @@
-"""The parts of a transformer, under the parameter names of the published checkpoints.
+"""The parts of a transformer and its projectors, by the names of published checkpoints.
 
 B images, T tokens, W the transformer's width, C latent channels, h and w the latent's sides.
 """
@@ -145,3 +145,22 @@ class FinalLayer(nn.Module):
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
         patches: Tensor = self.linear(modulate(self.norm_final(tokens), shift, scale))
         return patches
+
+
+class MLPProjector(nn.Sequential):
+    """Three linear layers with SiLU between them, applied to each token (REPA, section 3.2)."""
+
+    def __init__(self, width: int, hidden: int, features: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, features),
+        )
+
+    # The compiler takes up functions of this project only, and passes over those of torch.nn.
+    def forward(self, tokens: Tensor) -> Tensor:
+        for layer in self:
+            tokens = layer(tokens)
+        return tokens

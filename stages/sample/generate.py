@@ -13,7 +13,7 @@ from PIL import Image
 from cache.locks import claimed
 from stages.encode.build_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
-from stages.evaluate.npz import write_images
+from stages.evaluate.image_sets import write_images
 from stages.placement import Placement, barrier
 from stages.progress import progress, say
 from stages.sample.grids import save_grid, save_png

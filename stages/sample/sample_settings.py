@@ -7,8 +7,7 @@ from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
 from stages.encode.build_settings import HubName, LatentsSettings
 from stages.sample.solvers import AUTO, SOLVERS, SolverOptions
-from stages.setting_kinds import Kinds
-from stages.setting_types import Count, Few, OneOf, Seed
+from stages.setting_types import Count, Few, Kinds, OneOf, Seed
 
 # The published evaluation decodes with another VAE than the one that encoded.
 PUBLISHED_DECODERS = {"stabilityai/sd-vae-ft-mse": "stabilityai/sd-vae-ft-ema"}

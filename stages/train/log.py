@@ -1,11 +1,15 @@
-"""The log of a run: one JSON object a line, cut back to the checkpoint on resuming."""
+"""The log of a run: one JSON object a line, and its copies in TensorBoard and Weights & Biases."""
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from cache.errors import RepaCacheError
 from cache.files import write_atomically
+from stages.packages import needs
+from stages.train.train_settings import TrainSettings
 
 Values = Mapping[str, float]
 # What a line says of the machine and not of the training.
@@ -53,3 +57,74 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+class LogError(RepaCacheError):
+    """A package that the log needs is not installed, or does not start."""
+
+
+def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
+    """Every place that a run's log goes to. Raises LogError if one cannot be had."""
+    sinks: list[Sink] = []
+    if settings.tensorboard:
+        sinks.append(TensorBoard(settings.run / "tensorboard", step))
+    if settings.wandb is not None:
+        sinks.append(WandB(settings))
+    return [JsonLines(log_path(settings.run), step), *sinks]
+
+
+class TensorBoard:
+    """Event files; those of later steps of an earlier part are hidden."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise LogError(f"train.tensorboard: {needs('tensorboard')}") from error
+        self._writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def write(self, step: int, values: Values) -> None:
+        """Add a scalar for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name.replace("@", "/"), value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases; a resumed run goes on in it."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise LogError(f"train.wandb: {needs('wandb')}") from error
+        try:
+            self._run: Any = wandb.init(
+                project=settings.wandb,
+                name=settings.run.name,
+                id=_wandb_id(settings.run),
+                dir=settings.run,
+                resume="allow",
+                config=settings.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
+            raise LogError(f"train.wandb: it does not start: {error}") from error
+
+    def write(self, step: int, values: Values) -> None:
+        """Log the values; of steps that are made again after a crash, the first stay."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+def _wandb_id(run: Path) -> str:
+    """The name of a run there, made once and kept beside its log."""
+    path = run / "wandb-id"
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(4).encode())
+    return path.read_text(encoding="utf-8")

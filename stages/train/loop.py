@@ -14,12 +14,11 @@ from stages.placement import Placement
 from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
-from stages.train.log_sinks import open_sinks
-from stages.train.meter import Interval, Meter
+from stages.train.log import open_sinks
+from stages.train.meter import Interval, Meter, RunLog
 from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Randomness
 from stages.train.run import Run, training_alone
-from stages.train.run_speeds import RunLog
 from stages.train.step import Step
 from stages.train.stopping import Agreement, nonfinite_error
 from stages.train.terms.run_terms import RunTerms

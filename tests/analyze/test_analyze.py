@@ -23,11 +23,10 @@ from stages.analyze.analysis_options import (
     ProbeOptions,
     StateOptions,
 )
-from stages.analyze.cknna import cknna, find_neighbours
-from stages.analyze.hidden_states import HiddenStates
-from stages.analyze.pooled import mean_latents, mean_tokens
-from stages.analyze.run_states import measure_cknna, measure_probes
+from stages.analyze.hidden_states import HiddenStates, measure_cknna, measure_probes
+from stages.analyze.neighbours import cknna, find_neighbours
 from stages.analyze.subject import Subject, open_subject, spread_rows
+from stages.analyze.tokens import mean_latents, mean_tokens
 from stages.model.diffusion import diffuse
 from stages.sample.sampler import make_sampled
 from stages.train.randomness import Stream, seed_for

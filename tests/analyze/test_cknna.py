@@ -8,7 +8,7 @@ from peak import peak_bytes
 from torch import Tensor
 
 from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
-from stages.analyze.cknna import cknna, find_neighbours, pooled_neighbours
+from stages.analyze.neighbours import cknna, find_neighbours, pooled_neighbours
 
 
 def random(images: int, features: int, seed: int = 0, mean: float = 0.0) -> Tensor:
@@ -127,7 +127,7 @@ def test_too_few_images_and_numbers_that_are_none_are_refused() -> None:
 @pytest.mark.slow
 def test_ten_thousand_images_need_no_matrix_of_all_against_all() -> None:
     prepare = (
-        "import torch; from stages.analyze.cknna import *\n"
+        "import torch; from stages.analyze.neighbours import *\n"
         "features = [torch.randn(10_000, 1152, generator=torch.Generator().manual_seed(s))\n"
         "    for s in (0, 1)]; cknna(find_neighbours(features[0][:2000], 10),\n"
         "    find_neighbours(features[1][:2000], 10))"

@@ -6,7 +6,7 @@ import pytest
 from tiny_cache import ROWS, make_cache
 
 from cache.reader import Cache, ColumnReader
-from stages.analyze.retrieval import PART_BYTES, find_nearest
+from stages.analyze.neighbours import PART_BYTES, find_nearest
 
 ALL = np.arange(ROWS)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.reader import Cache
-from stages.analyze.structure import (
+from stages.analyze.tokens import (
     by_distance,
     distances,
     effective_rank,

@@ -37,7 +37,7 @@ from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import Maker, load_makers
 from stages.encode.images.crop import centre_crop, decode
 from stages.encode.images.crop_batches import Crops
-from stages.encode.images.photographs import LICENCES, open_photograph
+from stages.encode.images.sources.samples import LICENCES, open_photograph
 from stages.encode.networks.registry import find_encoder
 from stages.encode.networks.timm_library import create_network
 from stages.placement import find_device

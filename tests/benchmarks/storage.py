@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache.arrays import CheckedRows, aligned_buffer, open_rows
 from cache.ring import BatchRing
-from pipeline.reading_speed import drop_cached_pages
+from pipeline.plan.reading_speed import drop_cached_pages
 
 ROUNDS = 7
 OURS = "this project"

@@ -28,10 +28,10 @@ from stages.placement import Placement, find_device
 from stages.train.batches import CachedBatches, Named, Order
 from stages.train.cached_data import CachedData
 from stages.train.loop import Stretch
+from stages.train.meter import peak_memory_bytes
 from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Randomness
 from stages.train.run import Run, training_flops, transformer_config
-from stages.train.run_speeds import peak_memory_bytes
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings

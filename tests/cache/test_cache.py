@@ -18,13 +18,13 @@ from tiny_cache import (
     values,
 )
 
-from cache.compression import unwarned
 from cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError, StaleCacheError
 from cache.layout import ArraySpec, Column
 from cache.ledger import missing
 from cache.metadata import check_recipe, create_column, read_column
 from cache.reader import Cache
 from cache.rows import create_cache, read_rows
+from cache.storage import unwarned
 from cache.writer import ShardWriter
 
 

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_cache import make_rows
 
-from cache import keys as keys_module
-from cache.keys import Keys, find_keys
-from stages.encode.images.sources.key_list import KeyList, key_array
+from cache import rows as keys_module
+from cache.rows import Keys, find_keys
+from stages.encode.images.sources.source import KeyList, key_array
 
 # Short ones lie in the array itself, long ones elsewhere.
 NAMES = st.lists(st.text("ab/ü漢😀", max_size=20), unique=True, max_size=40)

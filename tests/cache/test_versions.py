@@ -19,11 +19,10 @@ from cache.errors import (
     DamagedCacheError,
     IncompleteCacheError,
 )
-from cache.files import remove_folder
+from cache.files import of_one_version, remove_folder
 from cache.reader import Cache
 from cache.rows import count_rows, read_rows, write_rows
 from cache.verify import Remedy, check_shard, survey
-from cache.versions import of_one_version
 
 
 class Planted:
@@ -221,7 +220,7 @@ def test_a_shard_that_is_made_anew_while_it_is_verified_is_looked_at_again(
 def test_what_never_stays_the_same_is_named_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.versions.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("cache.files.PAUSE_SECONDS", 0)
     (tmp_path / "rows").mkdir()
     file = tmp_path / "rows/zarr.json"
     times = iter(range(1, 1_000_000))

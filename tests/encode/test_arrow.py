@@ -8,8 +8,8 @@ from packing import image_table, save_to_disk, write_arrow
 
 from stages.encode.images.sources import Choice, Source, SourceError
 from stages.encode.images.sources.archives import Archive
-from stages.encode.images.sources.arrow import arrow_rows
 from stages.encode.images.sources.arrow_files import ArrowFile
+from stages.encode.images.sources.tables import arrow_rows
 
 IMAGES = [np.random.default_rng(number).bytes(500) for number in range(10)]
 LABELS = [0, 1] * 5

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.config import Config, ConfigError
 from stages.encode.building.columns import declared_recipes
-from stages.encode.images.photographs import open_photograph
+from stages.encode.images.sources.samples import open_photograph
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.network_weights import weights_sha256
+from stages.encode.networks.frozen_networks import weights_sha256
 from stages.encode.networks.registry import ENCODERS, EncoderError, EncoderSpec
 from stages.encode.networks.timm_library import create_network
 from stages.vision import timm

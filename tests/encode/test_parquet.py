@@ -11,10 +11,9 @@ import pytest
 from packing import write_parquet
 
 from stages.encode.images.sources import Source, SourceError, parquet_files, row_groups
-from stages.encode.images.sources.parquet import parquet_rows
 from stages.encode.images.sources.parquet_files import ParquetFile
 from stages.encode.images.sources.row_groups import RowGroups
-from stages.encode.images.sources.tables import ANY
+from stages.encode.images.sources.tables import ANY, parquet_rows
 
 IMAGES = [np.random.default_rng(number).bytes(500) for number in range(10)]
 LABELS = [0, 1] * 5

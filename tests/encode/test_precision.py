@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.network_precision import compute, exact_float32
+from stages.encode.networks.frozen_networks import compute, exact_float32
 from stages.encode.networks.registry import ENCODERS
 from stages.encode.networks.timm_library import create_network
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cache.layout import Column
-from pipeline import reading_speed
 from pipeline.config import Config
+from pipeline.plan import reading_speed
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Job
 from stages.encode.images.crop_batches import Crops

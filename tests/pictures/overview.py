@@ -20,7 +20,7 @@ from pipeline.commands.build import build
 from pipeline.commands.inspect import inspect
 from pipeline.config import load_config
 from pipeline.inspection.gallery import InspectOptions, select, write_gallery
-from stages.encode.images.photographs import open_photograph
+from stages.encode.images.sources.samples import open_photograph
 from stages.encode.networks.registry import ENCODERS
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket", "coins")

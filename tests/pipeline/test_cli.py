@@ -147,7 +147,7 @@ def test_build_takes_over_changes_and_rebuilds_when_asked(folder: Path) -> None:
 
 
 def test_bench_says_what_reading_feeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.reading_speed.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.plan.reading_speed.MEASURE_SECONDS", 0.1)
     assert "Run `repa-cache build` first" in invoke("bench", status=1)
     invoke("build")
     before = content(folder / "tiny.zarr")

@@ -16,15 +16,12 @@ from typer.testing import CliRunner
 from pipeline.commands import app
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, load_config
-from pipeline.describing.commented_toml import commented
-from pipeline.describing.described import Section, sections
-from pipeline.describing.json_schema import SCHEMA_LINE, json_schema
-from pipeline.describing.reference_page import PAGE, reference
+from pipeline.describing.described import SCHEMA_LINE, Section, json_schema, sections
+from pipeline.describing.documents import PAGE, commented, reference
 from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import as_toml
 from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES
-from stages.setting_kinds import Kinds
-from stages.setting_types import Settings
+from stages.setting_types import Kinds, Settings
 
 SECTIONS = {section.header: section for section in sections()}
 
@@ -261,7 +258,7 @@ def faults_of_table(
 
 
 def test_the_page_of_all_settings_is_that_of_the_code() -> None:
-    """If it is not: `python -m pipeline.describing.reference_page`."""
+    """If it is not: `python -m pipeline.describing.documents`."""
     assert PAGE.read_text("utf-8") == reference()
 
 

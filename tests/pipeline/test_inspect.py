@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cache.reader import Cache
 from pipeline.commands import app
 from pipeline.config import Config
-from pipeline.inspection.shown_rows import drawn_rows, spread_rows
+from pipeline.inspection.shown_images import drawn_rows, spread_rows
 from stages.encode.build import build
 
 

@@ -269,7 +269,7 @@ def test_a_cache_is_verified_by_its_path_and_fidelity_needs_a_configuration(
 
 @pytest.mark.usefixtures("project")
 def test_a_cache_is_timed_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.reading_speed.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.plan.reading_speed.MEASURE_SECONDS", 0.1)
     output = invoke("bench", "tiny.zarr", "--set", "train.batch_size=4")
     assert "steps/s of 4 images" in output
     assert "trains SiT-XL/2 on" in output

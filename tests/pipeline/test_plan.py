@@ -15,12 +15,11 @@ from cache.sizes import shards_size
 from pipeline.commands import app
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, load_config
-from pipeline.plan.advice import advice
 from pipeline.plan.durations import BuildTime
 from pipeline.plan.gains import Gains, find_gains
-from pipeline.plan.outline import Plan, make_plan
-from pipeline.plan.plan_json import exported
-from pipeline.reading_speed import GPU_FLOPS, measure_reading
+from pipeline.plan.outline import Plan, advice, make_plan
+from pipeline.plan.plan_views import exported
+from pipeline.plan.reading_speed import GPU_FLOPS, measure_reading
 from stages.encode.build import build
 
 CPU = torch.device("cpu")
@@ -232,7 +231,7 @@ def measured(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Plan]:
     """A plan with short measurements."""
-    monkeypatch.setattr("pipeline.reading_speed.MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.plan.reading_speed.MEASURE_SECONDS", 0.1)
     monkeypatch.setattr("stages.encode.measuring.encode_speeds.MEASURE_SECONDS", 0.1)
     return lambda *overrides: make_plan(trainable(*overrides), None, 3, is_measured=True)
 

@@ -22,14 +22,14 @@ from pipeline.report.compared_runs import (
     NOT_SET,
     columns_read,
     different_settings,
+    judged_samples,
+    metric_panels,
     reasons_against_comparing,
 )
 from pipeline.report.curves import LEVEL_COLOURS, POINTS, thinned
 from pipeline.report.grid_pictures import MOST, PICTURES, SIDE, evenly, nearest_steps, strips
-from pipeline.report.headlines import facts_of
 from pipeline.report.records import ReportError, read_run
-from pipeline.report.report_page import page_path, write_own_report, write_report
-from pipeline.report.sample_metrics import judged_samples, metric_panels
+from pipeline.report.report_page import facts_of, page_path, write_own_report, write_report
 from stages.evaluate.results import Result, write_results
 from stages.sample.samples import MANIFEST
 from stages.train.log import log_path

@@ -19,9 +19,8 @@ from pipeline.config import Config, load_config
 from stages.encode.images.crop import centre_crop, decode
 from stages.evaluate.evaluate import evaluate
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS
-from stages.evaluate.image_sets import FolderImages, ImageSetError
+from stages.evaluate.image_sets import FolderImages, ImageSetError, NpzError, write_images
 from stages.evaluate.inception import Inception
-from stages.evaluate.judged import EvaluateError, open_samples
 from stages.evaluate.metrics import (
     fit_gaussian,
     frechet_distance,
@@ -29,9 +28,15 @@ from stages.evaluate.metrics import (
     kernel_distance,
     precision_and_recall,
 )
-from stages.evaluate.npz import NpzError, write_images
 from stages.evaluate.reference import ReferenceSetError
-from stages.evaluate.results import Result, ResultsError, read_results, results_path
+from stages.evaluate.results import (
+    EvaluateError,
+    Result,
+    ResultsError,
+    open_samples,
+    read_results,
+    results_path,
+)
 from stages.placement import Placement
 
 CPU = Placement(torch.device("cpu"))

@@ -13,10 +13,9 @@ from cache.order import permutation
 from cache.reader import Cache
 from pipeline.config import Config
 from stages.encode.build_settings import EncodeSettings
-from stages.evaluate.floors import part_size
+from stages.evaluate.image_sets import write_images
 from stages.evaluate.measure import PART_SEED, Wanted
-from stages.evaluate.metrics import POOL, fit_gaussian, frechet_distance, kernel_distance
-from stages.evaluate.npz import write_images
+from stages.evaluate.metrics import POOL, fit_gaussian, frechet_distance, kernel_distance, part_size
 from stages.evaluate.reference import Reference, open_reference, save_reference
 from stages.placement import Placement
 

@@ -20,7 +20,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 """
 ARCHIVE = """
-from stages.evaluate.npz import NpzFile, write_images
+from stages.evaluate.image_sets import NpzFile, write_images
 
 def images(count):
     pixels = np.zeros((64, 64, 3), np.uint8)

@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.evaluate.image_sets import ImageSetError, NpzImages
-from stages.evaluate.npz import NpzError, NpzFile, write_images
+from stages.evaluate.image_sets import ImageSetError, NpzError, NpzFile, NpzImages, write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 6, 6, 3), dtype=np.uint8)
 LABELS = np.arange(11)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.process_group import placement
-from stages.evaluate.image_sets import NpzImages
+from stages.evaluate.image_sets import NpzFile, NpzImages
 from stages.evaluate.measure import Wanted, measure
-from stages.evaluate.npz import NpzFile
 
 
 class FirstPixels:

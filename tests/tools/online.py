@@ -18,9 +18,8 @@ from stages.encode.building.columns import load_features_maker
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_crops, open_source
 from stages.placement import Placement
-from stages.train.arrays import encoder_of
 from stages.train.batches import CachedBatches, Named, Order
-from stages.train.cached_data import CachedData
+from stages.train.cached_data import CachedData, encoder_of
 
 
 class OnlineBatches(CachedBatches):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.model.projectors import MLPProjector
+from stages.model.blocks import MLPProjector
 from stages.model.transformer import MakeLists, Transformer, TransformerConfig, config_named
 
 

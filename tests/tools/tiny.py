@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.encode.images.photographs import open_photograph
+from stages.encode.images.sources.samples import open_photograph
 
 TINY = """
 [dataset]

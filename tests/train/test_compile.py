@@ -11,7 +11,7 @@ from reference import with_projectors
 from runs import log_values, trained
 
 from pipeline.config import Config
-from stages.model.projectors import MLPProjector
+from stages.model.blocks import MLPProjector
 from stages.model.transformer import Transformer, config_named
 from stages.placement import Placement
 from stages.sample.grids import GridDrawer

@@ -10,8 +10,7 @@ from runs import log_values, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import Config
-from stages.train.log import SPEEDS, log_path, read_log
-from stages.train.log_sinks import LogError
+from stages.train.log import SPEEDS, LogError, log_path, read_log
 
 
 def test_a_line_says_what_training_did_and_how_fast(trainable: Callable[..., Config]) -> None:

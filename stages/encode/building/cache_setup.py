@@ -1,4 +1,4 @@
-"""Laying out a cache before shards are made: its rows, its columns, and mending both.
+"""Laying out a cache before shards are made: its rows, its columns, their form on disk.
 
 Whatever can be refused is refused before anything is written.
 """
@@ -12,7 +12,12 @@ from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import recover, remove_folder, remove_leftovers
 from cache.layout import FAMILIES, Column
 from cache.locks import BuildLocks
-from cache.metadata import check_recipe, has_column, read_column, root_attributes
+from cache.metadata import (
+    check_recipe,
+    has_column,
+    read_column,
+    root_attributes,
+)
 from cache.recipe import differences
 from cache.rows import (
     RowTable,
@@ -29,7 +34,7 @@ from stages.encode.building.column_specs import open_column
 from stages.encode.building.columns import Maker
 from stages.encode.building.repair import mend_columns, mend_rows, strike_damaged_shards
 from stages.encode.images.crop_batches import CropReader
-from stages.encode.images.row_identity import recognised
+from stages.encode.images.index import recognised
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,12 @@
-"""Making shards on a Dask cluster: a task per shard, retried when its worker is lost."""
+"""Making shards on a Dask cluster: a task per shard, a GPU per worker.
 
+Workers are started in many ways: here, by `dask worker`, by dask-cuda (each sees its own GPU
+first), by batch queues (each sees its own GPU alone), and again when they died. Neither their
+names nor their numbers tell which GPU is free, so that each claims one by the GPU's own identity.
+"""
+
+import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -7,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from os import cpu_count
 from typing import cast
 from uuid import uuid4
@@ -21,15 +29,70 @@ from cache.metadata import check_recipe, read_column
 from cache.rows import read_rows
 from stages.encode.build_options import Cluster
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.build_meter import Counts, Meter
 from stages.encode.building.columns import load_makers
 from stages.encode.building.encoding_device import Device
-from stages.encode.building.shard_making import ShardEncoder, make_all
-from stages.encode.building.worker_gpus import NoGpuError, own_gpu
+from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source
-from stages.placement import find_device
+from stages.placement import find_device, named_device
 from stages.progress import say
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+# By cluster and GPU. The system frees them when the process ends, however it does.
+_claims: dict[tuple[str, str], socket.socket] = {}
+
+
+class NoGpuError(RepaCacheError):
+    """All GPUs that a worker may use are claimed.
+
+    host: the worker's; gpus: their number; because: the settings that name them.
+    """
+
+    def __init__(self, host: str, gpus: int, because: str) -> None:
+        super().__init__(f"{gpus} GPUs, and all are claimed", where=host)
+        self.host, self.gpus, self.because = host, gpus, because
+
+    def __reduce__(self) -> tuple[type["NoGpuError"], tuple[str, int, str]]:
+        return NoGpuError, (self.host, self.gpus, self.because)
+
+
+def own_gpu(name: str, cluster: str) -> str:
+    """The name of the device for this process, among all workers of a cluster.
+
+    name: as configured; what is no GPU stays as it is. Raises NoGpuError if none is left.
+    """
+    wanted = named_device(name)
+    gpus = {
+        str(torch.cuda.get_device_properties(number).uuid): number
+        for number in range(torch.cuda.device_count() if wanted.type == "cuda" else 0)
+        if wanted.index in (None, number)
+    }
+    if not gpus:
+        return name
+    for gpu in sorted(gpus, key=lambda gpu: (cluster, gpu) not in _claims):
+        if _is_claimed(cluster, gpu):
+            return f"cuda:{gpus[gpu]}"
+    visible = os.environ.get(VISIBLE)
+    because = f"build.device is {name!r}" + (f", {VISIBLE} {visible}" if visible else "")
+    raise NoGpuError(socket.gethostname(), len(gpus), because)
+
+
+def _is_claimed(cluster: str, gpu: str) -> bool:
+    """Whether this process has a GPU for itself from here on."""
+    if (cluster, gpu) not in _claims:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            # A name beside the file system, of which there can be one on a machine.
+            claim.bind(f"\0repa-cache {sha256(f'{cluster} {gpu}'.encode()).hexdigest()}")
+        except OSError as error:
+            claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        _claims[cluster, gpu] = claim
+    return True
+
 
 CONNECT_SECONDS = 10
 # Per worker: while one is finished on the disk, the next one is computed.

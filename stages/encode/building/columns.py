@@ -12,11 +12,11 @@ from cache.layout import FEATURES, FLIPPED, PIXELS, VALID
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.halving import FittingNetwork
 from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
+from stages.encode.networks.frozen_networks import FittingNetwork
 from stages.encode.networks.registry import EncoderError
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than

@@ -22,7 +22,7 @@ from stages.encode.images.sources import (
     Source,
     SourceError,
 )
-from stages.encode.images.sources.left_out import printable
+from stages.encode.images.sources.source import printable
 from stages.progress import say
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cache.compression import compress
 from cache.layout import FLIPPED
+from cache.storage import compress
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import load_makers
 from stages.encode.building.encoding_device import Device, Job

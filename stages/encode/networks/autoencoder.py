@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cache.recipe import RecipeValue
 from stages.encode.build_settings import Precision
-from stages.encode.building.halving import FittingNetwork
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     KIND,
@@ -22,8 +21,12 @@ from stages.encode.networks.autoencoder_files import (
     downsampling,
     read_vae_config,
 )
-from stages.encode.networks.network_precision import compute
-from stages.encode.networks.network_weights import UNTRAINED, weights_sha256
+from stages.encode.networks.frozen_networks import (
+    UNTRAINED,
+    FittingNetwork,
+    compute,
+    weights_sha256,
+)
 
 Rounding = Literal["truncate", "round"]
 

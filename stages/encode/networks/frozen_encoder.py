@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.encode.build_settings import Precision
+from stages.encode.networks.frozen_networks import UNTRAINED, compute
 from stages.encode.networks.libraries import library_of
-from stages.encode.networks.network_precision import compute
-from stages.encode.networks.network_weights import UNTRAINED
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 
 

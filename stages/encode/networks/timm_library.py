@@ -12,8 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.encode.networks.network_weights import State, check_shape, copy_state, weights_sha256
-from stages.encode.networks.published_networks import read_checkpoint
+from stages.encode.networks.frozen_networks import (
+    State,
+    check_shape,
+    copy_state,
+    read_checkpoint,
+    weights_sha256,
+)
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 from stages.packages import needs
 from stages.weight_files import READING_ERRORS

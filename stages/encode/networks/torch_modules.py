@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from stages.encode.networks.network_weights import copy_state, weights_sha256
-from stages.encode.networks.published_networks import read_checkpoint
+from stages.encode.networks.frozen_networks import copy_state, read_checkpoint, weights_sha256
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 
 __all__ = ["create_network", "load_network", "run_to_layer", "weights_sha256"]

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.encode.networks.network_weights import tensor_bytes
-from stages.encode.networks.published_networks import read_checkpoint
+from stages.encode.networks.frozen_networks import read_checkpoint, tensor_bytes
 from stages.encode.networks.registry import EncoderError, EncoderSpec
 from stages.encode.networks.transformers_index import ARCHITECTURES, model_folder
 from stages.packages import is_installed, needs

@@ -8,8 +8,14 @@ checked against the names and options here.
 
 from collections.abc import Mapping
 
-from stages.sample.solvers.adaptive import AdaptiveSolverError, Tolerances, dopri5
-from stages.sample.solvers.flow import euler, euler_maruyama, heun
+from stages.sample.solvers.flow import (
+    AdaptiveSolverError,
+    Tolerances,
+    dopri5,
+    euler,
+    euler_maruyama,
+    heun,
+)
 from stages.sample.solvers.respaced import ddim, ddpm, too_many_steps, uneven_steps
 from stages.sample.solvers.solver import Field, Problem, Solver, SolverOptions, Time
 

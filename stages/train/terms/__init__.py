@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import SerializeAsAny
 
-from stages.setting_kinds import Registered
+from stages.setting_types import Registered
 from stages.train.terms.denoising import NoiseAndVariance, Objective, Velocity
 from stages.train.terms.nt_xent import NTXent
 from stages.train.terms.repa import Repa

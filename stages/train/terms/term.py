@@ -90,7 +90,7 @@ class Term(Settings, ABC):
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """The cached arrays that it reads, by the names of `stages.train.arrays`."""
+        """The cached arrays that it reads, by the names of `stages.train.cached_data`."""
         return ()
 
     @property
@@ -159,7 +159,7 @@ class Alignment(Term):
         return (self.depth,)
 
     def make_module(self, shapes: Shapes) -> nn.Module:
-        from stages.model.projectors import MLPProjector
+        from stages.model.blocks import MLPProjector
 
         return MLPProjector(shapes.width, self.projector_width, shapes.arrays[self.tokens][-1])
 

@@ -7,13 +7,11 @@ What it passes over, it names in `Source.left_out`.
 
 from collections.abc import Callable, Mapping
 
-from stages.encode.images.sources.arrow import arrow_rows
 from stages.encode.images.sources.folders import image_folder
-from stages.encode.images.sources.parquet import parquet_rows
 from stages.encode.images.sources.repa import repa_folder
 from stages.encode.images.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
 from stages.encode.images.sources.source import Source, SourceError
-from stages.encode.images.sources.tables import Choice
+from stages.encode.images.sources.tables import Choice, arrow_rows, parquet_rows
 from stages.encode.images.sources.tars import tar_archive
 from stages.encode.images.sources.zips import zip_archive
 

@@ -7,15 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from stages.encode.images.sources.archives import collector_paused, opened_ahead
-from stages.encode.images.sources.key_list import KeyList
-from stages.encode.images.sources.left_out import (
-    LEADS_BACK,
-    LEADS_NOWHERE,
-    LOOSE,
-    OTHER,
-    OURS,
-    LeftOut,
-)
 from stages.encode.images.sources.names import (
     BEGINNINGS,
     check_text,
@@ -24,7 +15,19 @@ from stages.encode.images.sources.names import (
     passed_over,
     place,
 )
-from stages.encode.images.sources.source import Source, SourceError, is_image, stamp_of
+from stages.encode.images.sources.source import (
+    LEADS_BACK,
+    LEADS_NOWHERE,
+    LOOSE,
+    OTHER,
+    OURS,
+    KeyList,
+    LeftOut,
+    Source,
+    SourceError,
+    is_image,
+    stamp_of,
+)
 
 IsWanted = Callable[[str], bool]
 # Device and inode of a folder.

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.encode.images.sources.folders import file_stamp, files_below, on_disk
-from stages.encode.images.sources.labels import (
+from stages.encode.images.sources.names import (
     DATASET_JSON,
     MAX_JSON_BYTES,
     labelled_images,
     parse_labels,
 )
-from stages.encode.images.sources.left_out import LeftOut
-from stages.encode.images.sources.source import Source, SourceError, is_image
+from stages.encode.images.sources.source import LeftOut, Source, SourceError, is_image
 
 # How `preprocessing/dataset_tools.py` of sihyun-yu/REPA calls its files.
 IMAGES, MOMENTS = "images", "vae-sd"

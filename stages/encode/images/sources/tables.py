@@ -1,4 +1,4 @@
-"""Images in the rows of tables: their keys, labels and bytes, whatever the files are."""
+"""Images in the rows of parquet and Arrow files: their keys, labels and bytes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,8 +12,13 @@ import numpy.typing as npt
 
 from stages.encode.images.sources.archives import Archive, opened_ahead
 from stages.encode.images.sources.folders import file_stamp
-from stages.encode.images.sources.labels import MAX_CLASSES, numbered
-from stages.encode.images.sources.names import UNSAFE, check_unique, member_name
+from stages.encode.images.sources.names import (
+    MAX_CLASSES,
+    UNSAFE,
+    check_unique,
+    member_name,
+    numbered,
+)
 from stages.encode.images.sources.source import Labels, Source, SourceError, stamp_of
 from stages.encode.images.sources.table_files import folder_of, passed_over, table_files
 
@@ -255,3 +260,35 @@ def _labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str,
             f"{where}: label {len(classes) - 1}, but names for {len(named or ())} classes."
         )
     return labels, named
+
+
+def arrow_rows(path: Path | None, _resolution: int, choice: Choice = ANY) -> Source:
+    """Arrow files with a column of images, bytes or structs of bytes and path, and of labels.
+
+    The path is what `save_to_disk` wrote, or a folder of the cache of `datasets`, a file or a
+    pattern; the files are those of one split, in the order of their names.
+    """
+    try:
+        from stages.encode.images.sources.arrow_files import ArrowFile
+    except ModuleNotFoundError as error:
+        raise needs(error, "arrow") from error
+    files = open_tables(path, ".arrow", ArrowFile.of, choice)
+    return table_source(
+        path, [file.listing for file in files], lambda file, row: files[file].read(row)
+    )
+
+
+def parquet_rows(path: Path | None, _resolution: int, choice: Choice = ANY) -> Source:
+    """Parquet files with a column of images, bytes or structs of bytes and path, and of labels.
+
+    The path is a file, a folder or a pattern (`data/train-*.parquet`); the files are those of one
+    split, in the order of their names.
+    """
+    try:
+        from stages.encode.images.sources.parquet_files import ParquetFile
+        from stages.encode.images.sources.row_groups import RowGroups
+    except ModuleNotFoundError as error:
+        raise needs(error, "parquet") from error
+    files = open_tables(path, ".parquet", ParquetFile.of, choice)
+    groups = RowGroups(files)
+    return table_source(path, [file.listing for file in files], groups.read, groups.block_rows)

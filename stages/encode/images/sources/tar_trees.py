@@ -1,16 +1,144 @@
-"""Tars as trees of class folders: what tells the classes of images that have no labels."""
+"""What lies where in tar files, and what tells the classes of the images in them."""
 
 import re
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from stages.encode.images.sources.left_out import EMPTY, LeftOut
-from stages.encode.images.sources.names import check_unique, class_folders, passed_over
-from stages.encode.images.sources.source import Labels, SourceError, is_image
-from stages.encode.images.sources.tar_members import Member
+from stages.encode.images.sources.archives import Archive, ReadAt, files_of, split_of
+from stages.encode.images.sources.names import check_unique, class_folders, member_name, passed_over
+from stages.encode.images.sources.source import (
+    BESIDE_TARS,
+    EMPTY,
+    MAX_IMAGE_BYTES,
+    Labels,
+    LeftOut,
+    SourceError,
+    is_image,
+)
+
+TAR = ".tar"
+# Above any name or list of extended attributes: what is larger is no header.
+MAX_HEADER_BYTES = 1 << 20
+# First bytes of gzip, bzip2, xz and zstd.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
+
+
+class Member(NamedTuple):
+    """A plain file in a tar: where its data begin, and their bytes. Folders end with a slash."""
+
+    name: str
+    start: int
+    size: int
+
+
+class _Headers:
+    """A part of a file in which tarfile finds headers; it never reads the data between them."""
+
+    def __init__(self, read: ReadAt, start: int, stop: int) -> None:
+        self._read, self._position, self._stop = read, start, stop
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        self._position = position
+
+    def read(self, count: int) -> bytes:
+        if count > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        count = max(min(count, self._stop - self._position), 0)
+        content = self._read(self._position, count)
+        self._position += count
+        return content
+
+
+def list_members(read: ReadAt, start: int, stop: int, where: object) -> list[Member]:
+    """The files and folders of the tar that lies between two offsets.
+
+    Raises SourceError if it is cut off or damaged, or has members that are refused.
+    """
+    members = []
+    headers = cast("BinaryIO", _Headers(read, start, stop))
+    try:
+        with tarfile.open(mode="r:", fileobj=headers, encoding="utf-8") as tar:
+            while (info := tar.next()) is not None:
+                # tarfile would keep all of them: gigabytes for millions of files.
+                tar.members.clear()  # type: ignore[attr-defined]
+                if tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"a member of negative size at byte {info.offset}")
+                if member := _member(info, where):
+                    members.append(member)
+        end = _Headers(read, tar.offset, stop).read(tarfile.BLOCKSIZE)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+        raise SourceError(f"{where} is no tar file, or is damaged: {error}.") from error
+    # Where a header is damaged, tarfile sees the end.
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise SourceError(f"{where} is cut off or damaged at byte {tar.offset}.")
+    check_unique([member.name for member in members if not member.name.endswith("/")], where)
+    return members
+
+
+def _member(info: tarfile.TarInfo, where: object) -> Member | None:
+    """A member that may matter. Raises SourceError for an image that is no plain file."""
+    name = member_name(info.name, where)
+    if info.isdir():
+        return Member(f"{name}/", 0, 0) if name else None
+    is_wanted = is_image(name) or name.endswith(TAR)
+    if not info.isreg() or info.issparse():
+        if is_wanted:
+            raise SourceError(
+                f"{name} is a link, sparse or a device",
+                where=where,
+                remedy="Make the archive again with `tar --hard-dereference -h`.",
+            )
+        return None
+    if is_image(name) and info.size > MAX_IMAGE_BYTES:
+        raise SourceError(f"{where}: {name} claims to have more than {MAX_IMAGE_BYTES >> 20} MB.")
+    return Member(name, info.offset_data, info.size)
+
+
+def check_uncompressed(archive: Archive, read: ReadAt) -> None:
+    """Raises SourceError for a compressed file, in which nothing can be found at random."""
+    begin = read(0, min(archive.size, 8))
+    if begin.startswith(COMPRESSED):
+        raise SourceError(
+            f"{archive.path} is compressed, and allows no reading at random",
+            remedy="Decompress it first (gunzip, bunzip2, unxz or unzstd).",
+        )
+
+
+def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
+    """The tars of one split that are in a folder or of a pattern, sorted by name.
+
+    Raises SourceError for those of that split that are there in compressed form only.
+    """
+    if path is None or not path.is_dir():
+        return files_of(path, TAR)
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
+    tars = [name for name in names if name.endswith(TAR) and not passed_over(name)]
+    splits = {split_of(name) for name in tars}
+    packed = [
+        name
+        for name in names
+        if (match := COMPRESSED_NAME.fullmatch(name)) and f"{match[1]}{TAR}" not in tars
+    ]
+    if lacking := [name for name in packed if not tars or split_of(name) in splits]:
+        raise SourceError(
+            f"dataset.path: no {TAR} files at {path} of {', '.join(lacking[:3])}; compressed ones "
+            "are not read, as nothing is found in them at random. Decompress them first "
+            "(gunzip -k, bunzip2 -k, unxz -k or unzstd), or name the others by a pattern."
+        )
+    for name in names:
+        if name not in tars:
+            left_out.add(*(passed_over(name) or (BESIDE_TARS, name)))
+    return files_of(path, TAR)
+
 
 # How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
 SYNSET = re.compile(r"n\d{8}")

@@ -1,13 +1,15 @@
-"""Images in tar files, read in place: ImageNet's tar of tars, class folders, webdataset shards."""
+"""Images in tars, read in place: ImageNet's tar of tars, class folders, webdataset's shards."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.encode.images.sources import webdataset
+from stages.encode.images.sources import tars as webdataset
 from stages.encode.images.sources.archives import (
     Archive,
     ReadAt,
@@ -16,25 +18,126 @@ from stages.encode.images.sources.archives import (
     means_several,
     opened_ahead,
 )
-from stages.encode.images.sources.labels import numbered
-from stages.encode.images.sources.left_out import EMPTY, OTHER, LeftOut
-from stages.encode.images.sources.names import candidates, check_unique, passed_over
-from stages.encode.images.sources.source import Source, SourceError, is_image
-from stages.encode.images.sources.tar_members import (
-    TAR,
-    Member,
-    check_uncompressed,
-    list_members,
-    tar_files,
+from stages.encode.images.sources.names import candidates, check_unique, numbered, passed_over
+from stages.encode.images.sources.source import (
+    BESIDE_IMAGE,
+    EMPTY,
+    IMAGE_SUFFIXES,
+    OTHER,
+    LeftOut,
+    Source,
+    SourceError,
+    is_image,
 )
 from stages.encode.images.sources.tar_trees import (
+    TAR,
+    Member,
     TarImages,
+    check_uncompressed,
     images_in,
     in_folder,
+    list_members,
     one_tree,
+    tar_files,
     tar_tree,
 )
 from stages.progress import progress
+
+# Room for captions and more beside the label.
+MAX_LABEL_BYTES = 1 << 20
+LABEL_SUFFIXES = frozenset({".cls", ".json"})
+INTEGER = re.compile(rb"\s*-?\d{1,9}\s*")
+NAMED = 3
+
+
+def has_labels(members: Sequence[Member]) -> bool:
+    """Whether any image has a label beside it, or would have one by another rule for keys."""
+    parts = [_split(member.name) for member in members]
+    labelled = {key for key, suffix in parts if suffix in LABEL_SUFFIXES}
+    called = {key for key, suffix in parts if suffix.endswith(".cls")}
+    return any(
+        (suffix in IMAGE_SUFFIXES and key in labelled) or (is_image(suffix) and key in called)
+        for key, suffix in parts
+    )
+
+
+def samples(
+    read: ReadAt, members: Sequence[Member], where: object, left_out: LeftOut
+) -> tuple[list[Member], list[int]]:
+    """The images of a shard, in its order, and their labels; none, if it has no images.
+
+    Raises SourceError for an image without a label, for two images with one key, and for one that
+    is no sample's.
+    """
+    members = [members[i] for i in candidates([member.name for member in members], left_out)]
+    images: dict[str, Member] = {}
+    labels: dict[str, Member] = {}
+    for member in members:
+        key, suffix = _split(member.name)
+        if suffix in IMAGE_SUFFIXES:
+            if key in images:
+                raise SourceError(f"{where}: two images for {key}: which is to be used?")
+            images[key] = member
+        elif suffix == ".cls" or (suffix == ".json" and key not in labels):
+            labels[key] = member
+    used = {*images.values(), *(labels[key] for key in images if key in labels)}
+    unused = [member.name for member in members if member not in used]
+    _leave_out([name for name in unused if not name.endswith("/")], images, where, left_out)
+    if lacking := [key for key in images if key not in labels]:
+        raise SourceError(
+            f"{where}: {len(lacking)} images have no label: {lacking[0]} has neither .cls nor "
+            ".json beside it."
+        )
+    return list(images.values()), [_label(read, labels[key], where) for key in images]
+
+
+def _leave_out(
+    names: Sequence[str], images: Mapping[str, Member], where: object, left_out: LeftOut
+) -> None:
+    """Leave out what is no sample's image or label, but no image that its sample would lack."""
+    stray = [name for name in names if is_image(name) and _split(name)[0] not in images]
+    if stray:
+        key, suffix = _split(stray[0])
+        more = f" and {len(stray) - NAMED} more" if len(stray) > NAMED else ""
+        raise SourceError(
+            f"{where}: {len(stray)} images are those of no sample: "
+            f"{', '.join(stray[:NAMED])}{more}. A sample's name ends at the first dot, as "
+            f"webdataset has it, so that {stray[0]} is the file {suffix!r} of {key!r}, which has "
+            "no image of its own (as .jpg). Rename the files so that only a suffix follows the "
+            "first dot, labels too: a_001.jpg, a_001.cls."
+        )
+    for name in names:
+        left_out.add(BESIDE_IMAGE if is_image(name) else OTHER, name)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The key of a file, and its suffix in small letters; folders have none."""
+    folder, slash, file = name.rpartition("/")
+    key, dot, suffix = file.partition(".")
+    return f"{folder}{slash}{key}", f"{dot}{suffix}".lower()
+
+
+def _label(read: ReadAt, member: Member, where: object) -> int:
+    """The number in a .cls file, or at "label" in a .json file."""
+    if member.size > MAX_LABEL_BYTES:
+        raise SourceError(f"{where}: {member.name} is no label: it has {member.size} bytes.")
+    content = read(member.start, member.size)
+    if member.name.lower().endswith(".cls"):
+        if INTEGER.fullmatch(content):
+            return int(content)
+    else:
+        label = _json_label(content)
+        if label is not None:
+            return label
+    raise SourceError(f"{where}: {member.name} has no label that is a number: {content[:40]!r}.")
+
+
+def _json_label(content: bytes) -> int | None:
+    try:
+        label = json.loads(content)["label"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return label if type(label) is int else None
 
 
 @collector_paused()

@@ -13,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.encode.images.sources.archives import Archive, collector_paused, locate
-from stages.encode.images.sources.labels import (
+from stages.encode.images.sources.names import (
     DATASET_JSON,
     MAX_JSON_BYTES,
+    check_unique,
+    class_folders,
     labelled_images,
+    member_name,
     parse_labels,
 )
-from stages.encode.images.sources.left_out import LeftOut
-from stages.encode.images.sources.names import check_unique, class_folders, member_name
 from stages.encode.images.sources.source import (
     MAX_IMAGE_BYTES,
     Labels,
+    LeftOut,
     Source,
     SourceError,
     is_image,

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stages.encode.images.photographs import LICENCES, open_photograph
+from stages.encode.images.sources.samples import LICENCES, open_photograph
 from stages.progress import progress
 
 HELD_OUT = ("chelsea", "rocket")

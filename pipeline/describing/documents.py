@@ -1,12 +1,14 @@
-"""A configuration as a pipeline.toml that has every setting, with its meaning above it."""
+"""All settings with their meaning: as a pipeline.toml, and as a page of the documents.
+
+`python -m pipeline.describing.documents` writes it anew.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TypeAlias
 
-from pipeline.describing.described import Section, Setting, sections
-from pipeline.describing.json_schema import SCHEMA_FILE, SCHEMA_LINE
+from pipeline.describing.described import SCHEMA_FILE, SCHEMA_LINE, Section, Setting, sections
 from pipeline.toml_documents import as_key, as_toml
 from stages.setting_types import Settings, as_written
 
@@ -97,3 +99,40 @@ def _unset(setting: Setting) -> str:
 
 def _comment(text: str) -> list[str]:
     return wrap(text, COLUMNS, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+PAGE = Path(__file__).parents[1] / "settings.md"
+PAGE_HEAD = """\
+# All settings
+
+Made from the descriptions in the code by `python -m pipeline.describing.documents`. The same
+stands above each setting in what `repa-cache config` prints: your `pipeline.toml` with all defaults
+filled in.
+"""
+
+
+def reference() -> str:
+    """The page, a table for each section."""
+    return PAGE_HEAD + "".join(f"\n{_table(section)}" for section in sections())
+
+
+def _table(section: Section) -> str:
+    rows = [" | ".join(row) for row in _rows(section)]
+    head = "| setting | values | default | |\n|---|---|---|---|\n"
+    title = f"## `{section.header}`\n\n{section.description}\n\n"
+    return title + head + "".join(f"| {row} |\n" for row in rows)
+
+
+def _rows(section: Section) -> Iterator[tuple[str, str, str, str]]:
+    for setting in section.settings:
+        yield f"`{setting.key}`", setting.values, _default(setting), setting.description
+
+
+def _default(setting: Setting) -> str:
+    if setting.is_required:
+        return "required"
+    return "" if setting.default is None else f"`{as_toml(setting.default)}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), "utf-8")
