@@ -113,7 +113,7 @@ def test_features_that_are_all_equal_are_worth_no_more_than_chance() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    labels=st.lists(st.integers(0, 6), min_size=10, max_size=200),
+    labels=st.lists(st.integers(0, 6), min_size=20, max_size=200),
     share=st.floats(0.1, 0.9),
     seed=st.integers(0, 100),
 )

@@ -67,7 +67,7 @@ def config(
     """The tiny configuration with an encoder that is a plain module, chosen by its name alone."""
     monkeypatch.setitem(ENCODERS, "patches", SPEC)
     return lambda *more: tiny(
-        f"encoders.patches={{weights = '{weights}'}}", 'train.encoders=["patches"]', *more
+        f"encoders.patches={{weights = '{weights}'}}", 'train.align.0.encoder="patches"', *more
     )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline.extras import missing_packages
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ import stages.vision  # noqa: F401 - before transformers, as everywhere
 from cache.metadata import read_group
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
+from pipeline.requirements import missing_packages
 from stages.encode.build import build
 from stages.encode.building.columns import declared_recipes
 from stages.encode.measuring.foresight import count_images, foresee
@@ -235,7 +235,7 @@ def model(tmp_path: Path) -> Path:
 
 def section(model: str | Path, *more: str) -> tuple[str, ...]:
     settings = f'library = "transformers", model = "{model}", input_size = 32'
-    return (f"encoders.dino={{{settings}}}", 'train.encoders=["dino"]', *more)
+    return (f"encoders.dino={{{settings}}}", 'train.align.0.encoder="dino"', *more)
 
 
 def test_a_folder_beside_the_configuration_becomes_a_column_as_foreseen(
@@ -290,7 +290,7 @@ def test_without_the_package_there_is_one_error_before_anything_runs(
     model: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(*section(model))
-    monkeypatch.setattr("pipeline.extras.is_installed", lambda name: name != "transformers")
+    monkeypatch.setattr("pipeline.requirements.is_installed", lambda name: name != "transformers")
     (line,) = missing_packages("build", config)
     assert line == (
         "encoders.dino: needs transformers, which is not installed: "

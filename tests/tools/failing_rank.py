@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cache.errors import CacheReadError
 from pipeline.commands import app
-from stages.train.batches import Batch, CachedBatches
+from stages.train.batches import CachedBatches, Named
 from stages.weights import checkpoint
 
 RANK = os.environ["RANK"]
@@ -35,7 +35,7 @@ def main() -> None:
     kind = sys.argv.pop(1)
     real = CachedBatches.read
 
-    def read(batches: CachedBatches, step: int) -> Batch:
+    def read(batches: CachedBatches, step: int) -> Named:
         if step == 3 and (RANK == "1" or kind.endswith("everywhere")):
             fail(kind)
         return real(batches, step)
