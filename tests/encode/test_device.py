@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cache.layout import Column
 from stages.encode.building.columns import Maker
-from stages.encode.building.encoding_device import Device, FittingNetwork, Job
+from stages.encode.building.encoding_device import Device, Job
 from stages.encode.building.shard_making import Counts, Meter
 from stages.encode.images.crop_batches import Crops
+from stages.encode.networks.frozen_networks import FittingNetwork
 
 
 class SmallDevice:

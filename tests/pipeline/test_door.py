@@ -80,11 +80,11 @@ def test_opening_and_reading_import_no_torch(built: Path) -> None:
 
 
 def test_a_cache_tells_what_it_holds(cache: repa_cache.Cache) -> None:
-    assert len(cache) == len(cache.labels) == len(cache.rows) == 21
+    assert len(cache) == len(cache.labels) == len(cache.keys) == 21
     assert cache.labels.dtype == np.int32
     assert cache.classes == ("class0", "class1", "class2")
     assert cache.encoders == (ENCODER,)
-    assert cache.rows[0].startswith("class")
+    assert cache.keys[0].startswith("class")
     head, *columns = repr(cache).splitlines()
     assert head.endswith("tiny.zarr'): 21 rows, 3 classes")
     assert columns == [
@@ -169,7 +169,7 @@ def test_batches_are_those_of_training(tiny: Callable[..., Config], flip: bool) 
             assert batch.step == step
             assert torch.equal(batch.moments, read["moments"].float())
             assert torch.equal(batch.labels, read["labels"])
-            assert batch.keys == cache.rows[images].tolist()
+            assert batch.keys == cache.keys[images].tolist()
             drawn = (mean + std * randomness.at(step)["posterior"]) * 0.5
             torch.testing.assert_close(batch.latents, drawn)
             tokens = batch.tokens[ENCODER]
@@ -228,7 +228,7 @@ def test_a_data_set_has_the_images_of_the_cache(cache: repa_cache.Cache) -> None
     assert isinstance(images, Dataset)
     assert len(images) == 21
     item = images[5]
-    assert item["key"] == cache.rows[5]
+    assert item["key"] == cache.keys[5]
     assert item["label"] == cache.labels[5]
     assert np.array_equal(item["moments"].numpy(), cache.latents[5])
     assert np.array_equal(item["tokens"][ENCODER].numpy(), cache[ENCODER].tokens[5])
