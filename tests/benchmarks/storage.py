@@ -26,7 +26,9 @@ import numpy as np
 import torch
 from formats import BATCH, FORMATS, ROW_BYTES, ROW_SHAPE, Take
 from torch.utils.data import DataLoader, Dataset
+from training_loops import write_cache
 
+import repa_cache
 from cache.arrays import CheckedRows, aligned_buffer, open_rows
 from cache.ring import BatchRing
 from pipeline.plan.reading_speed import drop_cached_pages
@@ -145,6 +147,23 @@ def loader_speed(
     return work
 
 
+def of_cache(folder: Path, threads: int) -> Callable[[int], float]:
+    """Batches of a cache, with moments: verified, float32, each in memory of its own."""
+    path = folder / "cache.zarr"
+    if not path.exists():
+        write_cache(path, {"encoder": ROW_SHAPE[1]}, "float16")
+    stream = repa_cache.open(path).batches(BATCH, ["encoder"], threads=threads)
+    moments = next(stream).moments[0].nbytes // 2
+    steps = 8
+
+    def work(_turn: int) -> float:
+        next(stream)
+        size = steps * BATCH * (ROW_BYTES + moments) / 1e9
+        return timed(lambda: [next(stream) for _ in range(steps)], size)
+
+    return work
+
+
 def read_ring(folder: Path, rows: int) -> None:
     """Batches as training gets them, from memory: the ring against DataLoaders."""
     steps = rows // BATCH - 2
@@ -172,6 +191,9 @@ def read_ring(folder: Path, rows: int) -> None:
         return take
 
     works = {name: work(ring) for name, ring in rings.items()}
+    works |= {
+        f"repa_cache batches, {threads} threads": of_cache(folder, threads) for threads in (1, 2, 4)
+    }
     cores = os.cpu_count() or 1
     for name in (OURS, "np.memmap", "litdata", "MosaicML streaming"):
         for workers in (0, cores):
