@@ -109,8 +109,7 @@ class CheckedRows:
             return
         if self._is_outdated(int(wrong[0])):
             raise CacheReplacedError(
-                f"row {wrong[0]} was made anew while it was read",
-                where=self._name,
+                f"row {wrong[0]} was made anew while it was read", where=self._name
             )
         raise DamagedCacheError(
             f"row {wrong[0]} is not what was written: its checksum differs ({len(wrong)} of "

@@ -183,10 +183,7 @@ def write_rows(path: Path, rows: RowTable) -> None:
 
 
 def _write_table(folder: Path, rows: RowTable) -> None:
-    attributes: dict[str, Any] = {
-        "classes": list(rows.classes),
-        "fingerprint": rows.fingerprint,
-    }
+    attributes: dict[str, Any] = {"classes": list(rows.classes), "fingerprint": rows.fingerprint}
     group = zarr.open_group(folder, mode="w", zarr_format=3, attributes=attributes)
     for name in FIELDS:
         values = getattr(rows, name)

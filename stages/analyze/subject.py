@@ -16,8 +16,7 @@ from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
-from stages.train.stored_settings import stored_settings
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Weights
 from stages.weights.run_folder import config_path, found_beside

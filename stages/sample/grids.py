@@ -1,9 +1,4 @@
-"""Pictures of samples: a grid of images, equal to the bit whoever draws it.
-
-Kernels of several threads cut their work by the number of these, and add up in another order. So
-every piece is computed by one thread, and there are as many pieces at once as torch has threads;
-for transformers of some size that is as fast.
-"""
+"""Pictures of samples: grids of images, the same ones whoever draws them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

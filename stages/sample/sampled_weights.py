@@ -9,13 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
-from stages.train.stored_settings import stored_settings
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
 from stages.weights.fitting import LABELS, fit, layout_of, shape_in
-from stages.weights.layouts import PROJECTORS, without_projectors
-from stages.weights.published import WeightsError, read_weights
+from stages.weights.published import PROJECTORS, WeightsError, read_weights, without_projectors
 
 
 @dataclass(frozen=True)

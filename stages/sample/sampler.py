@@ -3,7 +3,10 @@
 B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +14,17 @@ from torch import Tensor
 from cache.errors import RepaCacheError
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
-from stages.sample.exact_cpu import map_by_threads, raise_if_abandoned
 from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, Problem, find_solver
 from stages.train.parallel import compile_blocks
 from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
+
+Piece = TypeVar("Piece")
+Found = TypeVar("Found")
+
+_own = threading.local()
 
 
 class SamplerError(RepaCacheError):
@@ -164,3 +171,34 @@ def make_sampled(
     own = {name: weights[name] for name in model.state_dict()}
     model.load_state_dict(own, assign=True)
     return model.eval().requires_grad_(False).to(device)
+
+
+def map_by_threads(compute: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Iterator[Found]:
+    """What is computed for each piece, in order, as it is finished: to the last bit.
+
+    Kernels of several threads cut their work by the number of these, and add up in another order.
+    So every piece is computed by one thread, and there are as many pieces at once as torch has
+    threads; for transformers of some size that is as fast. Meanwhile torch computes with one thread
+    everywhere. Who stops asking abandons the rest, which `compute` has to notice by
+    `raise_if_abandoned`.
+    """
+    threads, abandoned = torch.get_num_threads(), threading.Event()
+
+    def begin() -> None:
+        _own.abandoned = abandoned
+
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, initializer=begin)
+    try:
+        yield from pool.map(compute, pieces)
+    finally:
+        abandoned.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def raise_if_abandoned() -> None:
+    """Raise CancelledError in a thread whose result nobody waits for any more."""
+    abandoned = getattr(_own, "abandoned", None)
+    if abandoned is not None and abandoned.is_set():
+        raise CancelledError

@@ -108,10 +108,7 @@ def _batches(
 
 
 def _batch(
-    step: int,
-    read: Named,
-    keys: list[str],
-    how: tuple[CachedData, Wanted, Order, Placement],
+    step: int, read: Named, keys: list[str], how: tuple[CachedData, Wanted, Order, Placement]
 ) -> Batch:
     """What was read of a step, in memory that the next step does not use."""
     data, wanted, order, place = how

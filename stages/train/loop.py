@@ -1,14 +1,22 @@
-"""Stage two: the training loop."""
+"""Stage two: the training loop, and what stops it before its last step."""
 
 import gc
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from stages.interrupt import InterruptedWorkError, stop_request
+from cache.errors import RepaCacheError
+from cache.files import write_atomically
+from cache.order import Rows
+from stages.interrupt import InterruptedWorkError, StopRequest, stop_request
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.progress import progress
@@ -20,13 +28,18 @@ from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Randomness
 from stages.train.run import Run, training_alone
 from stages.train.step import Step
-from stages.train.stopping import Agreement, nonfinite_error
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 from stages.weights import checkpoint
+from stages.weights.run_folder import checkpoint_paths
 
 # Draws samples of a model's moving average: step, weights by name, what model they are of.
 DrawGrid = Callable[[int, Mapping[str, Tensor], TransformerConfig], None]
+SHOWN_ROWS = 8
+
+
+class NonFiniteLossError(RepaCacheError):
+    """A loss or gradient is infinite or not a number; the message names step and rows."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Stretch:
         """Number of trained parameters."""
         return self._run.parameters
 
-    def train(self, stop: Agreement) -> int:
+    def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
         latent = self._data.latent_shape
@@ -169,3 +182,60 @@ class Stretch:
         average = self._run.whole_average()
         if self._draw_grid is not None and self._place.is_main:
             self._draw_grid(self._run.step, average, self._run.model.config)
+
+
+class Agreement:
+    """Whether any process was asked to stop: all have to leave the loop at the same step.
+
+    Each step tells the others and reads what all told at the step before, so that nobody waits.
+    """
+
+    def __init__(self, request: StopRequest, place: Placement) -> None:
+        self._request = request
+        self._world = place.world
+        self._told: tuple[torch.Tensor, torch.distributed.Work] | None = None
+
+    def is_reached(self) -> bool:
+        """To be asked once before every step, by all processes."""
+        if self._world == 1:
+            return bool(self._request)
+        asked = False
+        if self._told is not None:
+            requests, work = self._told
+            work.wait()
+            asked = bool(requests)
+        requests = torch.tensor(int(bool(self._request)))
+        self._told = requests, torch.distributed.all_reduce(requests, async_op=True)
+        return asked
+
+    def close(self) -> None:
+        """Wait for what was told last; to be asked once after the last step, by all processes.
+
+        An exchange that nobody waits for would keep the processes from ending.
+        """
+        if self._told is not None:
+            self._told[1].wait()
+            self._told = None
+
+
+def nonfinite_error(
+    run: Path, step: int, rows: Rows, keys: npt.NDArray[Any], place: Placement
+) -> NonFiniteLossError:
+    """The error for a step; a file of the run lists the images of its batch.
+
+    step: counted from 1, as in the log; rows: of the batch, over all processes; keys: of all
+    images.
+    """
+    path = run / f"nonfinite-step-{step:08d}.json"
+    images = {int(row): str(keys[row]) for row in rows}
+    if place.is_main:
+        write_atomically(path, json.dumps({"step": step, "images": images}, indent=1).encode())
+    shown = ", ".join(f"{row} ({key})" for row, key in list(images.items())[:SHOWN_ROWS])
+    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+    last = next(reversed(checkpoint_paths(run)), None)
+    good = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+    return NonFiniteLossError(
+        f"step {step}: the loss or its gradient is infinite or not a number, and no weight was "
+        f"changed by it. Rows of the batch: {shown}{more}; all are in {path}. {good}. Try a lower "
+        'train.learning_rate, train.precision = "float32", or train.on_nonfinite = "skip".'
+    )

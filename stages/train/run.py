@@ -12,12 +12,7 @@ from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from cache.errors import RepaCacheError
 from cache.locks import claimed
 from cache.recipe import differences, flatten
-from stages.model.transformer import (
-    Transformer,
-    TransformerConfig,
-    config_named,
-    forward_flops,
-)
+from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train.cached_data import CachedData
 from stages.train.meter import Meter
@@ -25,10 +20,9 @@ from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.parallel import compile_blocks, replicate, shard
 from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
-from stages.train.stored_settings import stored_settings
 from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
 from stages.weights.fitting import start_from

@@ -12,13 +12,12 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_file
 from stages.model.sizes import MODELS
 from stages.model.transformer import TransformerConfig
-from stages.train.stored_settings import stored_settings
 from stages.train.terms.term import Alignment
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
 from stages.weights.fitting import PIXELS_PER_LATENT
-from stages.weights.layouts import (
+from stages.weights.published import (
     PROJECTORS,
     State,
     count_below,

@@ -14,17 +14,19 @@ from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
 from stages.weights.export_options import Layout
-from stages.weights.layouts import (
+from stages.weights.published import (
     HEAD,
     PROJECTORS,
+    Found,
     State,
+    WeightsError,
     count_below,
+    read_weights,
     with_sigma,
     with_time_reversed,
     without_projectors,
     without_sigma,
 )
-from stages.weights.published import Found, WeightsError, read_weights
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"

@@ -16,9 +16,8 @@ from runs import drawn_into, image_bytes, trained
 from cache.locks import claimed
 from pipeline.config import Config, ConfigError, load_config
 from stages.sample import generate
-from stages.sample.exact_cpu import map_by_threads, raise_if_abandoned
 from stages.sample.sampled_weights import SampleOptions, find_origin
-from stages.sample.sampler import SamplerError
+from stages.sample.sampler import SamplerError, map_by_threads, raise_if_abandoned
 from stages.sample.samples import SampleError
 from stages.sample.solvers import SOLVERS
 from stages.weights.checkpoint import CheckpointError

@@ -21,7 +21,7 @@ from stages.weights.checkpoint import Checkpoint
 from stages.weights.export import FORMS
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import TIMES, without_projectors
+from stages.weights.published import TIMES, without_projectors
 
 
 def loaded(path: Path) -> State:

@@ -23,7 +23,7 @@ from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import without_projectors
+from stages.weights.published import without_projectors
 
 # Of the models in the file of SiT's own code, the layout, and whether a file tells it.
 OF_SIT = {"sigma": (Layout.SIT, True), "no_sigma": (Layout.SIT_NO_SIGMA, False)}

@@ -13,7 +13,7 @@ from stages.model.transformer import Transformer
 from stages.train.parallel import compile_blocks
 from stages.train.run import training_flops
 from stages.train.train_settings import TrainSettings
-from stages.weights.layouts import without_projectors
+from stages.weights.published import without_projectors
 
 PARAMETERS = ("weight", "bias")
 
