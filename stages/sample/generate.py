@@ -18,10 +18,11 @@ from stages.placement import Placement, barrier
 from stages.progress import progress, say
 from stages.sample.grids import save_grid, save_png
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampled_weights import Origin, SampleOptions, find_origin
+from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
-from stages.sample.samples import SampleError, Samples
+from stages.sample.samples import Samples
 from stages.sample.solvers import find_solver
+from stages.sample.solvers.solver import SampleError
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import Layout
@@ -54,45 +55,44 @@ def sample(
 ) -> Drawn:
     """Draw the images that lack.
 
-    decoder: the VAE. Raises SampleError if the folder holds other samples, or if
-    others are drawing into it; SamplerError if the model cannot be sampled as configured.
+    decoder: the VAE. Raises SampleError if the folder holds other samples, if others are drawing
+    into it, or if the model cannot be sampled as configured.
     """
-    origin = find_origin(options, train)
-    samples = Samples(options.folder or samples_path(train.run, origin.title), settings.images)
+    weights = find_weights(options, train)
+    samples = Samples(options.folder or samples_path(train.run, weights.title), settings.images)
     with _drawing_alone(samples, place):
         if place.is_main:
-            for note in (*origin.notes, *_note_on_guidance(settings, origin)):
-                say(f"{origin.path}: {note}")
-            kept = _kept(settings, origin, place)
-            facts = {**origin.facts(), "vae": decoder.vae, **kept}
-            samples.claim(facts, origin.unsaid)
+            for note in (*weights.notes, *_note_on_guidance(settings, weights)):
+                say(f"{weights.path}: {note}")
+            kept = _kept(settings, weights, place)
+            samples.claim({**weights.told, "vae": decoder.vae, **kept}, weights.unsaid)
         lacking = _agreed_missing(samples, place)
         if lacking:
             indices = lacking[place.rank :: place.world]
-            _draw(settings, origin, decoder.location, samples, indices, place)
+            _draw(settings, weights, decoder.location, samples, indices, place)
         barrier(place)
         if place.is_main:
             _draw_grid(settings, samples)
             if settings.npz and (lacking or not samples.npz.is_file()):
-                _write_npz(settings, origin, samples)
+                _write_npz(settings, weights, samples)
     return Drawn(samples, len(lacking))
 
 
-def _note_on_guidance(settings: SampleSettings, origin: Origin) -> Iterator[str]:
+def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iterator[str]:
     """What the published samplers of a file would do otherwise, if anything."""
     is_guided = settings.guidance != 1 and settings.guided_channels is None
-    if is_guided and origin.layout not in (None, Layout.REPA):
+    if is_guided and weights.layout not in (None, Layout.REPA):
         yield (
             "all latent channels are guided; its own code guides the first three, as "
             "sample.guided_channels=3 does"
         )
 
 
-def _kept(settings: SampleSettings, origin: Origin, place: Placement) -> dict[str, Any]:
+def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -> dict[str, Any]:
     """The settings that decide the pixels, with what they leave open."""
     return {
         **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae"}),
-        "solver": find_solver(settings.solver, origin.config.family),
+        "solver": find_solver(settings.solver, weights.config.family),
         "precision": sampling_precision(settings, place.device),
     }
 
@@ -120,15 +120,15 @@ def _agreed_missing(samples: Samples, place: Placement) -> list[int]:
 
 def _draw(
     settings: SampleSettings,
-    origin: Origin,
+    weights: SampledWeights,
     vae: str,
     samples: Samples,
     indices: Sequence[int],
     place: Placement,
 ) -> None:
-    model = make_sampled(origin.config, origin.load(), place.device)
+    model = make_sampled(weights.config, weights.load(), place.device)
     autoencoder = Autoencoder(vae, place.device)
-    sampler = Sampler(settings, model, origin.interpolant, autoencoder, place.device)
+    sampler = Sampler(settings, model, weights.interpolant, autoencoder, place.device)
     with progress("sample", len(indices), "images", quiet=not place.is_main) as advance:
         for index, image in sampler.draw(indices):
             save_png(samples.path(index), image.permute(1, 2, 0).numpy())
@@ -141,9 +141,9 @@ def _draw_grid(settings: SampleSettings, samples: Samples) -> None:
     save_grid(samples.grid, [_pixels(samples, index) for index in shown], columns)
 
 
-def _write_npz(settings: SampleSettings, origin: Origin, samples: Samples) -> None:
+def _write_npz(settings: SampleSettings, weights: SampledWeights, samples: Samples) -> None:
     indices = range(samples.images)
-    labels = labels_of(settings, indices, origin.config.classes)
+    labels = labels_of(settings, indices, weights.config.classes)
     with progress("npz", samples.images, "images") as advance:
 
         def images() -> Iterator[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.transformer import TransformerConfig
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import Time
+from stages.sample.solvers.solver import Time
 
 
 class GuidedField:

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from cache.errors import RepaCacheError
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
 from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import SOLVERS, Problem, find_solver
+from stages.sample.solvers import SOLVERS, find_solver
+from stages.sample.solvers.solver import Problem, SampleError
 from stages.train.parallel import compile_blocks
 from stages.train.precision import arithmetic, autocast
 from stages.train.randomness import Stream, seed_for
@@ -27,16 +27,12 @@ Found = TypeVar("Found")
 _own = threading.local()
 
 
-class SamplerError(RepaCacheError):
-    """Images cannot be drawn from this model in this way."""
-
-
 class Sampler:
     """Draws numbered images; noise and label depend on seed and number alone.
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
 
-    Raises SamplerError if the model or the autoencoder does not suit the settings.
+    Raises SampleError if the model or the autoencoder does not suit the settings.
     """
 
     def __init__(
@@ -118,29 +114,29 @@ class Sampler:
 def check_fit(
     settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
 ) -> None:
-    """Raise SamplerError if a model cannot be sampled as configured."""
+    """Raise SampleError if a model cannot be sampled as configured."""
     solver = find_solver(settings.solver, config.family)
     if SOLVERS[solver].family != config.family:
         fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
-        raise SamplerError(
+        raise SampleError(
             f"sample.solver: {solver!r} is for {SOLVERS[solver].family}, but the model is a "
             f"{config.family}; choose from {', '.join(fitting)}."
         )
     if problem := SOLVERS[solver].problem_with(settings.steps):
-        raise SamplerError(f"sample.steps: {problem}.")
+        raise SampleError(f"sample.steps: {problem}.")
     if settings.guidance != 1 and not config.has_null_class:
-        raise SamplerError(
+        raise SampleError(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
             "dropping and has no null class",
             remedy="Set it to 1, or train with label dropping.",
         )
     if (settings.guided_channels or 0) > config.channels:
-        raise SamplerError(
+        raise SampleError(
             f"sample.guided_channels: the model's latents have {config.channels} channels, got "
             f"{settings.guided_channels}."
         )
     if autoencoder.channels != config.channels:
-        raise SamplerError(
+        raise SampleError(
             f"its latents have {autoencoder.channels} channels, but those of the model have "
             f"{config.channels}",
             where="sample.vae",

@@ -21,18 +21,23 @@ from stages.train.cached_data import CachedData, Decoder, encoder_of
 from stages.train.randomness import mirrored
 from stages.train.train_settings import ReadingSettings
 
-# A step to its batch in memory, valid until the next call; pinned if the device is a GPU.
-Take = Callable[[int], list[Tensor]]
+# Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
+# [B], and those of `stages.train.cached_data`.
+Named: TypeAlias = Mapping[str, Tensor]
+# The last step of who does not stop.
+ENDLESS = 1 << 40
 
 
 class Transfer:
     """Delivers the batch of any step on a device.
 
-    take: gives it in memory; stop: the first step that is not fetched ahead. wait_seconds: spent
-    waiting for `take` since the start.
+    take: gives it in memory, valid until the next call, pinned if the device is a GPU; stop: the
+    first step that is not fetched ahead. wait_seconds: spent waiting for `take` since the start.
     """
 
-    def __init__(self, take: Take, device: torch.device, stop: int) -> None:
+    def __init__(
+        self, take: Callable[[int], list[Tensor]], device: torch.device, stop: int
+    ) -> None:
         self.wait_seconds = 0.0
         self._take = take
         self._device = device
@@ -71,13 +76,6 @@ class Transfer:
         batch = self._take(step)
         self.wait_seconds += time.perf_counter() - start
         return batch
-
-
-# Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
-# [B], and those of `stages.train.cached_data`.
-Named: TypeAlias = Mapping[str, Tensor]
-# The last step of who does not stop.
-ENDLESS = 1 << 40
 
 
 def split(tensors: Named, parts: int) -> list[Named]:
@@ -127,13 +125,7 @@ class CachedBatches:
         arrays = [(data.latents, "moments")]
         arrays += [(data.features[encoder], array) for encoder, array in self._read]
         sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
-        self._ring = self._make_ring(sources, reading, stop)
-        self._transfer = Transfer(self._take_with_rows, place.device, stop)
-
-    def _make_ring(
-        self, sources: Sequence[RowReader], reading: ReadingSettings, stop: int
-    ) -> BatchRing:
-        return BatchRing(
+        self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
             self.rows,
             [[self._buffer(source) for source in sources] for _ in range(reading.ahead + 1)],
@@ -141,6 +133,7 @@ class CachedBatches:
             stop=stop,
             timeout_seconds=reading.timeout_seconds,
         )
+        self._transfer = Transfer(self._take_with_rows, place.device, stop)
 
     def _buffer(self, source: RowReader) -> npt.NDArray[Any]:
         """Memory for one batch of an array: pinned if it will be copied to a GPU."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache.errors import RepaCacheError
 from cache.files import write_atomically
 from stages.packages import needs
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import RunError, TrainSettings
 
 Values = Mapping[str, float]
 # What a line says of the machine and not of the training.
@@ -59,12 +58,8 @@ class JsonLines:
         self._stream.close()
 
 
-class LogError(RepaCacheError):
-    """A package that the log needs is not installed, or does not start."""
-
-
 def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
-    """Every place that a run's log goes to. Raises LogError if one cannot be had."""
+    """Every place that a run's log goes to. Raises RunError if one cannot be had."""
     sinks: list[Sink] = []
     if settings.tensorboard:
         sinks.append(TensorBoard(settings.run / "tensorboard", step))
@@ -80,7 +75,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise LogError(f"train.tensorboard: {needs('tensorboard')}") from error
+            raise RunError(f"train.tensorboard: {needs('tensorboard')}") from error
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Values) -> None:
@@ -100,7 +95,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise LogError(f"train.wandb: {needs('wandb')}") from error
+            raise RunError(f"train.wandb: {needs('wandb')}") from error
         try:
             self._run: Any = wandb.init(
                 project=settings.wandb,
@@ -111,7 +106,7 @@ class WandB:
                 config=settings.model_dump(mode="json"),
             )
         except wandb.Error as error:
-            raise LogError(f"train.wandb: it does not start: {error}") from error
+            raise RunError(f"train.wandb: it does not start: {error}") from error
 
     def write(self, step: int, values: Values) -> None:
         """Log the values; of steps that are made again after a crash, the first stay."""

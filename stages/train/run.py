@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-from cache.errors import RepaCacheError
 from cache.locks import claimed
 from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
@@ -22,7 +21,7 @@ from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
 from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term
-from stages.train.train_settings import TrainSettings, stored_settings
+from stages.train.train_settings import RunError, TrainSettings
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
 from stages.weights.fitting import start_from
@@ -34,10 +33,6 @@ CHANGEABLE = {
     *("run", "steps", "device", "reading", "compute", "on_nonfinite"),
     *("checkpoint_every", "keep", "keep_every", "log_every", "grid_every", "tensorboard", "wandb"),
 }
-
-
-class RunError(RepaCacheError):
-    """A run cannot start, or cannot go on with these settings."""
 
 
 @contextmanager
@@ -171,8 +166,7 @@ class Run:
         self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
 
     def _check(self, found: Checkpoint) -> None:
-        kept = stored_settings(found.state["settings"], self._settings.run)
-        there = {**found.state, "settings": flatten(kept_settings(kept))}
+        there = {**found.state, "settings": flatten(kept_settings(found.settings))}
         here = {**self._identity, "settings": flatten(self._identity["settings"])}
         for part in ("settings", "columns", "rows"):
             if changed := differences(there[part], here[part], "run"):

@@ -185,20 +185,20 @@ class CachedTensors:
         return [(name, name + FLIPPED) if self.flip else (name,) for name in names]
 
 
-class StoredSettingsError(RepaCacheError):
-    """A run keeps settings that this version does not understand."""
+class RunError(RepaCacheError):
+    """A run cannot start, or cannot go on: with these settings, or with those that it keeps."""
 
 
 def stored_settings(kept: Mapping[str, Any], run: Path) -> TrainSettings:
     """The settings that a run in a folder keeps; those that it does not know have their defaults.
 
-    Raises StoredSettingsError if this version does not understand them.
+    Raises RunError if this version does not understand them.
     """
     document = {**in_todays_form(kept), "run": str(run)}
     try:
         return TrainSettings.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise StoredSettingsError(
+        raise RunError(
             f"{run} keeps settings that this version does not understand: {error}"
         ) from None
 

@@ -30,21 +30,12 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, barrier
+from stages.train.train_settings import TrainSettings, stored_settings
+from stages.weight_files import READING_ERRORS
+from stages.weights import run_folder
 from stages.weights.parts import whole
-from stages.weights.run_folder import (
-    checkpoint_path,
-    checkpoint_paths,
-    fault_of,
-    read_state,
-    step_of,
-    weights_path,
-)
 
 State = Mapping[str, Any]
-
-
-# What reading a file that was damaged, or writing to a disk that is full, ends in.
-FILE_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
 
 
 class CheckpointError(RepaCacheError):
@@ -60,7 +51,12 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """The content of state.json."""
-        return read_state(self.folder)
+        return run_folder.read_state(self.folder)
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Those of its run. Raises RunError if this version does not understand them."""
+        return stored_settings(self.state["settings"], self.run)
 
     @property
     def model(self) -> TransformerConfig:
@@ -77,11 +73,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """The number of steps made."""
-        return step_of(self.folder.name)
+        return run_folder.step_of(self.folder.name)
 
     def weights_file(self, name: str) -> Path:
         """The file of `model` or `ema`."""
-        return weights_path(self.folder, name)
+        return run_folder.weights_path(self.folder, name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or `ema`, on the CPU."""
@@ -96,19 +92,18 @@ class Checkpoint:
     @property
     def fault(self) -> str | None:
         """What can be seen to be wrong with it without reading its tensors, if anything."""
-        return fault_of(self.folder) or self._optimiser_fault()
+        return run_folder.fault_of(self.folder) or self._optimiser_fault()
 
     def _optimiser_fault(self) -> str | None:
         folder = self.folder / "optimizer"
         try:
             parts = FileSystemReader(folder).read_metadata().storage_data.values()
-        except (*FILE_ERRORS, UnpicklingError, EOFError) as error:
+        except (*READING_ERRORS, UnpicklingError) as error:
             return f"optimizer/.metadata cannot be read ({error})"
         ends: dict[str, int] = {}
         for part in parts:
-            ends[part.relative_path] = max(
-                ends.get(part.relative_path, 0), part.offset + part.length
-            )
+            end = part.offset + part.length
+            ends[part.relative_path] = max(ends.get(part.relative_path, 0), end)
         for name, size in ends.items():
             path = folder / name
             if not path.is_file():
@@ -138,7 +133,7 @@ class Content:
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
-    return [Checkpoint(folder) for folder in checkpoint_paths(run)]
+    return [Checkpoint(folder) for folder in run_folder.checkpoint_paths(run)]
 
 
 def latest(run: Path) -> Checkpoint | None:
@@ -156,22 +151,20 @@ def check_whole(found: Checkpoint, fault: str | None = None) -> None:
     others = (other for other in reversed(checkpoints(found.run)) if other != found)
     whole = next((other for other in others if other.fault is None), None)
     aside = f"mv {found.folder} {found.folder}.damaged"
-    raise CheckpointError(
-        f"{found.folder} is damaged: {fault}. "
-        + (
+    remedy = f"No other one is whole. To begin anew, move it out of the way: {aside}"
+    if whole is not None:
+        remedy = (
             f"The newest whole one is {whole.folder}. To go on from it, move the damaged one out "
             f"of the way: {aside}"
-            if whole is not None
-            else f"No other one is whole. To begin anew, move it out of the way: {aside}"
         )
-    )
+    raise CheckpointError(f"{found.folder} is damaged: {fault}", remedy=remedy)
 
 
 def find(run: Path, step: int | None) -> Checkpoint:
     """A run's checkpoint of a step, by default the newest. Raises CheckpointError without one."""
     there = {found.step: found for found in checkpoints(run)}
     if not there:
-        raise CheckpointError(f"{run} has no checkpoint. Run `repa-cache train` first.")
+        raise CheckpointError(f"{run} has no checkpoint", remedy="Run `repa-cache train` first.")
     if step is not None and step not in there:
         steps = ", ".join(map(str, there))
         raise CheckpointError(f"{run} has no checkpoint of step {step}, but of {steps}.")
@@ -197,7 +190,7 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
     """Write a checkpoint in one step; all processes have to if they hold parts of it."""
     if not (place.is_main or is_sharded):
         return
-    path = checkpoint_path(run, step)
+    path = run_folder.checkpoint_path(run, step)
     with _written(path), _shared_folder(path, place, is_sharded) as aside:
         folder = aside / "optimizer"
         with _alone_unwarned():
@@ -221,7 +214,7 @@ def reading_of(found: Checkpoint) -> Iterator[None]:
     """Raise CheckpointError, with what to go on from, if a checkpoint turns out to be damaged."""
     try:
         yield
-    except (*FILE_ERRORS, CheckpointException) as error:
+    except (*READING_ERRORS, CheckpointException) as error:
         check_whole(found, _cause(error))
 
 

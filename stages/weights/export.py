@@ -8,23 +8,16 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save
 
-from cache.errors import RepaCacheError
 from cache.files import atomic_file
 from stages.model.sizes import MODELS
 from stages.model.transformer import TransformerConfig
 from stages.train.terms.term import Alignment
-from stages.train.train_settings import TrainSettings, stored_settings
+from stages.train.train_settings import TrainSettings
+from stages.weights import published
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
 from stages.weights.fitting import PIXELS_PER_LATENT
-from stages.weights.published import (
-    PROJECTORS,
-    State,
-    count_below,
-    with_sigma,
-    with_time_reversed,
-    without_projectors,
-)
+from stages.weights.published import State, WeightsError
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # The models that REPA's generate.py builds (its S has a head of another width), the sides of their
@@ -36,10 +29,6 @@ PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
 
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
-
-
-class ExportError(RepaCacheError):
-    """Nothing can be exported, or not in this layout, or not to this file."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +56,14 @@ class Form(NamedTuple):
 
 
 def _of_sit(state: State) -> State:
-    return with_time_reversed(without_projectors(state))
+    return published.with_time_reversed(published.without_projectors(state))
 
 
 FORMS = {
     Layout.REPA: Form("SiT", lambda state, _: state),
-    Layout.SIT: Form("SiT", lambda state, patch: with_sigma(_of_sit(state), patch)),
+    Layout.SIT: Form("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
     Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: _of_sit(state)),
-    Layout.DIT: Form("DiT", lambda state, _: without_projectors(state)),
+    Layout.DIT: Form("DiT", lambda state, _: published.without_projectors(state)),
 }
 
 
@@ -82,23 +71,23 @@ def export(run: Path, options: ExportOptions) -> Exported:
     """Write a checkpoint's weights for published code.
 
     A `.safetensors` file holds the tensors alone, any other what torch.save makes of them as
-    "ema", where the published samplers look, and of the step. Raises ExportError if the file
+    "ema", where the published samplers look, and of the step. Raises WeightsError if the file
     exists or if the layout is that of other models, CheckpointError if there is no such checkpoint.
     """
     path = options.path
     if path.suffix not in (*PICKLED, ".safetensors"):
-        raise ExportError(f"{path}: name it .safetensors, or one of {', '.join(PICKLED)}.")
+        raise WeightsError(f"{path}: name it .safetensors, or one of {', '.join(PICKLED)}.")
     if path.exists():
-        raise ExportError(f"{path} exists already. Name another file.")
+        raise WeightsError(f"{path} exists already. Name another file.")
     if not path.parent.is_dir():
-        raise ExportError(f"{path}: there is no folder {path.parent}.")
+        raise WeightsError(f"{path}: there is no folder {path.parent}.")
     source = find(run, options.step)
-    settings, model = stored_settings(source.state["settings"], run), source.model
+    settings, model = source.settings, source.model
     name = settings.model
     layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
     form = FORMS[layout]
     if MODELS[name].family != form.family:
-        raise ExportError(f"The layout {layout} is that of a {form.family}, {run} is of {name}.")
+        raise WeightsError(f"The layout {layout} is that of a {form.family}, {run} is of {name}.")
     state = form.convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
@@ -132,7 +121,7 @@ def _loaded_by(
 
 def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) -> Iterator[str]:
     """What generate.py has to be told: how the model is built, and what else it assumes."""
-    count = count_below(PROJECTORS, state)
+    count = published.count_below(published.PROJECTORS, state)
     features = (len(state[OUTPUT.format(number)]) for number in range(count))
     yield f"--model={settings.model}"
     yield f"--encoder-depth={','.join(map(str, settings.depths()))}"

@@ -4,7 +4,7 @@ T tokens, W the transformer's width, P a patch's side, C latent channels.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,20 +13,9 @@ from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
+from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import (
-    HEAD,
-    PROJECTORS,
-    Found,
-    State,
-    WeightsError,
-    count_below,
-    read_weights,
-    with_sigma,
-    with_time_reversed,
-    without_projectors,
-    without_sigma,
-)
+from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -45,7 +34,7 @@ def start_from(
     which: `ema` or `model`; layout: whose code they are of, if they do not tell. Raises
     WeightsError if they cannot be read or are of another model.
     """
-    found = read_weights(path, which)
+    found = published.read_weights(path, which)
     state, notes = fit(found, model, layout_of(found, layout, model.config))
     model.load_state_dict(state)
     if place.is_main:
@@ -110,13 +99,13 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     _check_shape(found, config)
     _check_trunk(found, own)
     if layout.has_time_reversed:
-        found = replace(found, state=with_time_reversed(found.state))
-    state = {**own, **without_projectors(found.state)}
+        found = replace(found, state=published.with_time_reversed(found.state))
+    state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
     count = count_below(PROJECTORS, own)
-    kept = [number for number in range(count) if _has_projector(found, own, number)]
+    kept = [n for n in range(count) if _projector(found.state, n) == _projector(own, n)]
     state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
@@ -182,15 +171,7 @@ def shape_in(found: Found) -> Shape:
 
 def shape_of(config: TransformerConfig) -> Shape:
     """The shape of a model."""
-    return Shape(
-        depth=config.depth,
-        width=config.width,
-        patch=config.patch,
-        channels=config.channels,
-        side=config.side,
-        learns_sigma=config.learns_sigma,
-        qk_norm=config.qk_norm,
-    )
+    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
@@ -198,8 +179,8 @@ def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, li
     theirs = shape_in(found)
     if not theirs.learns_sigma or found.is_of_dit:
         return found, []
-    kept = replace(found, state=without_sigma(found.state, theirs.patch))
-    padded = with_sigma(kept.state, theirs.patch)
+    kept = replace(found, state=published.without_sigma(found.state, theirs.patch))
+    padded = published.with_sigma(kept.state, theirs.patch)
     is_blank = all(torch.equal(padded[name], found.state[name]) for name in HEAD)
     if config.learns_sigma:
         # Whoever trains one half of such an output and never the other is a SiT.
@@ -234,7 +215,7 @@ def _advice(theirs: Shape, ours: Shape) -> str:
 
 def _check_trunk(found: Found, own: State) -> None:
     """Raise WeightsError unless all is there but projectors and rows of labels, and no more."""
-    theirs, ours = without_projectors(found.state), without_projectors(own)
+    theirs, ours = published.without_projectors(found.state), published.without_projectors(own)
     problems = [f"{name} is missing" for name in ours if name not in theirs]
     problems += [f"{name} is unknown here" for name in theirs if name not in ours]
     for name in ours.keys() & theirs.keys():
@@ -252,29 +233,21 @@ def _check_trunk(found: Found, own: State) -> None:
 def _note_on_labels(found: Found, config: TransformerConfig) -> str | None:
     """Why the label table starts anew, if it does."""
     rows = config.classes + int(config.has_null_class)
-    there = found.model
-    is_same = there is None or (there.classes, there.has_null_class) == (
-        config.classes,
-        config.has_null_class,
-    )
-    if is_same and len(found.state[LABELS]) == rows:
+    there = None if found.model is None else _classes(found.model)
+    if there in (None, _classes(config)) and len(found.state[LABELS]) == rows:
         return None
-    classes = f"{len(found.state[LABELS])} rows" if there is None else _classes(there)
-    return f"the label table starts anew: there {classes}, here {_classes(config)}"
+    there = there or f"{len(found.state[LABELS])} rows"
+    return f"the label table starts anew: there {there}, here {_classes(config)}"
 
 
 def _classes(config: TransformerConfig) -> str:
     return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
 
 
-def _projector(state: State, number: int) -> State:
+def _projector(state: State, number: int) -> dict[str, torch.Size]:
+    """The shapes of a projector's tensors, by their names."""
     prefix = f"{PROJECTORS}{number}."
-    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _has_projector(found: Found, own: State, number: int) -> bool:
-    theirs, ours = _projector(found.state, number), _projector(own, number)
-    return {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
+    return {name: tensor.shape for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:
@@ -283,9 +256,8 @@ def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | Non
     fresh = [f"{PROJECTORS}{number}" for number in range(wanted) if number not in kept]
     notes = []
     if fresh:
-        notes.append(
-            f"projectors that start anew, as none there has their shape: {', '.join(fresh)}"
-        )
+        listing = ", ".join(fresh)
+        notes.append(f"projectors that start anew, as none there has their shape: {listing}")
     if unused := there - len(kept):
         notes.append(f"projectors there that are not used: {unused}")
     return "; ".join(notes) or None

@@ -31,7 +31,7 @@ TIMES = "t_embedder.mlp.0.weight"
 
 
 class WeightsError(RepaCacheError):
-    """Weights cannot be read, or are not those of the model."""
+    """Weights cannot be read, written so, or are not those of the model."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 from stages.model.transformer import Transformer
 from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import SOLVERS, Problem, Tolerances
+from stages.sample.solvers import SOLVERS
+from stages.sample.solvers.flow import Tolerances
+from stages.sample.solvers.solver import Problem
 
 GUIDANCE = {"plain": (1.0, (0.0, 1.0)), "cfg": (1.8, (0.0, 1.0)), "interval": (2.5, (0.2, 0.7))}
 

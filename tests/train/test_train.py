@@ -23,7 +23,7 @@ from stages.interrupt import InterruptedWorkError
 from stages.train.loop import train
 from stages.train.meter import Meter
 from stages.train.optim import Average, learning_rate
-from stages.train.run import RunError
+from stages.train.train_settings import RunError
 from stages.weights.checkpoint import checkpoints
 
 

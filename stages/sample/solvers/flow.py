@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads it
 
-from cache.errors import RepaCacheError
 from stages.model.interpolants import INTERPOLANTS
 from stages.packages import needs
-from stages.sample.solvers.solver import SolverOptions
+from stages.sample.solvers.solver import SampleError, SolverOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,10 +81,6 @@ def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Ten
     return (ratio * velocity - state) / (at.sigma**2 - ratio * at.sigma_rate * at.sigma)
 
 
-class AdaptiveSolverError(RepaCacheError):
-    """The library of the adaptive solver is not installed, or it found no solution."""
-
-
 class Tolerances(SolverOptions):
     """What a solver that chooses its steps aims at."""
 
@@ -96,7 +91,7 @@ class Tolerances(SolverOptions):
 def dopri5(problem: Problem) -> Tensor:
     """The probability flow by the fifth-order method of Dormand and Prince.
 
-    Steps are as long as the tolerances allow. Raises AdaptiveSolverError without torchode, or if
+    Steps are as long as the tolerances allow. Raises SampleError without torchode, or if
     an image does not come to an end.
     """
     torchode = _torchode()
@@ -118,7 +113,7 @@ def dopri5(problem: Problem) -> Tensor:
         torchode.InitialValueProblem(problem.start.flatten(1), t_start=ends, t_end=0 * ends)
     )
     if found.status.any():
-        raise AdaptiveSolverError(
+        raise SampleError(
             f"dopri5 found no solution within sample.tolerances {list(tolerances)}",
             remedy="Make them larger, or choose another sample.solver.",
         )
@@ -130,5 +125,5 @@ def _torchode() -> Any:
     try:
         import torchode
     except ModuleNotFoundError as error:
-        raise AdaptiveSolverError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
+        raise SampleError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
     return torchode
