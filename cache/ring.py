@@ -17,6 +17,8 @@ from cache.arrays import RowReader
 from cache.errors import CacheReadError
 from cache.shard_files import Buffer, RowNumbers
 
+# Pieces smaller than this are not worth a thread's while.
+PIECE_BYTES = 1 << 18
 Task = tuple[Future[None], Callable[..., None], tuple[Any, ...]]
 
 
@@ -67,10 +69,6 @@ def _work(tasks: "SimpleQueue[Task | None]") -> None:
             future.set_exception(error)
         else:
             future.set_result(None)
-
-
-# Pieces smaller than this are not worth a thread's while.
-PIECE_BYTES = 1 << 18
 
 
 class BatchRing:

@@ -31,6 +31,14 @@ Places = npt.NDArray[np.int64]
 
 # Keys that are copied, or are Python's strings, at the same time.
 PIECE = 65536
+# The table is read whole; a few large chunks keep the number of files small.
+CHUNK_ROWS = 65536
+NUMBERS = ("label", "source_index", "content_hash", "stamp")
+FIELDS = ("key", *NUMBERS)
+# Those that training sees.
+SEEN = ("key", "label", "content_hash")
+# The content hash of a file that could not be read.
+UNREADABLE = (0, 0)
 
 
 def pieces(count: int) -> Iterator[slice]:
@@ -81,16 +89,6 @@ def _search(keys: Keys, among: Keys) -> Places:
 def _hashes(keys: Keys) -> Places:
     parts = (keys[piece].tolist() for piece in pieces(len(keys)))
     return np.fromiter((hash(key) for part in parts for key in part), np.int64, len(keys))
-
-
-# The table is read whole; a few large chunks keep the number of files small.
-CHUNK_ROWS = 65536
-NUMBERS = ("label", "source_index", "content_hash", "stamp")
-FIELDS = ("key", *NUMBERS)
-# Those that training sees.
-SEEN = ("key", "label", "content_hash")
-# The content hash of a file that could not be read.
-UNREADABLE = (0, 0)
 
 
 def content_hash(content: bytes) -> tuple[int, int]:
@@ -226,13 +224,8 @@ def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
     return stored.rows
 
 
-def read_unchecked_rows(path: Path) -> RowTable:
-    """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
-    return read_stored_rows(path).rows
-
-
 def read_stored_rows(path: Path) -> StoredRows:
-    """The row table, and what is known of it. Raises DamagedCacheError if it cannot be read."""
+    """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
     folder = path / ROWS
 
     def read() -> StoredRows:

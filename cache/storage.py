@@ -23,6 +23,19 @@ from zarr.errors import ZarrUserWarning
 
 from cache.shard_files import Buffer, DirectRows, RowNumbers
 
+# A numpy array or a tensor.
+Array: TypeAlias = Any
+Arrays = Mapping[str, Array]
+
+CODES = 127
+# Of a channel that is always zero, and of a token that is: as small as float16 counts exactly.
+SMALLEST = 2.0**-14
+# Rounds a token's scale up by more than float16 can round it down: no code exceeds 127.
+MARGIN = 1 + 2.0**-10
+# Of Zstandard.
+LEVEL = 1
+CHECKSUM_BYTES = 4
+
 
 def row_checksums(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """The crc32c of the bytes of each row, [B], of a C-contiguous array [B, ...]."""
@@ -43,10 +56,6 @@ def finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     else:
         finite = np.isfinite(flat).all(axis=1)
     return finite
-
-
-LEVEL = 1
-CHECKSUM_BYTES = 4
 
 
 def codec_arguments() -> dict[str, Any]:
@@ -94,17 +103,6 @@ def unwarned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numcodecs codecs", ZarrUserWarning)
         yield
-
-
-# A numpy array or a tensor.
-Array: TypeAlias = Any
-Arrays = Mapping[str, Array]
-
-CODES = 127
-# Of a channel that is always zero, and of a token that is: as small as float16 counts exactly.
-SMALLEST = 2.0**-14
-# Rounds a token's scale up by more than float16 can round it down: no code exceeds 127.
-MARGIN = 1 + 2.0**-10
 
 
 class Storage(Protocol):

@@ -31,7 +31,6 @@ from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 from stages.weights import checkpoint
-from stages.weights.run_folder import checkpoint_paths
 
 # Draws samples of a model's moving average: step, weights by name, what model they are of.
 DrawGrid = Callable[[int, Mapping[str, Tensor], TransformerConfig], None]
@@ -232,8 +231,8 @@ def nonfinite_error(
         write_atomically(path, json.dumps({"step": step, "images": images}, indent=1).encode())
     shown = ", ".join(f"{row} ({key})" for row, key in list(images.items())[:SHOWN_ROWS])
     more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
-    last = next(reversed(checkpoint_paths(run)), None)
-    good = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+    last = checkpoint.latest(run)
+    good = f"The last good checkpoint is {last.folder}" if last else "There is no checkpoint yet"
     return NonFiniteLossError(
         f"step {step}: the loss or its gradient is infinite or not a number, and no weight was "
         f"changed by it. Rows of the batch: {shown}{more}; all are in {path}. {good}. Try a lower "

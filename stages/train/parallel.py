@@ -1,12 +1,12 @@
 """Several processes, one model: whole in each (DDP), or in parts (FSDP2)."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from stages.model.transformer import Transformer
 from stages.placement import Placement
 from stages.train.precision import HALF_PRECISIONS
-from stages.weights.parts import whole
 
 
 def shard(model: Transformer, place: Placement, precision: str) -> None:
@@ -48,11 +47,6 @@ def synchronised(model: nn.Module, *, is_last: bool) -> Iterator[None]:
     skips = isinstance(model, DistributedDataParallel) and not is_last
     with model.no_sync() if skips else nullcontext():  # type: ignore[operator]
         yield
-
-
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients down to a norm; returns the norm before, over all processes."""
-    return whole(nn.utils.clip_grad_norm_(parameters, largest))
 
 
 def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:

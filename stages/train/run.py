@@ -1,6 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term
 from stages.train.train_settings import RunError, TrainSettings
 from stages.weights import checkpoint
-from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
+from stages.weights.checkpoint import Checkpoint
 from stages.weights.fitting import start_from
 from stages.weights.parts import fill, whole
 from stages.weights.run_folder import checkpoint_path
@@ -107,7 +107,7 @@ class Run:
                 make_lists=lambda: self._make_modules(config),
             )
         if found is not None:
-            with reading_of(found):
+            with checkpoint.reading_of(found):
                 model.load_state_dict(found.weights("model"))
         elif settings.init_from is not None:
             which, layout = settings.init_weights, settings.init_layout
@@ -126,8 +126,9 @@ class Run:
 
     def _restore(self, found: Checkpoint) -> None:
         weights = found.weights("ema")
-        if _shapes(weights) != _shapes(self.average.tensors):
-            check_whole(found, "ema.safetensors does not hold the tensors of the model")
+        shapes = {name: tensor.shape for name, tensor in self.average.tensors.items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            checkpoint.check_whole(found, "ema.safetensors does not hold the tensors of the model")
         for name, tensor in weights.items():
             fill(self.average.tensors[name], tensor)
         state = optimiser_state(self.model, self.optimiser)
@@ -150,15 +151,12 @@ class Run:
         settings = self._settings
         if self.step == (self.saved.step if self.saved is not None else 0):
             return
-        content = Content(
+        made = {"model": asdict(self.model.config), "scaler": self.scaler.state_dict()}
+        content = checkpoint.Content(
             weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
             optimiser=optimiser_state(self.model, self.optimiser),
             measured=meter.state,
-            state={
-                **self._identity,
-                "model": asdict(self.model.config),
-                "scaler": self.scaler.state_dict(),
-            },
+            state={**self._identity, **made},
         )
         checkpoint.save(settings.run, self.step, content, self._place, is_sharded=self._is_sharded)
         if self._place.is_main:
@@ -174,10 +172,6 @@ class Run:
                     f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
                     "Restore them, or choose another train.run."
                 )
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def kept_settings(settings: TrainSettings) -> dict[str, Any]:

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
-from stages.train.parallel import clip_gradients, synchronised
+from stages.train.parallel import synchronised
 from stages.train.precision import autocast, precision_of
 from stages.train.run import Run
 from stages.train.terms.run_terms import RunTerms, objective_of
 from stages.train.terms.term import Seen
 from stages.train.train_settings import TrainSettings
+from stages.weights.parts import whole
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host
 # decides may change in it.
@@ -103,7 +104,9 @@ class Step:
         """Update weights and average; returns the norm of the gradient."""
         run = self._run
         run.scaler.unscale_(run.optimiser)
-        norm = clip_gradients(run.model.parameters(), self._settings.gradient_clip)
+        # Of the whole gradient, whose parts the processes may hold.
+        limit = self._settings.gradient_clip
+        norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), limit))
         update_weights(run.optimiser, run.scaler, norm)
         run.average.update()
         return norm

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Val
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
-from stages.model.sizes import MODELS, Size
+from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
 from stages.weights.export_options import Layout
@@ -155,16 +155,6 @@ class TrainSettings(Settings):
     def family(self) -> str:
         """SiT or DiT, which decides the objective."""
         return MODELS[self.model].family
-
-    @property
-    def size(self) -> Size:
-        """The transformer's size."""
-        return MODELS[self.model].size
-
-    @property
-    def patch(self) -> int:
-        """Side of a patch in latents."""
-        return MODELS[self.model].patch
 
 
 @dataclass(frozen=True)

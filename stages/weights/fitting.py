@@ -177,7 +177,8 @@ def shape_of(config: TransformerConfig) -> Shape:
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
     """Weights without the half of their output that a SiT drops; says so if that was trained."""
     theirs = shape_in(found)
-    if not theirs.learns_sigma or found.is_of_dit:
+    is_of_dit = found.model is not None and found.model.learns_sigma
+    if not theirs.learns_sigma or is_of_dit:
         return found, []
     kept = replace(found, state=published.without_sigma(found.state, theirs.patch))
     padded = published.with_sigma(kept.state, theirs.patch)

@@ -46,11 +46,6 @@ class Found:
     state: State
     model: TransformerConfig | None = None
 
-    @property
-    def is_of_dit(self) -> bool:
-        """Whether they are known to be a DiT's."""
-        return self.model is not None and self.model.learns_sigma
-
 
 def read_weights(path: Path, which: str) -> Found:
     """The weights of a run's newest checkpoint, of a checkpoint, or of a file.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads it
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def euler(problem: Problem) -> Tensor:
     """First-order steps of the probability flow."""
     state = problem.start
-    for time, after in pairwise(uniform_grid(problem.steps)):
+    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
         state = state + (after - time) * problem.field(state, time, time)
     return state
 
@@ -32,7 +32,7 @@ def euler(problem: Problem) -> Tensor:
 def heun(problem: Problem) -> Tensor:
     """Second-order steps of the probability flow; the last one is of first order."""
     state = problem.start
-    for time, after in pairwise(uniform_grid(problem.steps)):
+    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
         slope = problem.field(state, time, time)
         ahead = state + (after - time) * slope
         if after > 0:
@@ -60,12 +60,8 @@ def euler_maruyama(problem: Problem) -> Tensor:
     return state
 
 
-def uniform_grid(steps: int) -> list[float]:
-    """Times of the ordinary differential equation: equal steps from 1 to 0."""
-    return _evenly(1, 0, steps + 1)
-
-
 def _evenly(first: float, last: float, count: int) -> list[float]:
+    """Times with equal steps between them, both ends included."""
     import torch
 
     times: list[float] = torch.linspace(first, last, count, dtype=torch.float64).tolist()
@@ -94,7 +90,10 @@ def dopri5(problem: Problem) -> Tensor:
     Steps are as long as the tolerances allow. Raises SampleError without torchode, or if
     an image does not come to an end.
     """
-    torchode = _torchode()
+    try:
+        import torchode
+    except ModuleNotFoundError as error:
+        raise SampleError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
     shape = problem.start.shape
 
     def velocity(time: Tensor, states: Tensor) -> Tensor:
@@ -119,11 +118,3 @@ def dopri5(problem: Problem) -> Tensor:
         )
     end: Tensor = found.ys[:, -1]
     return end.reshape(shape)
-
-
-def _torchode() -> Any:
-    try:
-        import torchode
-    except ModuleNotFoundError as error:
-        raise SampleError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
-    return torchode
