@@ -1,22 +1,25 @@
-"""Sampling: from weights to numbered PNG files, drawing only those that lack."""
+"""Sampling: from weights to numbered PNG files, drawing only those that lack, and to grids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
+from cache.files import atomic_file
 from cache.locks import claimed
 from stages.encode.build_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.evaluate.image_sets import write_images
+from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, barrier
 from stages.progress import progress, say
-from stages.sample.grids import save_grid, save_png
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
@@ -26,7 +29,7 @@ from stages.sample.solvers.solver import SampleError
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import Layout
-from stages.weights.run_folder import samples_path
+from stages.weights.run_folder import grid_path, samples_path
 
 # How many images there are, how they are written and, but for rounding on a GPU, how they are
 # computed decides no pixel of any.
@@ -156,3 +159,46 @@ def _write_npz(settings: SampleSettings, weights: SampledWeights, samples: Sampl
 
 def _pixels(samples: Samples, index: int) -> Any:
     return np.asarray(Image.open(samples.path(index)))
+
+
+def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write pixels, uint8 [height, width, 3]."""
+    with atomic_file(path) as stream:
+        Image.fromarray(pixels).save(stream, format="png")
+
+
+def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
+    """Write images, uint8 [S, S, 3], row by row as one picture."""
+    side, rows = images[0].shape[0], -(-len(images) // columns)
+    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for index, pixels in enumerate(images):
+        top, left = (index // columns) * side, (index % columns) * side
+        canvas[top : top + side, left : left + side] = pixels
+    save_png(path, canvas)
+
+
+class GridDrawer:
+    """Draws RUN/grids/step-00010000.png: the same noises and labels at every step.
+
+    Call it with the step, the weights of a moving average by name, and what model they are of.
+    """
+
+    def __init__(
+        self, settings: SampleSettings, train: TrainSettings, vae: str, device: torch.device
+    ) -> None:
+        self._settings = settings
+        self._train = train
+        self._device = device
+        self._autoencoder = Autoencoder(vae, device)
+
+    def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
+        model = make_sampled(config, weights, self._device)
+        sampler = Sampler(
+            self._settings, model, self._train.interpolant, self._autoencoder, self._device
+        )
+        rows, columns = self._settings.grid
+        drawn = sampler.draw(range(rows * columns))
+        images = [image.permute(1, 2, 0).numpy() for _, image in drawn]
+        path = grid_path(self._train.run, step)
+        path.parent.mkdir(exist_ok=True)
+        save_grid(path, images, columns)

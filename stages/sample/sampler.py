@@ -17,8 +17,7 @@ from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.sample.solvers.solver import Problem, SampleError
-from stages.train.parallel import compile_blocks
-from stages.train.precision import arithmetic, autocast
+from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
 Piece = TypeVar("Piece")

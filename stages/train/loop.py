@@ -22,9 +22,9 @@ from stages.placement import Placement
 from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
+from stages.train.compute import arithmetic, precision_of
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
-from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Randomness
 from stages.train.run import Run, training_alone
 from stages.train.step import Step

@@ -14,10 +14,9 @@ from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train.cached_data import CachedData
+from stages.train.compute import compile_blocks, make_scaler, precision_of, replicate, shard
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
-from stages.train.parallel import compile_blocks, replicate, shard
-from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
 from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term

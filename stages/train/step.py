@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
+from stages.train.compute import autocast, precision_of, synchronised
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
-from stages.train.parallel import synchronised
-from stages.train.precision import autocast, precision_of
 from stages.train.run import Run
 from stages.train.terms.run_terms import RunTerms, objective_of
 from stages.train.terms.term import Seen

@@ -27,9 +27,9 @@ from stages.encode.networks.registry import find_encoder
 from stages.placement import Placement, find_device
 from stages.train.batches import CachedBatches, Named, Order
 from stages.train.cached_data import CachedData
+from stages.train.compute import arithmetic, autocast, precision_of
 from stages.train.loop import Stretch
 from stages.train.meter import peak_memory_bytes
-from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Randomness
 from stages.train.run import Run, training_flops, transformer_config
 from stages.train.step import Step
