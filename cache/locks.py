@@ -106,6 +106,7 @@ def _no_locks(lock: Path, why: str) -> LockError:
 @contextmanager
 def claimed(lock: Path) -> Iterator[Holder | None]:
     """Hold a lock file: yields None, or who holds it already. The file stays."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = _acquired(lock, timeout=0)
     except Timeout:

@@ -4,12 +4,14 @@ import ctypes
 import socket
 import sys
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from cache.errors import RepaCacheError
 from stages.processes import local_rank, local_world_size
 
+Found = TypeVar("Found")
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MOST_KEPT_BYTES = 2**31 - 1
@@ -95,6 +97,14 @@ class Placement:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+
+def agreed(found: Found, place: Placement) -> Found:
+    """What rank 0 has found; all processes of a run have to ask together."""
+    told = [found]
+    if place.world > 1:
+        torch.distributed.broadcast_object_list(told)
+    return told[0]
 
 
 def barrier(place: Placement) -> None:

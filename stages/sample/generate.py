@@ -1,7 +1,7 @@
 """Sampling: from weights to numbered PNG files, drawing only those that lack, and to grids."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from stages.encode.build_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.evaluate.image_sets import write_images
 from stages.model.transformer import TransformerConfig
-from stages.placement import Placement, barrier
+from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
@@ -63,13 +63,16 @@ def sample(
     """
     weights = find_weights(options, train)
     samples = Samples(options.folder or samples_path(train.run, weights.title), settings.images)
-    with _drawing_alone(samples, place):
+    lock = samples.folder.with_name(f".{samples.folder.name}.lock")
+    with claimed(lock) if place.is_main else nullcontext() as other:
+        if other is not None:
+            raise SampleError(f"{samples.folder} is being filled by {other}.")
         if place.is_main:
             for note in (*weights.notes, *_note_on_guidance(settings, weights)):
                 say(f"{weights.path}: {note}")
             kept = _kept(settings, weights, place)
             samples.claim({**weights.told, "vae": decoder.vae, **kept}, weights.unsaid)
-        lacking = _agreed_missing(samples, place)
+        lacking = agreed(samples.missing() if place.is_main else [], place)
         if lacking:
             indices = lacking[place.rank :: place.world]
             _draw(settings, weights, decoder.location, samples, indices, place)
@@ -98,27 +101,6 @@ def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -
         "solver": find_solver(settings.solver, weights.config.family),
         "precision": sampling_precision(settings, place.device),
     }
-
-
-@contextmanager
-def _drawing_alone(samples: Samples, place: Placement) -> Iterator[None]:
-    """Nobody else draws into this folder meanwhile. Raises SampleError if somebody does."""
-    if not place.is_main:
-        yield
-        return
-    samples.folder.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(samples.folder.with_name(f".{samples.folder.name}.lock")) as other:
-        if other is not None:
-            raise SampleError(f"{samples.folder} is being filled by {other}.")
-        yield
-
-
-def _agreed_missing(samples: Samples, place: Placement) -> list[int]:
-    """What lacks as rank 0 sees it, after it has claimed the folder."""
-    found = [samples.missing() if place.is_main else []]
-    if place.world > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
 
 
 def _draw(

@@ -4,7 +4,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache.errors import RepaCacheError
 from cache.files import write_atomically
+from cache.locks import claimed
 from cache.order import Rows
 from stages.interrupt import InterruptedWorkError, StopRequest, stop_request
 from stages.model.transformer import TransformerConfig
@@ -26,10 +27,10 @@ from stages.train.compute import arithmetic, precision_of
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
-from stages.train.run import Run, training_alone
+from stages.train.run import Run
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
-from stages.train.train_settings import CachedTensors, TrainSettings
+from stages.train.train_settings import CachedTensors, RunError, TrainSettings
 from stages.weights import checkpoint
 
 # Draws samples of a model's moving average: step, weights by name, what model they are of.
@@ -71,9 +72,15 @@ def train(
     """
     data = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
     start, seconds = None, 0.0
-    alone, signals = training_alone(settings, place), stop_request()
+    alone = claimed(settings.run / ".lock") if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
-    with arithmetic(precision, deterministic=deterministic), alone, signals as request:
+    with (
+        arithmetic(precision, deterministic=deterministic),
+        alone as other,
+        stop_request() as request,
+    ):
+        if other is not None:
+            raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
         stop = Agreement(request, place)
         while True:
             stretch = Stretch(settings, data, place, draw_grid)

@@ -1,7 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-from cache.locks import claimed
 from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
@@ -32,19 +30,6 @@ CHANGEABLE = {
     *("run", "steps", "device", "reading", "compute", "on_nonfinite"),
     *("checkpoint_every", "keep", "keep_every", "log_every", "grid_every", "tensorboard", "wandb"),
 }
-
-
-@contextmanager
-def training_alone(settings: TrainSettings, place: Placement) -> Iterator[None]:
-    """Nobody else trains this run meanwhile. Raises RunError if somebody does."""
-    if not place.is_main:
-        yield
-        return
-    settings.run.mkdir(parents=True, exist_ok=True)
-    with claimed(settings.run / ".lock") as other:
-        if other is not None:
-            raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
-        yield
 
 
 class Run:

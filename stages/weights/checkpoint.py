@@ -17,7 +17,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.model.transformer import TransformerConfig
-from stages.placement import Placement, barrier
+from stages.placement import Placement, agreed, barrier
 from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weight_files import READING_ERRORS
 from stages.weights import run_folder
@@ -178,12 +177,10 @@ def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:
 
     Raises CheckpointError if it is damaged.
     """
-    found = [latest(run) if place.is_main else None]
-    if found[0] is not None:
-        check_whole(found[0])
-    if place.world > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+    found = latest(run) if place.is_main else None
+    if found is not None:
+        check_whole(found)
+    return agreed(found, place)
 
 
 def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded: bool) -> None:
@@ -254,11 +251,9 @@ def _alone_unwarned() -> Iterator[None]:
 def _shared_folder(folder: Path, place: Placement, is_shared: bool) -> Iterator[Path]:
     """A folder that is there whole or not at all, into which all processes write."""
     with atomic_folder(folder) if place.is_main else nullcontext() as aside:
-        name = [aside]
-        if is_shared:
-            torch.distributed.broadcast_object_list(name)
-        assert name[0] is not None
-        yield name[0]
+        shared = agreed(aside, place) if is_shared else aside
+        assert shared is not None
+        yield shared
         if is_shared:
             barrier(place)
 
