@@ -75,7 +75,7 @@ def stream(
     Raises IncompleteCacheError if a column is missing or not finished, ValueError if a batch
     cannot be shared by so many ranks.
     """
-    data = open_data(tensors, wanted, verify=reading.verify)
+    cached = open_data(tensors, wanted, verify=reading.verify)
     share, rest = divmod(order.batch_size, place.world)
     if not share or rest or not 0 <= place.rank < place.world:
         raise ValueError(
@@ -83,21 +83,21 @@ def stream(
         )
 
     def batches() -> Iterator[Batch]:
-        reader = CachedBatches(data, wanted.arrays, order, place, reading, steps.stop)
+        reader = CachedBatches(cached, wanted.arrays, order, place, reading, steps.stop)
         with closing(reader):
             for step in steps:
-                keys = data.keys[reader.rows(step) % len(data.keys)].tolist()
+                keys = cached.keys[reader.rows(step) % len(cached.keys)].tolist()
                 yield batch(step, keys, reader.read(step))
 
     def batch(step: int, keys: list[str], read: Named) -> Batch:
         """What was read of a step, in memory that the next step does not use."""
         # The same numbers as in training with this seed.
         seed = seed_for(order.seed, Stream.POSTERIOR, step)
-        normal = draw((order.batch_size, *data.latent_shape), seed, place)
+        normal = draw((order.batch_size, *cached.latent_shape), seed, place)
         return Batch(
             step=step,
             moments=read["moments"].float(),
-            latents=data.scaling.sample(read["moments"], normal),
+            latents=cached.scaling.sample(read["moments"], normal),
             labels=read["labels"],
             tokens={name: read[f"{name}/{TOKENS}"] for name in wanted.tokens},
             class_tokens={name: read[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens},
@@ -109,12 +109,12 @@ def stream(
 
 def open_data(tensors: CachedTensors, wanted: Wanted, *, verify: bool) -> CachedData:
     """The columns that are read. Raises IncompleteCacheError if one lacks what is wanted."""
-    data = CachedData(tensors, wanted.encoders, verify=verify)
+    cached = CachedData(tensors, wanted.encoders, verify=verify)
     for encoder in wanted.class_tokens:
-        reader = data.features[encoder][0]
+        reader = cached.features[encoder][0]
         if not reader.has_class_token:
             raise IncompleteCacheError("it has no class tokens", where=reader.column.folder)
-    return data
+    return cached
 
 
 class CachedImages(Dataset[Item]):
@@ -139,7 +139,7 @@ class CachedImages(Dataset[Item]):
         self._open()
 
     def _open(self) -> None:
-        self._data = open_data(self._tensors, self._wanted, verify=self._verify)
+        self._cached = open_data(self._tensors, self._wanted, verify=self._verify)
         self._owner = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[[], "CachedImages"], tuple[()]]:
@@ -147,7 +147,7 @@ class CachedImages(Dataset[Item]):
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._data.valid)
+        return len(self._cached.valid)
 
     def __getitem__(self, index: int) -> Item:
         """An image. Raises IndexError if there is none of this number."""
@@ -157,17 +157,17 @@ class CachedImages(Dataset[Item]):
         """Several images, read at once, as DataLoader asks for the items of a batch."""
         if self._owner != os.getpid():
             self._open()
-        data, rows = self._data, self._data.valid[np.asarray(indices, np.int64)]
-        moments, tokens, class_tokens = data.latents[0].values("moments", rows), {}, {}
+        cached, rows = self._cached, self._cached.valid[np.asarray(indices, np.int64)]
+        moments, tokens, class_tokens = cached.latents[0].values("moments", rows), {}, {}
         for name in self._wanted.tokens:
-            tokens[name] = data.features[name][0].values(TOKENS, rows)
+            tokens[name] = cached.features[name][0].values(TOKENS, rows)
         for name in self._wanted.class_tokens:
-            class_tokens[name] = data.features[name][0].vectors(rows)
+            class_tokens[name] = cached.features[name][0].vectors(rows)
         # Arrays of all rows [B, ...] become tensors of one each.
         return [
             {
-                "key": str(data.keys[row]),
-                "label": int(data.labels[row]),
+                "key": str(cached.keys[row]),
+                "label": int(cached.labels[row]),
                 "moments": torch.from_numpy(moments[place]),
                 "tokens": {n: torch.from_numpy(some[place]) for n, some in tokens.items()},
                 "class_tokens": {

@@ -103,17 +103,17 @@ class CachedBatches:
 
     def __init__(
         self,
-        data: CachedData,
+        cached: CachedData,
         names: Sequence[str],
         order: Order,
         place: Placement,
         reading: ReadingSettings,
         stop: int,
     ) -> None:
-        self._data, self._order, self._place = data, order, place
-        self._labels = torch.from_numpy(data.labels).long().to(place.device)
+        self._cached, self._order, self._place = cached, order, place
+        self._labels = torch.from_numpy(cached.labels).long().to(place.device)
         self._decoders = [
-            Decoder(name, [view.column for view in data.features[encoder_of(name)]], place.device)
+            Decoder(name, [view.column for view in cached.features[encoder_of(name)]], place.device)
             for name in names
         ]
         # What two of a batch are made from is read once.
@@ -122,8 +122,8 @@ class CachedBatches:
             for decoder in self._decoders
             for array in decoder.stored
         )
-        arrays = [(data.latents, "moments")]
-        arrays += [(data.features[encoder], array) for encoder, array in self._read]
+        arrays = [(cached.latents, "moments")]
+        arrays += [(cached.features[encoder], array) for encoder, array in self._read]
         sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
         self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
@@ -157,10 +157,10 @@ class CachedBatches:
 
     def _rows(self, step: int, place: Placement) -> npt.NDArray[np.int64]:
         seed, batch, block = self._order
-        valid, rank, world = self._data.valid, place.rank, place.world
+        valid, rank, world = self._cached.valid, place.rank, place.world
         places = order(seed, step, rank, world, rows=len(valid), batch=batch, block=block)
         rows = valid[places]
-        if self._data.flip:
+        if self._cached.flip:
             rows = rows + len(self._labels) * mirrored(seed, batch, step, place)
         return rows
 

@@ -70,7 +70,7 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises RunError if
     others train this run, NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    data = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
+    cached = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
     start, seconds = None, 0.0
     alone = claimed(settings.run / ".lock") if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
@@ -83,7 +83,7 @@ def train(
             raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
         stop = Agreement(request, place)
         while True:
-            stretch = Stretch(settings, data, place, draw_grid)
+            stretch = Stretch(settings, cached, place, draw_grid)
             if start is None:
                 start = stretch.start
                 if place.is_main:
@@ -114,7 +114,7 @@ class Stretch:
     def __init__(
         self,
         settings: TrainSettings,
-        data: CachedData,
+        cached: CachedData,
         place: Placement,
         draw_grid: DrawGrid | None,
     ) -> None:
@@ -124,11 +124,11 @@ class Stretch:
         self.end = self._every.end(self.start, settings.steps)
         self._terms = self._every.at(self.start)
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
-        self._data = data
-        self._run = Run(settings, data, place, found, self._terms)
+        self._cached = cached
+        self._run = Run(settings, cached, place, found, self._terms)
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
-        self._batches = CachedBatches(data, arrays, order, place, reading, self.end)
+        self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)
         self._meter = Meter(self._terms.names, place)
         if found is not None:
             self._meter.restore(found.measured)
@@ -142,9 +142,9 @@ class Stretch:
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        latent = self._data.latent_shape
+        latent = self._cached.latent_shape
         randomness = Randomness(settings, latent, place, self._terms.draws(latent))
-        step = Step(settings, run, self._terms, self._data, place)
+        step = Step(settings, run, self._terms, self._cached, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)
         show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
@@ -170,7 +170,7 @@ class Stretch:
         if bad and self._settings.on_nonfinite == "stop":
             step = run.step - len(interval.rows) + bad[0]
             rows = self._batches.images(step)
-            folder, keys = self._settings.run, self._data.keys
+            folder, keys = self._settings.run, self._cached.keys
             raise nonfinite_error(folder, step + 1, rows, keys, self._place)
         return interval
 

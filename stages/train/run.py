@@ -45,20 +45,20 @@ class Run:
     def __init__(
         self,
         settings: TrainSettings,
-        data: CachedData,
+        cached: CachedData,
         place: Placement,
         found: Checkpoint | None,
         active: RunTerms,
     ) -> None:
-        self._settings, self._place, self._data = settings, place, data
+        self._settings, self._place, self._cached = settings, place, cached
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
             "settings": kept_settings(settings),
-            "columns": data.fingerprints,
-            "rows": data.rows_identity,
+            "columns": cached.fingerprints,
+            "rows": cached.rows_identity,
         }
-        config = transformer_config(settings, data)
-        check_grids(config, settings, data)
+        config = transformer_config(settings, cached)
+        check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
         precision = precision_of(settings, place.device)
@@ -102,7 +102,7 @@ class Run:
         """The modules of all terms, also of those that have ended, in the lists that hold them."""
         lists: dict[str, list[nn.Module]] = {}
         for number, term, _ in RunTerms.of(self._settings).every:
-            module = term.make_module(shapes_for(term, config, self._data.shape))
+            module = term.make_module(shapes_for(term, config, self._cached.shape))
             if module is not None:
                 self.modules[number] = module
                 lists.setdefault(term.module_list, []).append(module)
@@ -166,9 +166,9 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     return kept
 
 
-def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
+def transformer_config(settings: TrainSettings, cached: CachedData) -> TransformerConfig:
     """The transformer that suits a cache."""
-    return config_for(settings, data.latent_shape, data.classes)
+    return config_for(settings, cached.latent_shape, cached.classes)
 
 
 def config_for(
@@ -207,9 +207,9 @@ def training_flops(
     return 3.0 * (forward_flops(config) + sum(modules))
 
 
-def check_grids(config: TransformerConfig, settings: TrainSettings, data: CachedData) -> None:
+def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
     """Raise RunError unless all tokens that are read lie on the transformer's grid."""
-    for encoder, (reader, *_) in data.features.items():
+    for encoder, (reader, *_) in cached.features.items():
         tokens = reader.column.array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(

@@ -35,11 +35,16 @@ class Step:
     """
 
     def __init__(
-        self, settings: TrainSettings, run: Run, terms: RunTerms, data: CachedData, place: Placement
+        self,
+        settings: TrainSettings,
+        run: Run,
+        terms: RunTerms,
+        cached: CachedData,
+        place: Placement,
     ) -> None:
         self._settings, self._run, self._terms = settings, run, terms
         self._objective = objective_of(settings)
-        self._scaling, self._null_class = data.scaling, data.classes
+        self._scaling, self._null_class = cached.scaling, cached.classes
         self._device, self._precision = place.device, precision_of(settings, place.device)
         self._work: Work = self._made
         if place.device.type == "cuda":
