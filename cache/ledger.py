@@ -56,7 +56,6 @@ class Recorded:
 
     @classmethod
     def of(cls, column: Column) -> "Recorded":
-        """The ledger as it is."""
         names = (path.name for path in (column.folder / LEDGER.name).glob("c.*.0"))
         shards = (int(name.split(".")[1]) for name in names)
         return cls(column, {shard: found for shard in shards if (found := entry(column, shard))})

@@ -51,7 +51,6 @@ class Holder:
             return cls("an unknown host", 0, "a moment ago")
 
     def write(self, lock: Path) -> None:
-        """Write its name into a lock."""
         lock.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def __str__(self) -> str:

@@ -111,7 +111,6 @@ class ColumnReader:
         return any(array.name == "class_token" for array in self.column.arrays)
 
     def rows(self, name: str) -> RowReader:
-        """The reader of one array."""
         return self._arrays[name]
 
     def read(self, name: str, rows: npt.ArrayLike, out: Buffer | None = None) -> Buffer:

@@ -114,7 +114,6 @@ class RowTable:
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.label)
 
     def hash_of(self, row: int) -> tuple[int, int]:
@@ -163,7 +162,6 @@ class RowTable:
         return self.take(block_permutation(len(self), seed, 0, block))
 
     def take(self, index: npt.NDArray[np.int64]) -> "RowTable":
-        """Some rows."""
         return replace(self, **{field: getattr(self, field)[index] for field in FIELDS})
 
 

@@ -88,7 +88,6 @@ class CompressedRows(DirectRows):
     """Reads rows of a local array whose inner chunks `compress` made."""
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
         for place, row in enumerate(rows.tolist()):
             file, position = self.file(row)
             try:

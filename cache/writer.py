@@ -50,7 +50,6 @@ class ShardWriter:
 
     @property
     def written(self) -> int:
-        """The number of rows taken so far."""
         return self._written
 
     def write(self, batch: Mapping[str, Rows]) -> None:

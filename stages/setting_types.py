@@ -120,7 +120,6 @@ class OneOf:
 
     @property
     def names(self) -> list[str]:
-        """All that there are."""
         module, _, variable = self.registry.partition(":")
         return list(getattr(import_module(module), variable))
 
@@ -133,13 +132,11 @@ class OneOf:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Checked as text, then as a name."""
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """One of a fixed list, for editors."""
         return {**handler(schema), "enum": self.names}
 
 

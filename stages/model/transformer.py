@@ -38,7 +38,6 @@ class TransformerConfig:
 
     @property
     def family(self) -> str:
-        """SiT or DiT."""
         return "DiT" if self.learns_sigma else "SiT"
 
     @property
@@ -48,7 +47,6 @@ class TransformerConfig:
 
     @property
     def outputs(self) -> int:
-        """Channels of the output."""
         return 2 * self.channels if self.learns_sigma else self.channels
 
 

@@ -34,7 +34,6 @@ class Samples:
         return self.folder.with_name(f"{self.folder.name}.npz")
 
     def path(self, index: int) -> Path:
-        """The file of one image."""
         return self.folder / f"{index:06d}.png"
 
     def missing(self) -> list[int]:

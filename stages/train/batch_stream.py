@@ -146,7 +146,6 @@ class CachedImages(Dataset[Item]):
         return self._remake, ()
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._cached.valid)
 
     def __getitem__(self, index: int) -> Item:

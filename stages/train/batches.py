@@ -178,7 +178,6 @@ class CachedBatches:
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for the cache."""
         return self._transfer.wait_seconds
 
     def take(self, step: int) -> list[Tensor]:
@@ -191,5 +190,4 @@ class CachedBatches:
         return [*self.take(step), rows.pin_memory() if is_copied else rows]
 
     def close(self) -> None:
-        """Stop reading ahead."""
         self._ring.close()

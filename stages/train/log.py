@@ -50,11 +50,9 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Values) -> None:
-        """Append a line."""
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
@@ -79,12 +77,10 @@ class TensorBoard:
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Values) -> None:
-        """Add a scalar for each value."""
         for name, value in values.items():
             self._writer.add_scalar(name.replace("@", "/"), value, step)
 
     def close(self) -> None:
-        """Write what is left."""
         self._writer.close()
 
 
@@ -113,7 +109,6 @@ class WandB:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
         self._run.finish()
 
 

@@ -136,7 +136,6 @@ class Stretch:
 
     @property
     def parameters(self) -> int:
-        """Number of trained parameters."""
         return self._run.parameters
 
     def train(self, stop: "Agreement") -> int:

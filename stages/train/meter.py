@@ -50,7 +50,6 @@ class RunLog:
             sink.write(step, {**values, **dict(zip(SPEEDS, speeds, strict=True))})
 
     def close(self) -> None:
-        """Close everything."""
         for sink in self._sinks:
             sink.close()
 
@@ -136,7 +135,6 @@ class Meter:
         self._rows = list(rows if self._place.is_main else torch.zeros_like(rows))
 
     def clear(self) -> None:
-        """Begin a new interval."""
         self._rows = []
 
 

@@ -71,11 +71,9 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """The number of steps made."""
         return run_folder.step_of(self.folder.name)
 
     def weights_file(self, name: str) -> Path:
-        """The file of `model` or `ema`."""
         return run_folder.weights_path(self.folder, name)
 
     def weights(self, name: str) -> dict[str, Tensor]:

@@ -33,7 +33,6 @@ class RunTerms:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "RunTerms":
-        """All terms of a run."""
         terms = (objective_of(settings), *settings.align)
         seen: Counter[str] = Counter()
         every = []
