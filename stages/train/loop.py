@@ -17,9 +17,9 @@ from cache.errors import RepaCacheError
 from cache.files import write_atomically
 from cache.locks import claimed
 from cache.order import Rows
-from stages.interrupt import InterruptedWorkError, StopRequest, stop_request
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
+from stages.processes import InterruptedWorkError, StopRequest, stop_request
 from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
@@ -108,7 +108,7 @@ def train(
 class Stretch:
     """Steps of a run that have the same terms; the next stretch begins as if resumed.
 
-    start, end: the first step, and that after the last one.
+    start, end: the first step, and that after the last one; parameters: number of trained ones.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Stretch:
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._cached = cached
         self._run = Run(settings, cached, place, found, self._terms)
+        self.parameters = self._run.parameters
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
         self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)
@@ -133,10 +134,6 @@ class Stretch:
         if found is not None:
             self._meter.restore(found.measured)
         self._note = ""
-
-    @property
-    def parameters(self) -> int:
-        return self._run.parameters
 
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""

@@ -135,17 +135,24 @@ class Run:
         settings = self._settings
         if self.step == (self.saved.step if self.saved is not None else 0):
             return
-        made = {"model": asdict(self.model.config), "scaler": self.scaler.state_dict()}
-        content = checkpoint.Content(
+        path = checkpoint_path(settings.run, self.step)
+        checkpoint.save(
+            path,
+            self._place,
             weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
             optimiser=optimiser_state(self.model, self.optimiser),
             measured=meter.state,
-            state={**self._identity, **made},
+            state={
+                "step": self.step,
+                **self._identity,
+                "model": asdict(self.model.config),
+                "scaler": self.scaler.state_dict(),
+            },
+            is_sharded=self._is_sharded,
         )
-        checkpoint.save(settings.run, self.step, content, self._place, is_sharded=self._is_sharded)
         if self._place.is_main:
             checkpoint.remove_outdated(settings.run, settings.keep, settings.keep_every)
-        self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
+        self.saved = Checkpoint(path)
 
     def _check(self, found: Checkpoint) -> None:
         there = {**found.state, "settings": flatten(kept_settings(found.settings))}

@@ -34,8 +34,6 @@ from stages.weight_files import READING_ERRORS
 from stages.weights import run_folder
 from stages.weights.parts import whole
 
-State = Mapping[str, Any]
-
 
 class CheckpointError(RepaCacheError):
     """A run does not have the checkpoint that is asked for, or cannot read or write it."""
@@ -115,19 +113,6 @@ class Checkpoint:
             load(state, checkpoint_id=self.folder / "optimizer", no_dist=not is_sharded)
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a checkpoint holds; tensors may be held in parts by the processes.
-
-    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
-    """
-
-    weights: Mapping[str, Mapping[str, Tensor]]
-    optimiser: State
-    measured: Tensor
-    state: State
-
-
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
     return [Checkpoint(folder) for folder in run_folder.checkpoint_paths(run)]
@@ -181,16 +166,27 @@ def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:
     return agreed(found, place)
 
 
-def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded: bool) -> None:
-    """Write a checkpoint in one step; all processes have to if they hold parts of it."""
+def save(
+    path: Path,
+    place: Placement,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimiser: Mapping[str, Any],
+    measured: Tensor,
+    state: Mapping[str, Any],
+    is_sharded: bool,
+) -> None:
+    """Write a checkpoint in one step; all processes have to if they hold parts of its tensors.
+
+    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
+    """
     if not (place.is_main or is_sharded):
         return
-    path = run_folder.checkpoint_path(run, step)
     with _written(path), _shared_folder(path, place, is_sharded) as aside:
         folder = aside / "optimizer"
         with _alone_unwarned():
-            save_state(dict(content.optimiser), checkpoint_id=folder, no_dist=not is_sharded)
-        for name, tensors in content.weights.items():
+            save_state(dict(optimiser), checkpoint_id=folder, no_dist=not is_sharded)
+        for name, tensors in weights.items():
             gathered = {}
             for key, tensor in tensors.items():
                 full = whole(tensor.detach())
@@ -199,9 +195,9 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
             if place.is_main:
                 save_file(gathered, aside / f"{name}.safetensors")
         if place.is_main:
-            save_file({"rows": content.measured}, aside / "meter.safetensors")
-            state = json.dumps({"step": step, **content.state}, indent=2)
-            (aside / "state.json").write_text(state, encoding="utf-8")
+            save_file({"rows": measured}, aside / "meter.safetensors")
+            content = json.dumps(state, indent=2)
+            (aside / "state.json").write_text(content, encoding="utf-8")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -25,8 +24,6 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
 PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
-
-
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
 
@@ -48,22 +45,16 @@ class Exported:
     loaded_by: str
 
 
-class Form(NamedTuple):
-    """The model family of a layout, and how its tensors are made from those of a run."""
-
-    family: str
-    convert: Callable[[State, int], State]
-
-
 def _of_sit(state: State) -> State:
     return published.with_time_reversed(published.without_projectors(state))
 
 
-FORMS = {
-    Layout.REPA: Form("SiT", lambda state, _: state),
-    Layout.SIT: Form("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
-    Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: _of_sit(state)),
-    Layout.DIT: Form("DiT", lambda state, _: published.without_projectors(state)),
+# The model family of a layout, and how its tensors are made from a run's and the side of a patch.
+FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
+    Layout.REPA: ("SiT", lambda state, _: state),
+    Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
+    Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
+    Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
 }
 
 
@@ -85,10 +76,10 @@ def export(run: Path, options: ExportOptions) -> Exported:
     settings, model = source.settings, source.model
     name = settings.model
     layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
-    form = FORMS[layout]
-    if MODELS[name].family != form.family:
-        raise WeightsError(f"The layout {layout} is that of a {form.family}, {run} is of {name}.")
-    state = form.convert(source.weights(options.weights), model.patch)
+    family, convert = FORMS[layout]
+    if MODELS[name].family != family:
+        raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, settings, state)

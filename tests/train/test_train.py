@@ -19,7 +19,7 @@ from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.locks import claimed
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.interrupt import InterruptedWorkError
+from stages.processes import InterruptedWorkError
 from stages.train.loop import train
 from stages.train.meter import Meter
 from stages.train.optim import Average, learning_rate
