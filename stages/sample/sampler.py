@@ -1,4 +1,4 @@
-"""Numbered images from a model: their noise, their labels, and how many are drawn at once.
+"""Numbered images from a model: noise, labels, guidance, and how many are drawn at once.
 
 B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
-from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
-from stages.sample.solvers.solver import Problem, SampleError
+from stages.sample.solvers.solver import Field, Problem, SampleError, Time
 from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
@@ -82,7 +82,7 @@ class Sampler:
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
         labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        field = GuidedField(self._predict, self._config, labels.to(self._device), settings)
+        field = guided_field(self._predict, self._config, labels.to(self._device), settings)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -108,6 +108,48 @@ class Sampler:
         # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
         device = "cpu" if self._device.type == "mps" else self._device
         return torch.stack(noise).to(device).double()
+
+
+def guided_field(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    config: TransformerConfig,
+    labels: Tensor,
+    settings: SampleSettings,
+) -> Field:
+    """What a model predicts under classifier-free guidance (arXiv 2207.12598).
+
+    On an interval of time (arXiv 2404.07724). predict: latents [B, C, h, w] in float32, times [B]
+    and labels [B] to the model's prediction [B, C or 2C, h, w]; labels: of the images, [B].
+    """
+    null = torch.full_like(labels, config.classes)
+    # What comes after a latent's channels, DiT's variance, is the conditional one's.
+    channels = slice(settings.guided_channels or config.channels)
+    low, high = settings.guidance_interval
+    noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
+
+    def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
+        """The prediction in float64; only images whose step is guided pay for both classes."""
+        times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
+        is_guided = (level >= low) & (level <= high) & (settings.guidance != 1)
+        guided = is_guided.nonzero().flatten()
+        predicted = predict(
+            torch.cat([state, state[guided]]).float().to(labels.device),
+            torch.cat([times, times[guided]]).float().to(labels.device),
+            torch.cat([labels, null[: len(guided)]]),
+        )
+        both = predicted.to(state.device).double()
+        conditional, unconditional = both.tensor_split([len(state)])
+        if len(guided):
+            with_class, without = conditional[guided, channels], unconditional[:, channels]
+            conditional[guided, channels] = without + settings.guidance * (with_class - without)
+        return conditional
+
+    return field
+
+
+def _per_image(state: Tensor, time: Time) -> Tensor:
+    """A time for each image, [B], in float64."""
+    return torch.as_tensor(time, dtype=torch.float64).expand(len(state))
 
 
 def check_fit(

@@ -10,9 +10,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.model.transformer import Transformer
@@ -96,6 +97,26 @@ def synchronised(model: nn.Module, *, is_last: bool) -> Iterator[None]:
     skips = isinstance(model, DistributedDataParallel) and not is_last
     with model.no_sync() if skips else nullcontext():  # type: ignore[operator]
         yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which this process may hold a part; all processes have to ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor, which every process has, into one that may be held in parts."""
+    if isinstance(target, DTensor):
+        values = distribute_tensor(
+            values.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+    target.copy_(values)
 
 
 def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
+from stages.train.compute import own
 from stages.train.train_settings import TrainSettings
-from stages.weights.parts import own
 
 
 def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

@@ -12,7 +12,15 @@ from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train.cached_data import CachedData
-from stages.train.compute import compile_blocks, make_scaler, precision_of, replicate, shard
+from stages.train.compute import (
+    compile_blocks,
+    fill,
+    make_scaler,
+    precision_of,
+    replicate,
+    shard,
+    whole,
+)
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.randomness import Stream, seed_for
@@ -22,7 +30,6 @@ from stages.train.train_settings import RunError, TrainSettings
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint
 from stages.weights.fitting import start_from
-from stages.weights.parts import fill, whole
 from stages.weights.run_folder import checkpoint_path
 
 # Settings that may change between two parts of one run.

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.compute import autocast, precision_of, synchronised
+from stages.train.compute import autocast, precision_of, synchronised, whole
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.run import Run
 from stages.train.terms.run_terms import RunTerms, objective_of
 from stages.train.terms.term import Seen
 from stages.train.train_settings import TrainSettings
-from stages.weights.parts import whole
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host
 # decides may change in it.

@@ -29,10 +29,10 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, agreed, barrier
+from stages.train.compute import whole
 from stages.train.train_settings import TrainSettings, stored_settings
 from stages.weight_files import READING_ERRORS
 from stages.weights import run_folder
-from stages.weights.parts import whole
 
 
 class CheckpointError(RepaCacheError):
