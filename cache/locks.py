@@ -26,6 +26,8 @@ from cache.errors import CacheBusyError, CacheWriteError, LockError
 PREPARE = "prepare"
 # What system calls say where there is no such thing as a lock.
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+# Devices of file systems whose locks were seen to keep others out.
+_sound: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,6 @@ def _acquired(path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
         held.lock.release()
         raise
     return held
-
-
-# Devices of file systems whose locks were seen to keep others out.
-_sound: set[int] = set()
 
 
 def _check_it_excludes(lock: Path) -> None:
