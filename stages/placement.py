@@ -60,7 +60,8 @@ def _gpu_of(local: int, name: str) -> torch.device:
     if ":" in name:
         raise DeviceError(
             f"The device {name!r} is one GPU, but {processes} processes run on this machine and "
-            'need one each. Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.'
+            "need one each",
+            remedy='Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.',
         )
     if 0 < gpus <= local:
         raise DeviceError(

@@ -71,9 +71,12 @@ def _number(name: str, least: int = 0, below: int | None = None) -> int:
 def _refused(what: str) -> LaunchError:
     world = "" if what.startswith(WORLD) else f"{WORLD} is {os.environ[WORLD]!r}, but "
     return LaunchError(
-        f"{world}{what}. Several processes are started with `torchrun --nproc-per-node N "
-        "--no-python repa-cache train`, which sets all of these. If another launcher left them "
-        f"behind: unset {WORLD} {RANK} {LOCAL} {LOCAL_WORLD} {ADDRESS} {PORT}"
+        f"{world}{what}",
+        remedy=(
+            "Several processes are started with `torchrun --nproc-per-node N --no-python repa-cache "
+            "train`, which sets all of these. If another launcher left them behind: "
+            f"unset {WORLD} {RANK} {LOCAL} {LOCAL_WORLD} {ADDRESS} {PORT}"
+        ),
     )
 
 

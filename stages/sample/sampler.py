@@ -160,11 +160,12 @@ def check_fit(
     if SOLVERS[solver].family != config.family:
         fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
         raise SampleError(
-            f"sample.solver: {solver!r} is for {SOLVERS[solver].family}, but the model is a "
-            f"{config.family}; choose from {', '.join(fitting)}."
+            f"{solver!r} is for {SOLVERS[solver].family}, but the model is a {config.family}; "
+            f"choose from {', '.join(fitting)}",
+            where="sample.solver",
         )
     if problem := SOLVERS[solver].problem_with(settings.steps):
-        raise SampleError(f"sample.steps: {problem}.")
+        raise SampleError(problem, where="sample.steps")
     if settings.guidance != 1 and not config.has_null_class:
         raise SampleError(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
@@ -173,8 +174,8 @@ def check_fit(
         )
     if (settings.guided_channels or 0) > config.channels:
         raise SampleError(
-            f"sample.guided_channels: the model's latents have {config.channels} channels, got "
-            f"{settings.guided_channels}."
+            f"the model's latents have {config.channels} channels, got {settings.guided_channels}",
+            where="sample.guided_channels",
         )
     if autoencoder.channels != config.channels:
         raise SampleError(

@@ -73,7 +73,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise RunError(f"train.tensorboard: {needs('tensorboard')}") from error
+            raise RunError(needs("tensorboard"), where="train.tensorboard") from error
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Values) -> None:
@@ -91,7 +91,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise RunError(f"train.wandb: {needs('wandb')}") from error
+            raise RunError(needs("wandb"), where="train.wandb") from error
         try:
             self._run: Any = wandb.init(
                 project=settings.wandb,
@@ -102,7 +102,7 @@ class WandB:
                 config=settings.model_dump(mode="json"),
             )
         except wandb.Error as error:
-            raise RunError(f"train.wandb: it does not start: {error}") from error
+            raise RunError(f"it does not start: {error}", where="train.wandb") from error
 
     def write(self, step: int, values: Values) -> None:
         """Log the values; of steps that are made again after a crash, the first stay."""

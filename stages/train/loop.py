@@ -80,7 +80,8 @@ def train(
         stop_request() as request,
     ):
         if other is not None:
-            raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
+            what = f"{settings.run} is being trained by {other}"
+            raise RunError(what, remedy="Choose another train.run.")
         stop = Agreement(request, place)
         while True:
             stretch = Stretch(settings, cached, place, draw_grid)
@@ -99,8 +100,8 @@ def train(
         stop.close()
     if step < settings.steps:
         raise InterruptedWorkError(
-            f"Stopped after step {step} of {settings.steps}, with a checkpoint in "
-            f"{settings.run}. Run the same command to go on."
+            f"Stopped after step {step} of {settings.steps}, with a checkpoint in {settings.run}",
+            remedy="Run the same command to go on.",
         )
     return TrainSummary(start, step, seconds, stretch.parameters)
 
@@ -237,7 +238,11 @@ def nonfinite_error(
     last = checkpoint.latest(run)
     good = f"The last good checkpoint is {last.folder}" if last else "There is no checkpoint yet"
     return NonFiniteLossError(
-        f"step {step}: the loss or its gradient is infinite or not a number, and no weight was "
-        f"changed by it. Rows of the batch: {shown}{more}; all are in {path}. {good}. Try a lower "
-        'train.learning_rate, train.precision = "float32", or train.on_nonfinite = "skip".'
+        "the loss or its gradient is infinite or not a number, and no weight was changed by it. "
+        f"Rows of the batch: {shown}{more}; all are in {path}. {good}",
+        where=f"step {step}",
+        remedy=(
+            'Try a lower train.learning_rate, train.precision = "float32", or train.on_nonfinite = '
+            '"skip".'
+        ),
     )

@@ -167,8 +167,8 @@ class Run:
         for part in ("settings", "columns", "rows"):
             if changed := differences(there[part], here[part], "run"):
                 raise RunError(
-                    f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
-                    "Restore them, or choose another train.run."
+                    f"{found.folder} was made with other {part} ({'; '.join(changed)})",
+                    remedy="Restore them, or choose another train.run.",
                 )
 
 
@@ -228,6 +228,8 @@ def check_grids(config: TransformerConfig, settings: TrainSettings, cached: Cach
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "
-                f"{settings.model} has {config.grid**2} ({config.grid} x {config.grid}). "
-                f"Choose another patch size, or set encoders.{encoder}.input_size and rebuild."
+                f"{settings.model} has {config.grid**2} ({config.grid} x {config.grid})",
+                remedy=(
+                    f"Choose another patch size, or set encoders.{encoder}.input_size and rebuild."
+                ),
             )

@@ -216,8 +216,11 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(
-            f"{path} cannot be written: {_cause(error)}. Checkpoints that were there are kept: "
-            "make room, and run the same command to go on from the newest."
+            f"{path} cannot be written: {_cause(error)}",
+            remedy=(
+                "Checkpoints that were there are kept: make room, and run the same command to go "
+                "on from the newest."
+            ),
         ) from error
 
 

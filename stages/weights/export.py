@@ -67,11 +67,11 @@ def export(run: Path, options: ExportOptions) -> Exported:
     """
     path = options.path
     if path.suffix not in (*PICKLED, ".safetensors"):
-        raise WeightsError(f"{path}: name it .safetensors, or one of {', '.join(PICKLED)}.")
+        raise WeightsError(f"name it .safetensors, or one of {', '.join(PICKLED)}", where=path)
     if path.exists():
-        raise WeightsError(f"{path} exists already. Name another file.")
+        raise WeightsError(f"{path} exists already", remedy="Name another file.")
     if not path.parent.is_dir():
-        raise WeightsError(f"{path}: there is no folder {path.parent}.")
+        raise WeightsError(f"there is no folder {path.parent}", where=path)
     source = find(run, options.step)
     settings, model = source.settings, source.model
     name = settings.model

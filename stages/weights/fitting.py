@@ -61,8 +61,11 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     if stated is not None and stated not in possible:
         fitting = " or ".join(f"'{layout}'" for layout in possible)
         raise WeightsError(
-            f"{found.path} is not of the layout '{stated}': {evidence}. Expected {fitting} "
-            "(train.init_layout, or --layout of `repa-cache sample --official`)."
+            f"{found.path} is not of the layout '{stated}': {evidence}",
+            remedy=(
+                f"Expected {fitting} (train.init_layout, or --layout of `repa-cache sample "
+                "--official`)."
+            ),
         )
     return stated or possible[0]
 
@@ -196,22 +199,19 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
     pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
     if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
         raise WeightsError(
-            f"{found.path} holds the weights of another model: {'; '.join(differing)}."
-            f"{_advice(theirs, ours)}"
+            f"{found.path} holds the weights of another model: {'; '.join(differing)}",
+            remedy=_advice(theirs, ours),
         )
 
 
 def _advice(theirs: Shape, ours: Shape) -> str:
-    family = "DiT" if theirs.learns_sigma else "SiT"
-    fitting = [
-        name
-        for name, model in MODELS.items()
-        if (model.family, model.size.depth, model.size.width, model.patch)
-        == (family, theirs.depth, theirs.width, theirs.patch)
-    ]
     if theirs.side != ours.side:
-        return " Positions are not resampled: take weights of the cache's resolution."
-    return f" Set train.model to {fitting[0]!r}, if that is meant." if fitting else ""
+        return "Positions are not resampled: take weights of the cache's resolution."
+    family = "DiT" if theirs.learns_sigma else "SiT"
+    for name, (own, size, patch) in MODELS.items():
+        if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
+            return f"Set train.model to {name!r}, if that is meant."
+    return ""
 
 
 def _check_trunk(found: Found, own: State) -> None:

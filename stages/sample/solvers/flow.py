@@ -93,7 +93,7 @@ def dopri5(problem: Problem) -> Tensor:
     try:
         import torchode
     except ModuleNotFoundError as error:
-        raise SampleError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
+        raise SampleError(f"'dopri5' {needs('torchode')}", where="sample.solver") from error
     shape = problem.start.shape
 
     def velocity(time: Tensor, states: Tensor) -> Tensor:
