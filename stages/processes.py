@@ -73,8 +73,8 @@ def _refused(what: str) -> LaunchError:
     return LaunchError(
         f"{world}{what}",
         remedy=(
-            "Several processes are started with `torchrun --nproc-per-node N --no-python repa-cache "
-            "train`, which sets all of these. If another launcher left them behind: "
+            "Several processes are started with `torchrun --nproc-per-node N --no-python "
+            "repa-cache train`, which sets all of these. If another launcher left them behind: "
             f"unset {WORLD} {RANK} {LOCAL} {LOCAL_WORLD} {ADDRESS} {PORT}"
         ),
     )
