@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -88,24 +88,13 @@ class FollowingError(RepaCacheError):
     """A process ends because another of its run has failed, which says why."""
 
 
-class StopRequest:
-    """Whether somebody asked the work to stop."""
-
-    def __init__(self) -> None:
-        self.is_made = False
-
-    def __bool__(self) -> bool:
-        return self.is_made
-
-
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Turns the first signal into a request; a second one ends the process as usual.
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Yields whether somebody asked the work to stop, by a signal; a second one ends the process.
 
     Those that follow at once are the same one: torchrun passes on what the terminal has already
     sent to all of its processes.
     """
-    request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before[signal.SIGHUP] is signal.SIG_IGN:
         # nohup: the work is to outlive its terminal.
@@ -114,7 +103,6 @@ def stop_request() -> Iterator[StopRequest]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal first
-        request.is_made = True
         first = min(first, time.monotonic())
         if time.monotonic() - first > SAME_SECONDS:
             restore()
@@ -127,6 +115,6 @@ def stop_request() -> Iterator[StopRequest]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield request
+        yield lambda: first < math.inf
     finally:
         restore()

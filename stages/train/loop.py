@@ -19,7 +19,7 @@ from cache.locks import claimed
 from cache.order import Rows
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
-from stages.processes import InterruptedWorkError, StopRequest, stop_request
+from stages.processes import InterruptedWorkError, stop_request
 from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
@@ -77,12 +77,12 @@ def train(
     with (
         arithmetic(precision, deterministic=deterministic),
         alone as other,
-        stop_request() as request,
+        stop_request() as is_asked,
     ):
         if other is not None:
             what = f"{settings.run} is being trained by {other}"
             raise RunError(what, remedy="Choose another train.run.")
-        stop = Agreement(request, place)
+        stop = Agreement(is_asked, place)
         while True:
             stretch = Stretch(settings, cached, place, draw_grid)
             if start is None:
@@ -193,21 +193,21 @@ class Agreement:
     Each step tells the others and reads what all told at the step before, so that nobody waits.
     """
 
-    def __init__(self, request: StopRequest, place: Placement) -> None:
-        self._request = request
+    def __init__(self, is_asked: Callable[[], bool], place: Placement) -> None:
+        self._is_asked = is_asked
         self._world = place.world
         self._told: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
     def is_reached(self) -> bool:
         """To be asked once before every step, by all processes."""
         if self._world == 1:
-            return bool(self._request)
+            return self._is_asked()
         asked = False
         if self._told is not None:
             requests, work = self._told
             work.wait()
             asked = bool(requests)
-        requests = torch.tensor(int(bool(self._request)))
+        requests = torch.tensor(int(self._is_asked()))
         self._told = requests, torch.distributed.all_reduce(requests, async_op=True)
         return asked
 

@@ -64,7 +64,7 @@ class Run:
             "columns": cached.fingerprints,
             "rows": cached.rows_identity,
         }
-        config = transformer_config(settings, cached)
+        config = config_for(settings, cached.latent_shape, cached.classes)
         check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
@@ -178,11 +178,6 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     if settings.init_from is not None:
         kept["init_from"] = settings.init_from.name
     return kept
-
-
-def transformer_config(settings: TrainSettings, cached: CachedData) -> TransformerConfig:
-    """The transformer that suits a cache."""
-    return config_for(settings, cached.latent_shape, cached.classes)
 
 
 def config_for(
