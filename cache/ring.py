@@ -54,11 +54,11 @@ class ReaderThreads:
         self._owner, self._tasks = os.getpid(), SimpleQueue()
         for number in range(self.count):
             threading.Thread(
-                target=_work, args=(self._tasks,), name=f"reader-{number}", daemon=True
+                target=_run_tasks, args=(self._tasks,), name=f"reader-{number}", daemon=True
             ).start()
 
 
-def _work(tasks: "SimpleQueue[Task | None]") -> None:
+def _run_tasks(tasks: "SimpleQueue[Task | None]") -> None:
     while (task := tasks.get()) is not None:
         future, function, arguments = task
         if not future.set_running_or_notify_cancel():

@@ -1,4 +1,4 @@
-"""One step of the optimiser, on one screen, and its work on the device as one CUDA graph.
+"""One step of the optimiser, on one screen, and its computation as one CUDA graph.
 
 B images of a rank, M losses, C latent channels, h and w the latent's sides.
 """
@@ -22,7 +22,7 @@ from stages.train.train_settings import TrainSettings
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host
 # decides may change in it.
-Work = Callable[[Named, Named], Measured]
+Compute = Callable[[Named, Named], Measured]
 # Steps before the one that is recorded, in which code is compiled and memory found.
 FIRST_STEPS = 3
 
@@ -45,17 +45,17 @@ class Step:
         self._objective = objective_of(settings)
         self._scaling, self._null_class = cached.scaling, cached.classes
         self._device, self._precision = place.device, precision_of(settings, place.device)
-        self._work: Work = self._made
+        self._compute: Compute = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
             if settings.compute.graph and place.world == 1:
-                self._work = Replayed(self._made, place.device)
+                self._compute = Replayed(self._made, place.device)
 
     def __call__(self, batch: Named, drawn: Named) -> Measured:
         """Make the next step; what it measured is valid until the one after it."""
         run = self._run
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
-        measured = self._work(batch, drawn)
+        measured = self._compute(batch, drawn)
         run.step += 1
         return measured
 
@@ -116,15 +116,15 @@ class Step:
 
 
 class Replayed:
-    """Does the work of a step, from the fourth on as a recording of it: a CUDA graph.
+    """Computes a step, from the fourth on as a recording of it: a CUDA graph.
 
     A step launches thousands of kernels, each of which costs the host some ten microseconds: small
     models, and large ones in small batches, wait for the host. A graph is launched as a whole.
-    Equal to the work itself, bit by bit. What it returns is valid until the next call.
+    Equal to the computation itself, bit by bit. What it returns is valid until the next call.
     """
 
-    def __init__(self, work: Work, device: torch.device) -> None:
-        self._work = work
+    def __init__(self, compute: Compute, device: torch.device) -> None:
+        self._compute = compute
         self._first_steps = FIRST_STEPS
         self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
@@ -147,7 +147,7 @@ class Replayed:
         present = torch.cuda.current_stream()
         self._stream.wait_stream(present)
         with torch.cuda.stream(self._stream):
-            measured = self._work(batch, drawn)
+            measured = self._compute(batch, drawn)
         present.wait_stream(self._stream)
         for tensor in (*batch.values(), *drawn.values()):
             tensor.record_stream(self._stream)
@@ -158,4 +158,4 @@ class Replayed:
     def _recorded(self, batch: Named, drawn: Named) -> tuple[Named, Named, Measured]:
         inputs = [{name: tensor.clone() for name, tensor in of.items()} for of in (batch, drawn)]
         with torch.cuda.graph(self._graph, stream=self._stream):
-            return inputs[0], inputs[1], self._work(*inputs)
+            return inputs[0], inputs[1], self._compute(*inputs)
