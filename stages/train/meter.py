@@ -111,6 +111,7 @@ class Interval:
         values = {"skipped": float(len(self.rows) - len(rows))}
         if not len(rows):
             return values
+        # Rows [n, values] become, summed over steps, M losses and the images in each bucket.
         *losses, images = rows[:, : -len(OTHERS)].sum(axis=0).reshape(-1, BUCKETS)
         others = dict(zip(OTHERS, rows[:, -len(OTHERS) :].mean(axis=0).tolist(), strict=True))
         values = {**others, **values}

@@ -11,16 +11,8 @@ from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
+from stages.train import compute
 from stages.train.cached_data import CachedData
-from stages.train.compute import (
-    compile_blocks,
-    fill,
-    make_scaler,
-    precision_of,
-    replicate,
-    shard,
-    whole,
-)
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.randomness import Stream, seed_for
@@ -68,20 +60,20 @@ class Run:
         check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
-        precision = precision_of(settings, place.device)
+        precision = compute.precision_of(settings, place.device)
         self.modules: dict[int, nn.Module] = {}
         self.model = self._make_model(config, found)
         trained = {one.number for one in active.every}
         for number, module in self.modules.items():
             module.requires_grad_(number in trained)
         self.model.to(place.device).train()
-        compile_blocks(self.model, settings.compute.compile, place.device)
+        compute.compile_blocks(self.model, settings.compute.compile, place.device)
         if self._is_sharded:
-            shard(self.model, place, precision)
-        self.network = replicate(self.model, place)
+            compute.shard(self.model, place, precision)
+        self.network = compute.replicate(self.model, place)
         self.average = Average(self.model, settings.ema_decay)
         self.optimiser = make_optimiser(self.model, settings)
-        self.scaler = make_scaler(precision, place.device)
+        self.scaler = compute.make_scaler(precision, place.device)
         self.step = 0
         if found is not None:
             self._restore(found)
@@ -121,7 +113,7 @@ class Run:
         if shapes != {name: tensor.shape for name, tensor in weights.items()}:
             checkpoint.check_whole(found, "ema.safetensors does not hold the tensors of the model")
         for name, tensor in weights.items():
-            fill(self.average.tensors[name], tensor)
+            compute.fill(self.average.tensors[name], tensor)
         state = optimiser_state(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
         set_optimizer_state_dict(self.model, self.optimiser, state)
@@ -135,7 +127,7 @@ class Run:
 
     def whole_average(self) -> dict[str, Tensor]:
         """The moving average; all processes have to ask together."""
-        return {name: whole(tensor) for name, tensor in self.average.tensors.items()}
+        return {name: compute.whole(tensor) for name, tensor in self.average.tensors.items()}
 
     def save(self, meter: Meter) -> None:
         """Write a checkpoint of the present step, unless there is one."""
