@@ -182,7 +182,9 @@ def save(
     """
     if not (place.is_main or is_sharded):
         return
-    with _written(path), _shared_folder(path, place, is_sharded) as aside:
+    with _written(path), atomic_folder(path) if place.is_main else nullcontext() as own:
+        aside = agreed(own, place) if is_sharded else own
+        assert aside is not None
         folder = aside / "optimizer"
         with _alone_unwarned():
             save_state(dict(optimiser), checkpoint_id=folder, no_dist=not is_sharded)
@@ -198,6 +200,8 @@ def save(
             save_file({"rows": measured}, aside / "meter.safetensors")
             content = json.dumps(state, indent=2)
             (aside / "state.json").write_text(content, encoding="utf-8")
+        if is_sharded:
+            barrier(place)
 
 
 @contextmanager
@@ -242,17 +246,6 @@ def _alone_unwarned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)")
         yield
-
-
-@contextmanager
-def _shared_folder(folder: Path, place: Placement, is_shared: bool) -> Iterator[Path]:
-    """A folder that is there whole or not at all, into which all processes write."""
-    with atomic_folder(folder) if place.is_main else nullcontext() as aside:
-        shared = agreed(aside, place) if is_shared else aside
-        assert shared is not None
-        yield shared
-        if is_shared:
-            barrier(place)
 
 
 def remove_outdated(run: Path, keep: int, keep_every: int | None) -> None:
