@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from cache.reader import ColumnReader
     from cache.rows import Keys
+    from cache.shard_files import RowNumbers
     from pipeline.commands import app as app
     from pipeline.commands.analyze import cknna as cknna
     from pipeline.commands.analyze import compare as compare
@@ -77,12 +78,13 @@ if TYPE_CHECKING:
     from stages.train.batch_stream import CachedImages as CachedImages
     from stages.train.train_settings import CachedTensors
 
+    Floats = npt.NDArray[np.float32]
+
 # Where what is imported when it is asked for stands.
 LATER = {
     "app": "pipeline.commands",
     "Config": "pipeline.config",
-    "Batch": "stages.train.batch_stream",
-    "CachedImages": "stages.train.batch_stream",
+    **dict.fromkeys(("Batch", "CachedImages"), "stages.train.batch_stream"),
     **dict.fromkeys(("cknna", "compare", "probe"), "pipeline.commands.analyze"),
     **{
         name: f"pipeline.commands.{name}"
@@ -140,10 +142,7 @@ class Rows:
     """An array [N, ...] of a cache, by any index that numpy takes for rows, as float32."""
 
     def __init__(
-        self,
-        rows: "npt.NDArray[np.int64]",
-        row_shape: tuple[int, ...],
-        read: "Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]",
+        self, rows: "RowNumbers", row_shape: tuple[int, ...], read: "Callable[[RowNumbers], Floats]"
     ) -> None:
         self.shape = (len(rows), *row_shape)
         self._rows, self._read = rows, read
@@ -151,7 +150,7 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> "npt.NDArray[np.float32]":
+    def __getitem__(self, index: Any) -> "Floats":
         """Rows [B, ...], or one for a number. Raises IndexError if there are none such."""
         rows = self._rows[index]
         return self._read(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
@@ -166,7 +165,7 @@ class Features:
     valid: which rows, [N], hold tensors: all but those whose image could not be decoded.
     """
 
-    def __init__(self, reader: "ColumnReader", rows: "npt.NDArray[np.int64]") -> None:
+    def __init__(self, reader: "ColumnReader", rows: "RowNumbers") -> None:
         self._reader, self._rows = reader, rows
 
     @property
@@ -196,10 +195,13 @@ class Cache:
     """
 
     def __init__(self, path: Path) -> None:
+        import numpy as np
+
         from cache import reader
 
         self.path, self._cache = path, reader.Cache(path)
         table = self._cache.rows
+        self._rows: RowNumbers = np.arange(len(table))
         self.labels: npt.NDArray[np.int32] = table.label
         self.keys: Keys = table.key
         self.classes: tuple[str, ...] = table.classes
@@ -218,12 +220,6 @@ class Cache:
         from cache.metadata import column_names, titles
 
         return tuple(titles(column_names(self.path), FEATURES))
-
-    @cached_property
-    def _rows(self) -> "npt.NDArray[np.int64]":
-        import numpy as np
-
-        return np.arange(len(self))
 
     def __getitem__(self, encoder: str) -> Features:
         """An encoder's column. Raises Error if it is missing or not finished."""

@@ -39,7 +39,6 @@ class ZarrRows:
         self._array = array
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out` with rows."""
         if self._array.chunks[0] == 1:
             # Several times faster than asking for all at once, which gains where chunks are shared.
             for place, row in enumerate(rows.tolist()):
@@ -57,7 +56,6 @@ class MemoryRows:
         source.read(np.arange(len(self._values)), self._values)
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out` with rows."""
         # Without a mode numpy checks every row once more, in a buffer of its own.
         np.take(self._values, rows, axis=0, out=out, mode="clip")
 
@@ -71,7 +69,6 @@ class JoinedRows:
         self._sources = sources
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out` with rows."""
         number, own = np.divmod(rows, self._rows)
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(rows)]
         for start, stop in pairwise(bounds):
@@ -109,8 +106,7 @@ class CheckedRows:
             return
         if self._is_outdated(int(wrong[0])):
             raise CacheReplacedError(
-                f"row {wrong[0]} was made anew while it was read",
-                where=self._name,
+                f"row {wrong[0]} was made anew while it was read", where=self._name
             )
         raise DamagedCacheError(
             f"row {wrong[0]} is not what was written: its checksum differs ({len(wrong)} of "

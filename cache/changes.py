@@ -90,11 +90,7 @@ def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def merged(
-    cached: RowTable,
-    current: RowTable,
-    seed: int,
-    block: int = 1,
-    place: Places | None = None,
+    cached: RowTable, current: RowTable, seed: int, block: int = 1, place: Places | None = None
 ) -> RowTable:
     """The rows of a cache as the data set has them, in the cache's order, and the added ones.
 

@@ -20,6 +20,14 @@ from typing import BinaryIO, TypeVar
 
 from cache.errors import CacheReadError, CacheReplacedError
 
+# A folder is written in more time than it is read in: even the second attempt rarely fails.
+ATTEMPTS = 200
+PAUSE_SECONDS = 0.01
+
+Found = TypeVar("Found")
+# Where a group stands, and inode and time of its zarr.json; None where there is no group.
+Version = tuple[str, int, int] | None
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -179,15 +187,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# A folder is written in more time than it is read in: even the second attempt rarely fails.
-ATTEMPTS = 200
-PAUSE_SECONDS = 0.01
-
-Found = TypeVar("Found")
-# Where a group stands, and inode and time of its zarr.json; None where there is no group.
-Version = tuple[str, int, int] | None
 
 
 def of_one_version(read: Callable[[], Found], *groups: Path) -> Found:

@@ -120,7 +120,6 @@ class Column:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the recipe."""
         return fingerprint(self.recipe)
 
     @property
@@ -129,11 +128,9 @@ class Column:
         return ArraySpec("crc32c", "uint32", (len(self.arrays),))
 
     def array(self, name: str) -> ArraySpec:
-        """The description of one data array."""
         return next(array for array in self.arrays if array.name == name)
 
     def shard_rows(self, shard: int) -> range:
-        """The rows of a shard."""
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.rows))
 

@@ -35,7 +35,7 @@ def seal(column: Column, shard: int, images: bytes) -> bytes:
 
 def was_made_by(column: Column) -> bool:
     """Whether any finished shard bears witness that the column's recipe made it."""
-    for shard, found in recorded(column).items():
+    for shard, found in Recorded.of(column).entries.items():
         with suppress(FileNotFoundError):
             if seal(column, shard, found[:DIGEST_BYTES]) == found[DIGEST_BYTES:]:
                 return True
@@ -47,12 +47,6 @@ def strike(column: Column, shard: int) -> None:
     column.shard_path(LEDGER, shard).unlink(missing_ok=True)
 
 
-def recorded(column: Column) -> dict[int, bytes]:
-    """The entries of all finished shards."""
-    shards = (int(path.name.split(".")[1]) for path in (column.folder / LEDGER.name).glob("c.*.0"))
-    return {shard: found for shard in shards if (found := entry(column, shard))}
-
-
 @dataclass(frozen=True)
 class Recorded:
     """A column's ledger as it was at some time: the entries of the finished shards."""
@@ -62,8 +56,9 @@ class Recorded:
 
     @classmethod
     def of(cls, column: Column) -> "Recorded":
-        """The ledger as it is."""
-        return cls(column, recorded(column))
+        names = (path.name for path in (column.folder / LEDGER.name).glob("c.*.0"))
+        shards = (int(name.split(".")[1]) for name in names)
+        return cls(column, {shard: found for shard in shards if (found := entry(column, shard))})
 
     def missing(self, rows: RowTable) -> list[int]:
         """The shards that have to be made, in order."""

@@ -26,6 +26,8 @@ from cache.errors import CacheBusyError, CacheWriteError, LockError
 PREPARE = "prepare"
 # What system calls say where there is no such thing as a lock.
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+# Devices of file systems whose locks were seen to keep others out.
+_sound: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class Holder:
             return cls("an unknown host", 0, "a moment ago")
 
     def write(self, lock: Path) -> None:
-        """Write its name into a lock."""
         lock.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def __str__(self) -> str:
@@ -73,10 +74,6 @@ def _acquired(path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
         held.lock.release()
         raise
     return held
-
-
-# Devices of file systems whose locks were seen to keep others out.
-_sound: set[int] = set()
 
 
 def _check_it_excludes(lock: Path) -> None:
@@ -106,6 +103,7 @@ def _no_locks(lock: Path, why: str) -> LockError:
 @contextmanager
 def claimed(lock: Path) -> Iterator[Holder | None]:
     """Hold a lock file: yields None, or who holds it already. The file stays."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = _acquired(lock, timeout=0)
     except Timeout:

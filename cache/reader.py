@@ -62,9 +62,7 @@ class Cache:
         column = read_column(self.path, name, len(self.rows))
         recorded = ledger.Recorded.of(column)
         missing = recorded.missing(self.rows)
-        if missing and self._are_outgrown(column, missing):
-            missing = []
-        if missing:
+        if missing and not self._are_outgrown(column, missing):
             raise IncompleteCacheError(
                 f"{len(missing)} of {column.shards} shards are missing",
                 where=f"{self.path}/{name}",
@@ -113,7 +111,6 @@ class ColumnReader:
         return any(array.name == "class_token" for array in self.column.arrays)
 
     def rows(self, name: str) -> RowReader:
-        """The reader of one array."""
         return self._arrays[name]
 
     def read(self, name: str, rows: npt.ArrayLike, out: Buffer | None = None) -> Buffer:

@@ -17,6 +17,8 @@ from cache.arrays import RowReader
 from cache.errors import CacheReadError
 from cache.shard_files import Buffer, RowNumbers
 
+# Pieces smaller than this are not worth a thread's while.
+PIECE_BYTES = 1 << 18
 Task = tuple[Future[None], Callable[..., None], tuple[Any, ...]]
 
 
@@ -52,11 +54,11 @@ class ReaderThreads:
         self._owner, self._tasks = os.getpid(), SimpleQueue()
         for number in range(self.count):
             threading.Thread(
-                target=_work, args=(self._tasks,), name=f"reader-{number}", daemon=True
+                target=_run_tasks, args=(self._tasks,), name=f"reader-{number}", daemon=True
             ).start()
 
 
-def _work(tasks: "SimpleQueue[Task | None]") -> None:
+def _run_tasks(tasks: "SimpleQueue[Task | None]") -> None:
     while (task := tasks.get()) is not None:
         future, function, arguments = task
         if not future.set_running_or_notify_cancel():
@@ -67,10 +69,6 @@ def _work(tasks: "SimpleQueue[Task | None]") -> None:
             future.set_exception(error)
         else:
             future.set_result(None)
-
-
-# Pieces smaller than this are not worth a thread's while.
-PIECE_BYTES = 1 << 18
 
 
 class BatchRing:

@@ -31,6 +31,14 @@ Places = npt.NDArray[np.int64]
 
 # Keys that are copied, or are Python's strings, at the same time.
 PIECE = 65536
+# The table is read whole; a few large chunks keep the number of files small.
+CHUNK_ROWS = 65536
+NUMBERS = ("label", "source_index", "content_hash", "stamp")
+FIELDS = ("key", *NUMBERS)
+# Those that training sees.
+SEEN = ("key", "label", "content_hash")
+# The content hash of a file that could not be read.
+UNREADABLE = (0, 0)
 
 
 def pieces(count: int) -> Iterator[slice]:
@@ -83,16 +91,6 @@ def _hashes(keys: Keys) -> Places:
     return np.fromiter((hash(key) for part in parts for key in part), np.int64, len(keys))
 
 
-# The table is read whole; a few large chunks keep the number of files small.
-CHUNK_ROWS = 65536
-NUMBERS = ("label", "source_index", "content_hash", "stamp")
-FIELDS = ("key", *NUMBERS)
-# Those that training sees.
-SEEN = ("key", "label", "content_hash")
-# The content hash of a file that could not be read.
-UNREADABLE = (0, 0)
-
-
 def content_hash(content: bytes) -> tuple[int, int]:
     """The 128-bit XXH3 hash of an image file, as two unsigned 64-bit numbers."""
     value = xxhash.xxh3_128_intdigest(content)
@@ -116,7 +114,6 @@ class RowTable:
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.label)
 
     def hash_of(self, row: int) -> tuple[int, int]:
@@ -165,7 +162,6 @@ class RowTable:
         return self.take(block_permutation(len(self), seed, 0, block))
 
     def take(self, index: npt.NDArray[np.int64]) -> "RowTable":
-        """Some rows."""
         return replace(self, **{field: getattr(self, field)[index] for field in FIELDS})
 
 
@@ -183,10 +179,7 @@ def write_rows(path: Path, rows: RowTable) -> None:
 
 
 def _write_table(folder: Path, rows: RowTable) -> None:
-    attributes: dict[str, Any] = {
-        "classes": list(rows.classes),
-        "fingerprint": rows.fingerprint,
-    }
+    attributes: dict[str, Any] = {"classes": list(rows.classes), "fingerprint": rows.fingerprint}
     group = zarr.open_group(folder, mode="w", zarr_format=3, attributes=attributes)
     for name in FIELDS:
         values = getattr(rows, name)
@@ -229,13 +222,8 @@ def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
     return stored.rows
 
 
-def read_unchecked_rows(path: Path) -> RowTable:
-    """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
-    return read_stored_rows(path).rows
-
-
 def read_stored_rows(path: Path) -> StoredRows:
-    """The row table, and what is known of it. Raises DamagedCacheError if it cannot be read."""
+    """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
     folder = path / ROWS
 
     def read() -> StoredRows:

@@ -240,9 +240,8 @@ def open_files_limit() -> int:
 def _read_by_bounce(fill: Callable[[int, memoryview], None], offset: int, view: memoryview) -> None:
     """Fill a view, which a disk cannot write to, by way of memory that it can.
 
-    offset: of the first byte of the view.
-
-    fill: does that for memory on page boundaries, of which each thread has its own.
+    offset: of the first byte of the view; fill: does that for memory on page boundaries, of which
+    each thread has its own.
     """
     if not hasattr(_bounce, "buffer"):
         # Private, as a forked process reads something else.

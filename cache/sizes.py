@@ -1,7 +1,4 @@
-"""What a cache takes on disk, before it is written.
-
-N rows.
-"""
+"""What a cache of N rows takes on disk, before it is written."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -3,14 +3,15 @@
 A row is an inner chunk with standard Zarr codecs, so that zarr-python reads it too. On photographs
 the differences save a sixth of what Zstandard alone leaves, and its fastest level is the best.
 
-To add a way, write a class with these methods and name it in `FLOAT_STORAGES`. The same code
+To add a way, write a `Storage` and name it in `FLOAT_STORAGES`. The same code
 works on numpy arrays and on tensors of any device. B rows, T tokens, D features.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -22,6 +23,19 @@ from zarr.codecs import numcodecs as zarr_numcodecs
 from zarr.errors import ZarrUserWarning
 
 from cache.shard_files import Buffer, DirectRows, RowNumbers
+
+# A numpy array or a tensor.
+Array: TypeAlias = Any
+Arrays = Mapping[str, Array]
+
+CODES = 127
+# Of a channel that is always zero, and of a token that is: as small as float16 counts exactly.
+SMALLEST = 2.0**-14
+# Rounds a token's scale up by more than float16 can round it down: no code exceeds 127.
+MARGIN = 1 + 2.0**-10
+# Of Zstandard.
+LEVEL = 1
+CHECKSUM_BYTES = 4
 
 
 def row_checksums(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
@@ -43,10 +57,6 @@ def finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     else:
         finite = np.isfinite(flat).all(axis=1)
     return finite
-
-
-LEVEL = 1
-CHECKSUM_BYTES = 4
 
 
 def codec_arguments() -> dict[str, Any]:
@@ -79,7 +89,6 @@ class CompressedRows(DirectRows):
     """Reads rows of a local array whose inner chunks `compress` made."""
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
         for place, row in enumerate(rows.tolist()):
             file, position = self.file(row)
             try:
@@ -96,68 +105,51 @@ def unwarned() -> Iterator[None]:
         yield
 
 
-# A numpy array or a tensor.
-Array: TypeAlias = Any
-Arrays = Mapping[str, Array]
-
-CODES = 127
-# Of a channel that is always zero, and of a token that is: as small as float16 counts exactly.
-SMALLEST = 2.0**-14
-# Rounds a token's scale up by more than float16 can round it down: no code exceeds 127.
-MARGIN = 1 + 2.0**-10
-
-
-class Storage(Protocol):
+class Storage(ABC):
     """One way to store a tensor [B, ...] as arrays of a column, and to get it back.
 
-    measure: the column's constants, called `constants`, from a sample of `sample_rows` rows;
-    encode: the arrays of some rows, the first of them under the tensor's `name`; decode: the
-    tensor, float32; directions: the tensor up to a positive factor per token, from its first
-    array alone, which is all that a cosine sees; beside: the other arrays; is_compressed: whether
-    the first one is, on disk.
+    is_compressed: whether its first array is, on disk; beside: the names of the others;
+    sample_rows: how many rows `measure` takes; constants: the names of what it gives.
     """
 
-    is_compressed: bool
-    beside: tuple[str, ...]
-    sample_rows: int
-    constants: tuple[str, ...]
-
-    def measure(self, values: Array) -> Arrays: ...
-
-    def encode(self, name: str, values: Array, constants: Arrays) -> Arrays: ...
-
-    def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array: ...
-
-    def directions(self, stored: Array, constants: Arrays) -> Array: ...
-
-
-class _OneArray:
+    is_compressed: bool = False
     beside: tuple[str, ...] = ()
     sample_rows: int = 0
     constants: tuple[str, ...] = ()
 
     def measure(self, values: Array) -> Arrays:  # noqa: ARG002
+        """The column's constants, from a sample of its rows."""
         return {}
 
+    @abstractmethod
+    def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:
+        """The arrays of some rows, the first of them under the tensor's name."""
 
-class Float16(_OneArray):
+    def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array:
+        """The tensor, float32."""
+        return self.directions(arrays[name], constants)
+
+    @abstractmethod
+    def directions(self, stored: Array, constants: Arrays) -> Array:
+        """The tensor up to a positive factor per token: all that a cosine sees.
+
+        stored: its first array alone.
+        """
+
+
+class Float16(Storage):
     """Half precision: 11 bits of precision, up to 65504."""
-
-    is_compressed: bool = False
 
     def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:  # noqa: ARG002
         xp = array_namespace(values)
         return {name: xp.astype(values, xp.float16)}
-
-    def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array:
-        return self.directions(arrays[name], constants)
 
     def directions(self, stored: Array, constants: Arrays) -> Array:  # noqa: ARG002
         xp = array_namespace(stored)
         return xp.astype(stored, xp.float32)
 
 
-class Int8:
+class Int8(Storage):
     """8-bit codes of tokens [B, T, D]: a value is code x token_scale x channel_scale.
 
     The channel scales, float32 [D], even out features of very different size; they are measured
@@ -165,11 +157,10 @@ class Int8:
     half a step, 0.5 x token_scale x channel_scale.
     """
 
-    is_compressed: bool = False
-    beside: tuple[str, ...] = ("token_scale",)
+    beside = ("token_scale",)
     # Images lie in random order: these have some 65,000 tokens of a usual encoder.
-    sample_rows: int = 256
-    constants: tuple[str, ...] = ("channel_scale",)
+    sample_rows = 256
+    constants = ("channel_scale",)
 
     def measure(self, values: Array) -> Arrays:
         """The root mean square of every channel."""
@@ -189,23 +180,20 @@ class Int8:
     def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array:
         xp = array_namespace(arrays[name])
         scale = xp.astype(arrays["token_scale"], xp.float32)[..., None]
-        return self.directions(arrays[name], constants) * scale
+        return super().decode(name, arrays, constants) * scale
 
     def directions(self, stored: Array, constants: Arrays) -> Array:
         xp = array_namespace(stored)
         return xp.astype(stored, xp.float32) * constants["channel_scale"]
 
 
-class Exact(_OneArray):
+class Exact(Storage):
     """Bytes as they are, which the disk holds compressed without loss."""
 
-    is_compressed: bool = True
+    is_compressed = True
 
     def encode(self, name: str, values: Array, constants: Arrays) -> Arrays:  # noqa: ARG002
         return {name: values}
-
-    def decode(self, name: str, arrays: Arrays, constants: Arrays) -> Array:  # noqa: ARG002
-        return arrays[name]
 
     def directions(self, stored: Array, constants: Arrays) -> Array:  # noqa: ARG002
         return stored

@@ -167,18 +167,13 @@ def _completeness_faults(
         yield Fault(column.name, what, Remedy.BUILD, column.name)
     for shard in missing:
         if shard in entries:
-            what = "its ledger entry is of other images"
-            yield _shard_fault(column, shard, what, Remedy.BUILD)
+            yield _to_build(column, shard, "its ledger entry is of other images")
         elif column.shard_path(column.arrays[0], shard).exists():
-            what = "its file is there, but it has no ledger entry"
-            yield _shard_fault(column, shard, what, Remedy.BUILD)
+            yield _to_build(column, shard, "its file is there, but it has no ledger entry")
 
 
-def _shard_fault(
-    column: Column, shard: int, what: str, remedy: Remedy, array: ArraySpec | None = None
-) -> Fault:
-    name = f"{column.name}/{array.name}" if array else column.name
-    return Fault(f"{name} shard {shard}", what, remedy, column.name, shard)
+def _to_build(column: Column, shard: int, what: str) -> Fault:
+    return Fault(f"{column.name} shard {shard}", what, Remedy.BUILD, column.name, shard)
 
 
 def check_shard(finished: Finished) -> list[Fault]:
@@ -186,35 +181,36 @@ def check_shard(finished: Finished) -> list[Fault]:
 
     What a build makes anew meanwhile is looked at again.
     """
-    faults = _shard_faults(finished.column, finished.shard, finished.entry)
-    return _look_again(finished) if faults and finished.is_outdated else faults
-
-
-def _look_again(finished: Finished) -> list[Fault]:
     column, shard = finished.column, finished.shard
+    faults = [
+        Fault(f"{where} shard {shard}", what, Remedy.REPAIR, column.name, shard)
+        for where, what in _shard_faults(column, shard, finished.entry)
+    ]
+    if not (faults and finished.is_outdated):
+        return faults
     for found in survey(column.cache).shards:
         if (found.column.name, found.shard) == (column.name, shard):
             return check_shard(found)
-    return [_shard_fault(column, shard, "it is being made anew", Remedy.BUILD)]
+    return [_to_build(column, shard, "it is being made anew")]
 
 
-def _shard_faults(column: Column, shard: int, entry: bytes) -> list[Fault]:
+def _shard_faults(column: Column, shard: int, entry: bytes) -> Iterator[tuple[str, str]]:
+    """In which column or array something is wrong with a shard, and what."""
     images, sealed = entry[: ledger.DIGEST_BYTES], entry[ledger.DIGEST_BYTES :]
     try:
         is_sealed = ledger.seal(column, shard, images) == sealed
         content = column.shard_path(column.crc32c, shard).read_bytes()
     except FileNotFoundError:
-        what = "the file of its checksums is missing"
-        return [_shard_fault(column, shard, what, Remedy.REPAIR)]
+        yield column.name, "the file of its checksums is missing"
+        return
     if not is_sealed:
-        what = "the ledger entry does not fit its checksums and recipe"
-        return [_shard_fault(column, shard, what, Remedy.REPAIR)]
+        yield column.name, "the ledger entry does not fit its checksums and recipe"
+        return
+    # A shard's file holds checksums of all its rows and arrays, [rows_per_shard, arrays].
     checksums = np.frombuffer(content, "<u4").reshape(column.rows_per_shard, -1)
-    return [
-        _shard_fault(column, shard, what, Remedy.REPAIR, array)
-        for position, array in enumerate(column.arrays)
-        for what in _file_faults(column, array, shard, checksums[:, position])
-    ]
+    for position, array in enumerate(column.arrays):
+        for what in _file_faults(column, array, shard, checksums[:, position]):
+            yield f"{column.name}/{array.name}", what
 
 
 def _file_faults(

@@ -50,7 +50,6 @@ class ShardWriter:
 
     @property
     def written(self) -> int:
-        """The number of rows taken so far."""
         return self._written
 
     def write(self, batch: Mapping[str, Rows]) -> None:
@@ -156,15 +155,3 @@ def shard_tail(column: Column, array: ArraySpec, sizes: Sequence[int]) -> bytes:
     content = index.tobytes()
     checksum: int = google_crc32c.value(content)
     return content + checksum.to_bytes(4, "little")
-
-
-@contextmanager
-def write_shards(
-    columns: list[Column], shard: int, images: bytes
-) -> Iterator[dict[str, ShardWriter]]:
-    """Writers for the same shard of several columns, by column name."""
-    with ExitStack() as stack:
-        yield {
-            column.name: stack.enter_context(ShardWriter(column, shard, images))
-            for column in columns
-        }

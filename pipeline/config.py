@@ -23,8 +23,7 @@ from stages.encode.build_settings import (
 from stages.evaluate.evaluate_settings import EvaluateSettings
 from stages.sample.sample_settings import AnySampling, SampleSettings
 from stages.setting_types import Settings
-from stages.train.stored_settings import lines_instead
-from stages.train.train_settings import CachedTensors, TrainSettings
+from stages.train.train_settings import CachedTensors, TrainSettings, lines_instead
 
 
 class Config(Settings):

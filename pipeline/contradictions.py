@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.required_files import EVERYTHING, Need, missing_files
 from stages.encode.images.sources import EMBEDDED_SOURCES
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
+from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
 from stages.train.train_settings import TrainSettings
@@ -34,7 +35,7 @@ def contradictions(
 
 
 def _alignments(config: "Config") -> Iterator[str]:
-    train, blocks = config.train, config.train.size.depth
+    train, blocks = config.train, MODELS[config.train.model].size.depth
     for number, term in enumerate(train.align):
         where = f"train.align.{number}"
         for name in term.encoders:
@@ -130,10 +131,11 @@ def _grids(config: "Config") -> Iterator[str]:
         yield f"dataset.resolution: {resolution} is no multiple of the VAE's {factor} px per latent"
         return
     side = resolution // factor
-    if side % train.patch:
+    patch = MODELS[train.model].patch
+    if side % patch:
         yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
         return
-    grid = side // train.patch
+    grid = side // patch
     for name in set(train.encoders) & encoders.keys():
         tokens, encoder = config.encode.token_grid(name), encoders[name]
         if tokens != grid:

@@ -12,8 +12,7 @@ from typing import NoReturn
 import typer
 
 from cache.errors import RepaCacheError
-from stages.interrupt import FollowingError, InterruptedWorkError
-from stages.processes import LaunchError, local_rank, rank
+from stages.processes import FollowingError, InterruptedWorkError, LaunchError, local_rank, rank
 
 FAILED = 1
 # What a shell reports for a command that Ctrl-C ended.

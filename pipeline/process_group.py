@@ -18,9 +18,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from cache.errors import RepaCacheError
 from pipeline.exits import ConfigError
-from stages.interrupt import FollowingError, InterruptedWorkError
 from stages.placement import Placement, find_device
-from stages.processes import ADDRESS, PORT, RANK, WORLD, LaunchError, world_size
+from stages.processes import (
+    ADDRESS,
+    PORT,
+    RANK,
+    WORLD,
+    FollowingError,
+    InterruptedWorkError,
+    LaunchError,
+    world_size,
+)
 from stages.progress import say
 
 FAILURES = "repa-cache/failures"

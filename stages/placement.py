@@ -4,12 +4,14 @@ import ctypes
 import socket
 import sys
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from cache.errors import RepaCacheError
 from stages.processes import local_rank, local_world_size
 
+Found = TypeVar("Found")
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MOST_KEPT_BYTES = 2**31 - 1
@@ -58,7 +60,8 @@ def _gpu_of(local: int, name: str) -> torch.device:
     if ":" in name:
         raise DeviceError(
             f"The device {name!r} is one GPU, but {processes} processes run on this machine and "
-            'need one each. Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.'
+            "need one each",
+            remedy='Set it to "cuda" or "auto"; CUDA_VISIBLE_DEVICES chooses among GPUs.',
         )
     if 0 < gpus <= local:
         raise DeviceError(
@@ -95,6 +98,14 @@ class Placement:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+
+def agreed(found: Found, place: Placement) -> Found:
+    """What rank 0 has found; all processes of a run have to ask together."""
+    told = [found]
+    if place.world > 1:
+        torch.distributed.broadcast_object_list(told)
+    return told[0]
 
 
 def barrier(place: Placement) -> None:

@@ -7,30 +7,21 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event, Thread
 
+from rich import progress as bars
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 # Pauses between plain lines: at first, and after some minutes, when a reader knows the pace.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 10.0, 60.0
 
-# Progress goes to stderr, so that results on stdout can be piped.
+# bars.Progress goes to stderr, so that results on stdout can be piped.
 console = Console(stderr=True)
 
 # Called with the number of finished units and a short text to show beside the rate.
 Advance = Callable[[int, str], None]
 
 
-class _Bar(Progress):
+class _Bar(bars.Progress):
     """A bar with its note below, where a narrow terminal has room for both."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -38,14 +29,14 @@ class _Bar(Progress):
         yield from (Text(task.fields["note"], style="dim") for task in self.tasks)
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
 
 
 def say(text: str) -> None:
-    """A line beside the progress."""
+    """Writes a line, beside the bar if there is one."""
     # Plain text: rich would wrap long lines and colour them.
     console.out(text, highlight=False)
 
@@ -71,13 +62,13 @@ def progress(
 @contextmanager
 def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description:<8}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        bars.TextColumn("{task.description:<8}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
         _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
     )
     with _Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, unit=unit, note="")
@@ -86,22 +77,22 @@ def _bar(title: str, total: int | None, unit: str, done: int) -> Iterator[Advanc
 
 @contextmanager
 def _lines(title: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
-    work, ended = _Work(title, total, unit, done), Event()
-    _write(work.begun)
+    state, ended = _State(title, total, unit, done), Event()
+    say(state.begun)
 
     def report() -> None:
-        while not ended.wait(_pause(work.seconds)):
-            _write(work.line)
+        while not ended.wait(_pause(state.seconds)):
+            say(state.line)
 
     reporter = Thread(target=report, name=f"progress of {title}", daemon=True)
     reporter.start()
     try:
-        yield work.advance
+        yield state.advance
     finally:
         ended.set()
         reporter.join()
     if total is not None:
-        _write(work.line)
+        say(state.line)
 
 
 def _pause(seconds: float) -> float:
@@ -109,14 +100,8 @@ def _pause(seconds: float) -> float:
     return min(max(FIRST_PAUSE_SECONDS, seconds / 6), LAST_PAUSE_SECONDS)
 
 
-def _write(line: str) -> None:
-    # Plain text: rich would wrap long lines and colour them.
-    console.file.write(f"{line}\n")
-    console.file.flush()
-
-
 @dataclass
-class _Work:
+class _State:
     """A piece of work and how far it is. done: by an earlier run; finished: with these."""
 
     title: str

@@ -12,38 +12,27 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    Tag,
-    ValidationInfo,
-)
+import pydantic
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
+VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 
-class Settings(BaseModel):
+
+class Settings(pydantic.BaseModel):
     """A section: strict types, finite numbers, unknown keys refused, immutable.
 
     The docstring of a section says what it is about, and the string under a field what that
     setting means: documents, the commented configuration and its schema are made of these.
     """
 
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         strict=True,
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
-
-
-VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 
 
 def expanded(text: str) -> str:
@@ -82,21 +71,21 @@ def as_written(path: Path) -> str:
     return str(path).replace("$", "$$")
 
 
-def _anchor(path: object, info: ValidationInfo) -> object:
+def _anchor(path: object, info: pydantic.ValidationInfo) -> object:
     if not info.context or not isinstance(path, str):
         return path
     return str(info.context["folder"] / expanded(path))
 
 
 # A path as written in pipeline.toml, relative to the folder of that file.
-AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AnchoredPath = Annotated[Path, pydantic.BeforeValidator(_anchor)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 # Of what is counted, or held in memory.
-Count = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
 # A limit that may be none: inf.
-Unlimited = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+Unlimited = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=True)]
 # Of threads and the like.
-Few = Annotated[int, Field(gt=0, le=1024)]
+Few = Annotated[int, pydantic.Field(gt=0, le=1024)]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -120,7 +109,6 @@ class OneOf:
 
     @property
     def names(self) -> list[str]:
-        """All that there are."""
         module, _, variable = self.registry.partition(":")
         return list(getattr(import_module(module), variable))
 
@@ -131,15 +119,13 @@ class OneOf:
         return name
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: Any, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Checked as text, then as a name."""
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+        self, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """One of a fixed list, for editors."""
         return {**handler(schema), "enum": self.names}
 
 
@@ -180,7 +166,7 @@ class Kinds:
         return {option: value for option, value in section.items() if option not in foreign}
 
     def __get_pydantic_json_schema__(
-        self, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+        self, _schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         return _schema_of(self.key, self.classes, self.name_in({}), handler)
 
@@ -188,8 +174,8 @@ class Kinds:
     def union(self) -> Any:
         """The type of a section of any of these kinds."""
         members = dict.fromkeys(self.classes.values())
-        tagged = [Annotated[own, Tag(own.__name__)] for own in members]
-        return Annotated[reduce(or_, tagged), Discriminator(self.tag), self]
+        tagged = [Annotated[own, pydantic.Tag(own.__name__)] for own in members]
+        return Annotated[reduce(or_, tagged), pydantic.Discriminator(self.tag), self]
 
 
 @dataclass(frozen=True)
@@ -207,7 +193,7 @@ class Registered:
         return self.classes.get(str(section.get(self.key))) if isinstance(section, dict) else None
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: Any, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         return core_schema.with_info_before_validator_function(self._made, handler(source))
 
@@ -227,7 +213,7 @@ class Registered:
         return f"{self.key}: unknown name {name!r}; {nearest(str(name), self.classes)}"
 
     def __get_pydantic_json_schema__(
-        self, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+        self, _schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         return _schema_of(self.key, self.classes, None, handler)
 
@@ -236,7 +222,7 @@ def _schema_of(
     key: str,
     classes: Mapping[str, type[Settings]],
     default: str | None,
-    handler: GetJsonSchemaHandler,
+    handler: pydantic.GetJsonSchemaHandler,
 ) -> JsonSchemaValue:
     """One schema for each class, of which the key's value chooses. default: of the key."""
     sections = []

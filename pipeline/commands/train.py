@@ -20,7 +20,7 @@ def train(config: "Config") -> "TrainSummary":
     from pipeline.process_group import placement
     from pipeline.report.report_page import write_own_report
     from pipeline.requirements import check_columns
-    from stages.sample.grids import GridDrawer
+    from stages.sample.generate import GridDrawer
     from stages.train.loop import train
 
     settings = config.train

@@ -19,7 +19,7 @@ from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
 from cache.recipe import Recipe, recipe_differences
-from cache.rows import RowTable, read_unchecked_rows
+from cache.rows import RowTable, read_stored_rows
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
 from stages.encode.building.columns import declared_recipes
@@ -176,7 +176,7 @@ def _look(
 
 def _rows(path: Path) -> RowTable | None:
     try:
-        return read_unchecked_rows(path)
+        return read_stored_rows(path).rows
     except DamagedCacheError:
         return None
 

@@ -16,7 +16,7 @@ from cache.errors import RepaCacheError
 from stages.evaluate.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
 from stages.train.log import log_path, read_log
-from stages.train.stored_settings import in_todays_form
+from stages.train.train_settings import in_todays_form
 from stages.weights.run_folder import (
     checkpoint_paths,
     config_path,

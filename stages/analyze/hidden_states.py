@@ -22,9 +22,9 @@ from stages.analyze.tokens import class_tokens, mean_latents, mean_tokens
 from stages.progress import progress
 from stages.sample.sampler import make_sampled
 from stages.train.cached_data import latent_scaling
-from stages.train.precision import arithmetic
+from stages.train.compute import arithmetic
 from stages.train.randomness import Stream, seed_for
-from stages.train.terms import objective_of
+from stages.train.terms.run_terms import objective_of
 
 # Of an image: what its latent is drawn with, and what is added to it.
 POSTERIOR, NOISE = 0, 1

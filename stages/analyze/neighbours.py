@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from cache.reader import ColumnReader
 from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
 from stages.progress import progress
-from stages.train.precision import arithmetic
+from stages.train.compute import arithmetic
 
 # Rows of the kernel that are in memory at once.
 CHUNK_ROWS = 1024

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.analyze.analysis_options import AnalysisError, ProbeOptions
 from stages.progress import Advance, progress
-from stages.train.precision import arithmetic
+from stages.train.compute import arithmetic
 
 # As in the linear probes of MAE (arXiv 2111.06377), whose form this is.
 EPSILON = 1e-6

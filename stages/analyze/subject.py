@@ -16,7 +16,6 @@ from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
-from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Weights
@@ -44,7 +43,7 @@ class Subject:
     @cached_property
     def settings(self) -> TrainSettings:
         """The settings that the checkpoint was made with."""
-        return stored_settings(self.found.state["settings"], self.run)
+        return self.found.settings
 
     @property
     def title(self) -> str:

@@ -38,7 +38,6 @@ class TransformerConfig:
 
     @property
     def family(self) -> str:
-        """SiT or DiT."""
         return "DiT" if self.learns_sigma else "SiT"
 
     @property
@@ -48,7 +47,6 @@ class TransformerConfig:
 
     @property
     def outputs(self) -> int:
-        """Channels of the output."""
         return 2 * self.channels if self.learns_sigma else self.channels
 
 
@@ -130,6 +128,7 @@ class Transformer(nn.Module):
         """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""
         grid, patch = self.config.grid, self.config.patch
         cells: Tensor = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))
+        # Cells [B, grid, grid, patch, patch, C] become [B, C, grid, patch, grid, patch].
         image_like = cells.permute(0, 5, 1, 3, 2, 4)
         return image_like.reshape(len(patches), -1, self.config.side, self.config.side)
 

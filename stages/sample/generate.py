@@ -1,31 +1,35 @@
-"""Sampling: from weights to numbered PNG files, drawing only those that lack."""
+"""Sampling: from weights to numbered PNG files, drawing only those that lack, and to grids."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
+from cache.files import atomic_file
 from cache.locks import claimed
 from stages.encode.build_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.evaluate.image_sets import write_images
-from stages.placement import Placement, barrier
+from stages.model.transformer import TransformerConfig
+from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
-from stages.sample.grids import save_grid, save_png
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampled_weights import Origin, SampleOptions, find_origin
+from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
-from stages.sample.samples import SampleError, Samples
+from stages.sample.samples import Samples
 from stages.sample.solvers import find_solver
+from stages.sample.solvers.solver import SampleError
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import Layout
-from stages.weights.run_folder import samples_path
+from stages.weights.run_folder import grid_path, samples_path
 
 # How many images there are, how they are written and, but for rounding on a GPU, how they are
 # computed decides no pixel of any.
@@ -54,81 +58,62 @@ def sample(
 ) -> Drawn:
     """Draw the images that lack.
 
-    decoder: the VAE. Raises SampleError if the folder holds other samples, or if
-    others are drawing into it; SamplerError if the model cannot be sampled as configured.
+    decoder: the VAE. Raises SampleError if the folder holds other samples, if others are drawing
+    into it, or if the model cannot be sampled as configured.
     """
-    origin = find_origin(options, train)
-    samples = Samples(options.folder or samples_path(train.run, origin.title), settings.images)
-    with _drawing_alone(samples, place):
+    weights = find_weights(options, train)
+    samples = Samples(options.folder or samples_path(train.run, weights.title), settings.images)
+    lock = samples.folder.with_name(f".{samples.folder.name}.lock")
+    with claimed(lock) if place.is_main else nullcontext() as other:
+        if other is not None:
+            raise SampleError(f"{samples.folder} is being filled by {other}.")
         if place.is_main:
-            for note in (*origin.notes, *_note_on_guidance(settings, origin)):
-                say(f"{origin.path}: {note}")
-            kept = _kept(settings, origin, place)
-            facts = {**origin.facts(), "vae": decoder.vae, **kept}
-            samples.claim(facts, origin.unsaid)
-        lacking = _agreed_missing(samples, place)
+            for note in (*weights.notes, *_note_on_guidance(settings, weights)):
+                say(f"{weights.path}: {note}")
+            kept = _kept(settings, weights, place)
+            samples.claim({**weights.told, "vae": decoder.vae, **kept}, weights.unsaid)
+        lacking = agreed(samples.missing() if place.is_main else [], place)
         if lacking:
             indices = lacking[place.rank :: place.world]
-            _draw(settings, origin, decoder.location, samples, indices, place)
+            _draw(settings, weights, decoder.location, samples, indices, place)
         barrier(place)
         if place.is_main:
             _draw_grid(settings, samples)
             if settings.npz and (lacking or not samples.npz.is_file()):
-                _write_npz(settings, origin, samples)
+                _write_npz(settings, weights, samples)
     return Drawn(samples, len(lacking))
 
 
-def _note_on_guidance(settings: SampleSettings, origin: Origin) -> Iterator[str]:
+def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iterator[str]:
     """What the published samplers of a file would do otherwise, if anything."""
     is_guided = settings.guidance != 1 and settings.guided_channels is None
-    if is_guided and origin.layout not in (None, Layout.REPA):
+    if is_guided and weights.layout not in (None, Layout.REPA):
         yield (
             "all latent channels are guided; its own code guides the first three, as "
             "sample.guided_channels=3 does"
         )
 
 
-def _kept(settings: SampleSettings, origin: Origin, place: Placement) -> dict[str, Any]:
+def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -> dict[str, Any]:
     """The settings that decide the pixels, with what they leave open."""
     return {
         **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae"}),
-        "solver": find_solver(settings.solver, origin.config.family),
+        "solver": find_solver(settings.solver, weights.config.family),
         "precision": sampling_precision(settings, place.device),
     }
 
 
-@contextmanager
-def _drawing_alone(samples: Samples, place: Placement) -> Iterator[None]:
-    """Nobody else draws into this folder meanwhile. Raises SampleError if somebody does."""
-    if not place.is_main:
-        yield
-        return
-    samples.folder.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(samples.folder.with_name(f".{samples.folder.name}.lock")) as other:
-        if other is not None:
-            raise SampleError(f"{samples.folder} is being filled by {other}.")
-        yield
-
-
-def _agreed_missing(samples: Samples, place: Placement) -> list[int]:
-    """What lacks as rank 0 sees it, after it has claimed the folder."""
-    found = [samples.missing() if place.is_main else []]
-    if place.world > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
-
-
 def _draw(
     settings: SampleSettings,
-    origin: Origin,
+    weights: SampledWeights,
     vae: str,
     samples: Samples,
     indices: Sequence[int],
     place: Placement,
 ) -> None:
-    model = make_sampled(origin.config, origin.load(), place.device)
+    model = make_sampled(weights.config, weights.load(), place.device)
     autoencoder = Autoencoder(vae, place.device)
-    sampler = Sampler(settings, model, origin.interpolant, autoencoder, place.device)
+    sampler = Sampler(settings, model, weights.interpolant, autoencoder, place.device)
     with progress("sample", len(indices), "images", quiet=not place.is_main) as advance:
         for index, image in sampler.draw(indices):
             save_png(samples.path(index), image.permute(1, 2, 0).numpy())
@@ -141,9 +126,9 @@ def _draw_grid(settings: SampleSettings, samples: Samples) -> None:
     save_grid(samples.grid, [_pixels(samples, index) for index in shown], columns)
 
 
-def _write_npz(settings: SampleSettings, origin: Origin, samples: Samples) -> None:
+def _write_npz(settings: SampleSettings, weights: SampledWeights, samples: Samples) -> None:
     indices = range(samples.images)
-    labels = labels_of(settings, indices, origin.config.classes)
+    labels = labels_of(settings, indices, weights.config.classes)
     with progress("npz", samples.images, "images") as advance:
 
         def images() -> Iterator[Any]:
@@ -156,3 +141,46 @@ def _write_npz(settings: SampleSettings, origin: Origin, samples: Samples) -> No
 
 def _pixels(samples: Samples, index: int) -> Any:
     return np.asarray(Image.open(samples.path(index)))
+
+
+def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write pixels, uint8 [height, width, 3]."""
+    with atomic_file(path) as stream:
+        Image.fromarray(pixels).save(stream, format="png")
+
+
+def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
+    """Write images, uint8 [S, S, 3], row by row as one picture."""
+    side, rows = images[0].shape[0], -(-len(images) // columns)
+    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for index, pixels in enumerate(images):
+        top, left = (index // columns) * side, (index % columns) * side
+        canvas[top : top + side, left : left + side] = pixels
+    save_png(path, canvas)
+
+
+class GridDrawer:
+    """Draws RUN/grids/step-00010000.png: the same noises and labels at every step.
+
+    Call it with the step, the weights of a moving average by name, and what model they are of.
+    """
+
+    def __init__(
+        self, settings: SampleSettings, train: TrainSettings, vae: str, device: torch.device
+    ) -> None:
+        self._settings = settings
+        self._train = train
+        self._device = device
+        self._autoencoder = Autoencoder(vae, device)
+
+    def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
+        model = make_sampled(config, weights, self._device)
+        sampler = Sampler(
+            self._settings, model, self._train.interpolant, self._autoencoder, self._device
+        )
+        rows, columns = self._settings.grid
+        drawn = sampler.draw(range(rows * columns))
+        images = [image.permute(1, 2, 0).numpy() for _, image in drawn]
+        path = grid_path(self._train.run, step)
+        path.parent.mkdir(exist_ok=True)
+        save_grid(path, images, columns)

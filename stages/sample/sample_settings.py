@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
 from stages.encode.build_settings import HubName, LatentsSettings
-from stages.sample.solvers import AUTO, SOLVERS, SolverOptions
+from stages.sample.solvers import AUTO, SOLVERS
+from stages.sample.solvers.solver import SolverOptions
 from stages.setting_types import Count, Few, Kinds, OneOf, Seed
 
 # The published evaluation decodes with another VAE than the one that encoded.

@@ -9,13 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
-from stages.train.stored_settings import stored_settings
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
 from stages.weights.fitting import LABELS, fit, layout_of, shape_in
-from stages.weights.layouts import PROJECTORS, without_projectors
-from stages.weights.published import WeightsError, read_weights
+from stages.weights.published import PROJECTORS, WeightsError, read_weights, without_projectors
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SampleOptions:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SampledWeights:
     """Weights to draw images from.
 
     path: where they lie; title: a name for what is drawn from them; model: of what kind they
@@ -61,31 +59,31 @@ class Origin:
         with self.file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def facts(self) -> dict[str, Any]:
-        """What a manifest tells of it, and by which it is known again."""
-        aligned = None if self.aligned_with is None else list(self.aligned_with)
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a manifest tells of them, and by which they are known again."""
         return {
             "model": self.model,
             "checkpoint": self.path.name,
             "checkpoint_sha256": self.sha256,
             "interpolant": self.interpolant,
-            "aligned_with": aligned,
+            "aligned_with": None if self.aligned_with is None else list(self.aligned_with),
             "classes": self.config.classes,
-            **self._layout_facts,
+            **self._told_layout,
         }
 
     @property
     def unsaid(self) -> dict[str, Any]:
         """What a manifest that does not tell the layout means: one whose time is not turned."""
         is_turned = self.layout is not None and self.layout.has_time_reversed
-        return {} if is_turned else self._layout_facts
+        return {} if is_turned else self._told_layout
 
     @property
-    def _layout_facts(self) -> dict[str, Any]:
+    def _told_layout(self) -> dict[str, Any]:
         return {} if self.layout is None else {"layout": self.layout}
 
 
-def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
+def find_weights(options: SampleOptions, train: TrainSettings) -> SampledWeights:
     """What is to be drawn from.
 
     Raises CheckpointError if the run has no such checkpoint, WeightsError if the file does not
@@ -96,9 +94,9 @@ def find_origin(options: SampleOptions, train: TrainSettings) -> Origin:
     return _of_run(find(train.run, options.step), options.weights)
 
 
-def _of_run(found: Checkpoint, weights: Weights) -> Origin:
-    settings, name = stored_settings(found.state["settings"], found.run), found.folder.name
-    return Origin(
+def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
+    settings, name = found.settings, found.folder.name
+    return SampledWeights(
         path=found.folder,
         title=name if weights is Weights.EMA else f"{name}-{weights}",
         model=settings.model,
@@ -110,7 +108,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> Origin:
     )
 
 
-def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Origin:
+def _published(path: Path, options: SampleOptions, train: TrainSettings) -> SampledWeights:
     """A file of the model that `train.model` names; its latents are of any size."""
     if path.is_dir():
         raise WeightsError(
@@ -131,7 +129,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Orig
     layout = layout_of(found, options.layout, config)
     found = replace(found, state=without_projectors(found.state))
     state, notes = fit(found, without_storage(config), layout)
-    return Origin(
+    return SampledWeights(
         path=path,
         title=path.stem,
         model=train.model,

@@ -1,27 +1,29 @@
-"""Numbered images from a model: their noise, their labels, and how many are drawn at once.
+"""Numbered images from a model: noise, labels, guidance, and how many are drawn at once.
 
 B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from cache.errors import RepaCacheError
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
-from stages.sample.exact_cpu import map_by_threads, raise_if_abandoned
-from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import SOLVERS, Problem, find_solver
-from stages.train.parallel import compile_blocks
-from stages.train.precision import arithmetic, autocast
+from stages.sample.solvers import SOLVERS, find_solver
+from stages.sample.solvers.solver import Field, Problem, SampleError, Time
+from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
+Piece = TypeVar("Piece")
+Found = TypeVar("Found")
 
-class SamplerError(RepaCacheError):
-    """Images cannot be drawn from this model in this way."""
+_own = threading.local()
 
 
 class Sampler:
@@ -29,7 +31,7 @@ class Sampler:
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
 
-    Raises SamplerError if the model or the autoencoder does not suit the settings.
+    Raises SampleError if the model or the autoencoder does not suit the settings.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Sampler:
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
         labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        field = GuidedField(self._predict, self._config, labels.to(self._device), settings)
+        field = guided_field(self._predict, self._config, labels.to(self._device), settings)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -108,32 +110,75 @@ class Sampler:
         return torch.stack(noise).to(device).double()
 
 
+def guided_field(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    config: TransformerConfig,
+    labels: Tensor,
+    settings: SampleSettings,
+) -> Field:
+    """What a model predicts under classifier-free guidance (arXiv 2207.12598).
+
+    On an interval of time (arXiv 2404.07724). predict: latents [B, C, h, w] in float32, times [B]
+    and labels [B] to the model's prediction [B, C or 2C, h, w]; labels: of the images, [B].
+    """
+    null = torch.full_like(labels, config.classes)
+    # What comes after a latent's channels, DiT's variance, is the conditional one's.
+    channels = slice(settings.guided_channels or config.channels)
+    low, high = settings.guidance_interval
+    noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
+
+    def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
+        """The prediction in float64; only images whose step is guided pay for both classes."""
+        times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
+        is_guided = (level >= low) & (level <= high) & (settings.guidance != 1)
+        guided = is_guided.nonzero().flatten()
+        predicted = predict(
+            torch.cat([state, state[guided]]).float().to(labels.device),
+            torch.cat([times, times[guided]]).float().to(labels.device),
+            torch.cat([labels, null[: len(guided)]]),
+        )
+        both = predicted.to(state.device).double()
+        conditional, unconditional = both.tensor_split([len(state)])
+        if len(guided):
+            with_class, without = conditional[guided, channels], unconditional[:, channels]
+            conditional[guided, channels] = without + settings.guidance * (with_class - without)
+        return conditional
+
+    return field
+
+
+def _per_image(state: Tensor, time: Time) -> Tensor:
+    """A time for each image, [B], in float64."""
+    return torch.as_tensor(time, dtype=torch.float64).expand(len(state))
+
+
 def check_fit(
     settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
 ) -> None:
-    """Raise SamplerError if a model cannot be sampled as configured."""
+    """Raise SampleError if a model cannot be sampled as configured."""
     solver = find_solver(settings.solver, config.family)
     if SOLVERS[solver].family != config.family:
         fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
-        raise SamplerError(
-            f"sample.solver: {solver!r} is for {SOLVERS[solver].family}, but the model is a "
-            f"{config.family}; choose from {', '.join(fitting)}."
+        raise SampleError(
+            f"{solver!r} is for {SOLVERS[solver].family}, but the model is a {config.family}; "
+            f"choose from {', '.join(fitting)}",
+            where="sample.solver",
         )
     if problem := SOLVERS[solver].problem_with(settings.steps):
-        raise SamplerError(f"sample.steps: {problem}.")
+        raise SampleError(problem, where="sample.steps")
     if settings.guidance != 1 and not config.has_null_class:
-        raise SamplerError(
+        raise SampleError(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
             "dropping and has no null class",
             remedy="Set it to 1, or train with label dropping.",
         )
     if (settings.guided_channels or 0) > config.channels:
-        raise SamplerError(
-            f"sample.guided_channels: the model's latents have {config.channels} channels, got "
-            f"{settings.guided_channels}."
+        raise SampleError(
+            f"the model's latents have {config.channels} channels, got {settings.guided_channels}",
+            where="sample.guided_channels",
         )
     if autoencoder.channels != config.channels:
-        raise SamplerError(
+        raise SampleError(
             f"its latents have {autoencoder.channels} channels, but those of the model have "
             f"{config.channels}",
             where="sample.vae",
@@ -164,3 +209,34 @@ def make_sampled(
     own = {name: weights[name] for name in model.state_dict()}
     model.load_state_dict(own, assign=True)
     return model.eval().requires_grad_(False).to(device)
+
+
+def map_by_threads(compute: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Iterator[Found]:
+    """What is computed for each piece, in order, as it is finished: to the last bit.
+
+    Kernels of several threads cut their work by the number of these, and add up in another order.
+    So every piece is computed by one thread, and there are as many pieces at once as torch has
+    threads; for transformers of some size that is as fast. Meanwhile torch computes with one thread
+    everywhere. Who stops asking abandons the rest, which `compute` has to notice by
+    `raise_if_abandoned`.
+    """
+    threads, abandoned = torch.get_num_threads(), threading.Event()
+
+    def begin() -> None:
+        _own.abandoned = abandoned
+
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, initializer=begin)
+    try:
+        yield from pool.map(compute, pieces)
+    finally:
+        abandoned.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def raise_if_abandoned() -> None:
+    """Raise CancelledError in a thread whose result nobody waits for any more."""
+    abandoned = getattr(_own, "abandoned", None)
+    if abandoned is not None and abandoned.is_set():
+        raise CancelledError

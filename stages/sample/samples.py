@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.errors import RepaCacheError
 from cache.files import remove_leftovers, write_atomically
 from cache.recipe import differences
 from stages.sample.sample_settings import SAMPLING
+from stages.sample.solvers.solver import SampleError
 
 MANIFEST = "manifest.json"
-
-
-class SampleError(RepaCacheError):
-    """A folder holds other samples."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +34,21 @@ class Samples:
         return self.folder.with_name(f"{self.folder.name}.npz")
 
     def path(self, index: int) -> Path:
-        """The file of one image."""
         return self.folder / f"{index:06d}.png"
 
     def missing(self) -> list[int]:
         """Indices of the images that are not there yet."""
         return [index for index in range(self.images) if not self.path(index).is_file()]
 
-    def claim(self, facts: dict[str, Any], unsaid: dict[str, Any]) -> None:
+    def claim(self, told: dict[str, Any], unsaid: dict[str, Any]) -> None:
         """Write the manifest of a new folder, or compare with that of an old one.
 
-        facts: what decides the pixels; unsaid: those that manifests of earlier versions leave out,
+        told: what decides the pixels; unsaid: those that manifests of earlier versions leave out,
         with what they mean by it. Raises SampleError if those that are there are others.
         """
         if (found := read_manifest(self.folder)) is not None:
-            told = {key: value for key, value in found.items() if key != "images"}
-            drawn = unsaid | SAMPLING.read_by(told)
-            changed = differences(drawn, facts, "folder")
+            before = {key: value for key, value in found.items() if key != "images"}
+            changed = differences(unsaid | SAMPLING.read_by(before), told, "folder")
             # Before the first image, nothing was drawn with other settings.
             if changed and any(self.folder.glob("*.png")):
                 raise SampleError(
@@ -71,14 +65,12 @@ class Samples:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        manifest = json.dumps({"images": self.images, **facts}, indent=2)
+        manifest = json.dumps({"images": self.images, **told}, indent=2)
         write_atomically(self.folder / MANIFEST, manifest.encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What the manifest of a folder says, if there is one."""
     path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_bytes())
+    content: dict[str, Any] | None = json.loads(path.read_bytes()) if path.is_file() else None
     return content

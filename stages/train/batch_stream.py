@@ -22,6 +22,7 @@ from stages.train.randomness import Stream, draw, seed_for
 from stages.train.train_settings import CachedTensors, ReadingSettings
 
 CLASS_TOKEN = "class_token"
+Item: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,62 +75,46 @@ def stream(
     Raises IncompleteCacheError if a column is missing or not finished, ValueError if a batch
     cannot be shared by so many ranks.
     """
-    data = open_data(tensors, wanted, verify=reading.verify)
+    cached = open_data(tensors, wanted, verify=reading.verify)
     share, rest = divmod(order.batch_size, place.world)
     if not share or rest or not 0 <= place.rank < place.world:
         raise ValueError(
             f"{order.batch_size} images are no batch for rank {place.rank} of {place.world}"
         )
-    return _batches(data, wanted, order, place, reading, steps)
+
+    def batches() -> Iterator[Batch]:
+        reader = CachedBatches(cached, wanted.arrays, order, place, reading, steps.stop)
+        with closing(reader):
+            for step in steps:
+                keys = cached.keys[reader.rows(step) % len(cached.keys)].tolist()
+                yield batch(step, keys, reader.read(step))
+
+    def batch(step: int, keys: list[str], read: Named) -> Batch:
+        """What was read of a step, in memory that the next step does not use."""
+        # The same numbers as in training with this seed.
+        seed = seed_for(order.seed, Stream.POSTERIOR, step)
+        normal = draw((order.batch_size, *cached.latent_shape), seed, place)
+        return Batch(
+            step=step,
+            moments=read["moments"].float(),
+            latents=cached.scaling.sample(read["moments"], normal),
+            labels=read["labels"],
+            tokens={name: read[f"{name}/{TOKENS}"] for name in wanted.tokens},
+            class_tokens={name: read[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens},
+            keys=keys,
+        )
+
+    return batches()
 
 
 def open_data(tensors: CachedTensors, wanted: Wanted, *, verify: bool) -> CachedData:
     """The columns that are read. Raises IncompleteCacheError if one lacks what is wanted."""
-    data = CachedData(tensors, wanted.encoders, verify=verify)
+    cached = CachedData(tensors, wanted.encoders, verify=verify)
     for encoder in wanted.class_tokens:
-        reader = data.features[encoder][0]
+        reader = cached.features[encoder][0]
         if not reader.has_class_token:
             raise IncompleteCacheError("it has no class tokens", where=reader.column.folder)
-    return data
-
-
-def _batches(
-    data: CachedData,
-    wanted: Wanted,
-    order: Order,
-    place: Placement,
-    reading: ReadingSettings,
-    steps: range,
-) -> Iterator[Batch]:
-    with closing(CachedBatches(data, wanted.arrays, order, place, reading, steps.stop)) as batches:
-        for step in steps:
-            keys = data.keys[batches.rows(step) % len(data.keys)].tolist()
-            yield _batch(step, batches.read(step), keys, (data, wanted, order, place))
-
-
-def _batch(
-    step: int,
-    read: Named,
-    keys: list[str],
-    how: tuple[CachedData, Wanted, Order, Placement],
-) -> Batch:
-    """What was read of a step, in memory that the next step does not use."""
-    data, wanted, order, place = how
-    # The same numbers as in training with this seed.
-    seed = seed_for(order.seed, Stream.POSTERIOR, step)
-    normal = draw((order.batch_size, *data.latent_shape), seed, place)
-    return Batch(
-        step=step,
-        moments=read["moments"].float(),
-        latents=data.scaling.sample(read["moments"], normal),
-        labels=read["labels"],
-        tokens={name: read[f"{name}/{TOKENS}"] for name in wanted.tokens},
-        class_tokens={name: read[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens},
-        keys=keys,
-    )
-
-
-Item: TypeAlias = dict[str, Any]
+    return cached
 
 
 class CachedImages(Dataset[Item]):
@@ -154,15 +139,14 @@ class CachedImages(Dataset[Item]):
         self._open()
 
     def _open(self) -> None:
-        self._data = open_data(self._tensors, self._wanted, verify=self._verify)
+        self._cached = open_data(self._tensors, self._wanted, verify=self._verify)
         self._owner = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[[], "CachedImages"], tuple[()]]:
         return self._remake, ()
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self._data.valid)
+        return len(self._cached.valid)
 
     def __getitem__(self, index: int) -> Item:
         """An image. Raises IndexError if there is none of this number."""
@@ -172,23 +156,21 @@ class CachedImages(Dataset[Item]):
         """Several images, read at once, as DataLoader asks for the items of a batch."""
         if self._owner != os.getpid():
             self._open()
-        data, rows = self._data, self._data.valid[np.asarray(indices, np.int64)]
-        moments = data.latents[0].values("moments", rows)
-        tokens = {
-            name: data.features[name][0].values("tokens", rows) for name in self._wanted.tokens
-        }
-        class_tokens = {
-            name: data.features[name][0].read(CLASS_TOKEN, rows).astype(np.float32)
-            for name in self._wanted.class_tokens
-        }
+        cached, rows = self._cached, self._cached.valid[np.asarray(indices, np.int64)]
+        moments, tokens, class_tokens = cached.latents[0].values("moments", rows), {}, {}
+        for name in self._wanted.tokens:
+            tokens[name] = cached.features[name][0].values(TOKENS, rows)
+        for name in self._wanted.class_tokens:
+            class_tokens[name] = cached.features[name][0].vectors(rows)
+        # Arrays of all rows [B, ...] become tensors of one each.
         return [
             {
-                "key": str(data.keys[row]),
-                "label": int(data.labels[row]),
+                "key": str(cached.keys[row]),
+                "label": int(cached.labels[row]),
                 "moments": torch.from_numpy(moments[place]),
-                "tokens": {n: torch.from_numpy(rows[place]) for n, rows in tokens.items()},
+                "tokens": {n: torch.from_numpy(some[place]) for n, some in tokens.items()},
                 "class_tokens": {
-                    n: torch.from_numpy(rows[place]) for n, rows in class_tokens.items()
+                    n: torch.from_numpy(some[place]) for n, some in class_tokens.items()
                 },
             }
             for place, row in enumerate(rows.tolist())

@@ -21,18 +21,23 @@ from stages.train.cached_data import CachedData, Decoder, encoder_of
 from stages.train.randomness import mirrored
 from stages.train.train_settings import ReadingSettings
 
-# A step to its batch in memory, valid until the next call; pinned if the device is a GPU.
-Take = Callable[[int], list[Tensor]]
+# Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
+# [B], and those of `stages.train.cached_data`.
+Named: TypeAlias = Mapping[str, Tensor]
+# The last step of who does not stop.
+ENDLESS = 1 << 40
 
 
 class Transfer:
     """Delivers the batch of any step on a device.
 
-    take: gives it in memory; stop: the first step that is not fetched ahead. wait_seconds: spent
-    waiting for `take` since the start.
+    take: gives it in memory, valid until the next call, pinned if the device is a GPU; stop: the
+    first step that is not fetched ahead. wait_seconds: spent waiting for `take` since the start.
     """
 
-    def __init__(self, take: Take, device: torch.device, stop: int) -> None:
+    def __init__(
+        self, take: Callable[[int], list[Tensor]], device: torch.device, stop: int
+    ) -> None:
         self.wait_seconds = 0.0
         self._take = take
         self._device = device
@@ -73,13 +78,6 @@ class Transfer:
         return batch
 
 
-# Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
-# [B], and those of `stages.train.cached_data`.
-Named: TypeAlias = Mapping[str, Tensor]
-# The last step of who does not stop.
-ENDLESS = 1 << 40
-
-
 def split(tensors: Named, parts: int) -> list[Named]:
     """The tensors of equal parts of the images."""
     chunks = {name: tensor.chunk(parts) for name, tensor in tensors.items()}
@@ -105,17 +103,17 @@ class CachedBatches:
 
     def __init__(
         self,
-        data: CachedData,
+        cached: CachedData,
         names: Sequence[str],
         order: Order,
         place: Placement,
         reading: ReadingSettings,
         stop: int,
     ) -> None:
-        self._data, self._order, self._place = data, order, place
-        self._labels = torch.from_numpy(data.labels).long().to(place.device)
+        self._cached, self._order, self._place = cached, order, place
+        self._labels = torch.from_numpy(cached.labels).long().to(place.device)
         self._decoders = [
-            Decoder(name, [view.column for view in data.features[encoder_of(name)]], place.device)
+            Decoder(name, [view.column for view in cached.features[encoder_of(name)]], place.device)
             for name in names
         ]
         # What two of a batch are made from is read once.
@@ -124,16 +122,10 @@ class CachedBatches:
             for decoder in self._decoders
             for array in decoder.stored
         )
-        arrays = [(data.latents, "moments")]
-        arrays += [(data.features[encoder], array) for encoder, array in self._read]
+        arrays = [(cached.latents, "moments")]
+        arrays += [(cached.features[encoder], array) for encoder, array in self._read]
         sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
-        self._ring = self._make_ring(sources, reading, stop)
-        self._transfer = Transfer(self._take_with_rows, place.device, stop)
-
-    def _make_ring(
-        self, sources: Sequence[RowReader], reading: ReadingSettings, stop: int
-    ) -> BatchRing:
-        return BatchRing(
+        self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
             self.rows,
             [[self._buffer(source) for source in sources] for _ in range(reading.ahead + 1)],
@@ -141,6 +133,7 @@ class CachedBatches:
             stop=stop,
             timeout_seconds=reading.timeout_seconds,
         )
+        self._transfer = Transfer(self._take_with_rows, place.device, stop)
 
     def _buffer(self, source: RowReader) -> npt.NDArray[Any]:
         """Memory for one batch of an array: pinned if it will be copied to a GPU."""
@@ -164,10 +157,10 @@ class CachedBatches:
 
     def _rows(self, step: int, place: Placement) -> npt.NDArray[np.int64]:
         seed, batch, block = self._order
-        valid, rank, world = self._data.valid, place.rank, place.world
+        valid, rank, world = self._cached.valid, place.rank, place.world
         places = order(seed, step, rank, world, rows=len(valid), batch=batch, block=block)
         rows = valid[places]
-        if self._data.flip:
+        if self._cached.flip:
             rows = rows + len(self._labels) * mirrored(seed, batch, step, place)
         return rows
 
@@ -185,7 +178,6 @@ class CachedBatches:
 
     @property
     def wait_seconds(self) -> float:
-        """Time spent waiting for the cache."""
         return self._transfer.wait_seconds
 
     def take(self, step: int) -> list[Tensor]:
@@ -198,5 +190,4 @@ class CachedBatches:
         return [*self.take(step), rows.pin_memory() if is_copied else rows]
 
     def close(self) -> None:
-        """Stop reading ahead."""
         self._ring.close()

@@ -2,9 +2,8 @@
 
 `ENCODER/tokens` are an encoder's tokens [B, T, D]; `ENCODER/directions` the same up to a positive
 factor for each token, which spares int8 codes their scales; any other array of the column has its
-own name, such as `ENCODER/class_token` [B, D]. All are float32. B images, T tokens, D features.
-
-B images, C latent channels, h and w the latent's sides, N rows.
+own name, such as `ENCODER/class_token` [B, D]. All are float32. B images, T tokens, D features, C
+latent channels, h and w the latent's sides, N rows.
 """
 
 from collections.abc import Mapping, Sequence

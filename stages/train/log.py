@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache.errors import RepaCacheError
 from cache.files import write_atomically
 from stages.packages import needs
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import RunError, TrainSettings
 
 Values = Mapping[str, float]
 # What a line says of the machine and not of the training.
@@ -51,20 +50,14 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Values) -> None:
-        """Append a line."""
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
-class LogError(RepaCacheError):
-    """A package that the log needs is not installed, or does not start."""
-
-
 def open_sinks(settings: TrainSettings, step: int) -> list[Sink]:
-    """Every place that a run's log goes to. Raises LogError if one cannot be had."""
+    """Every place that a run's log goes to. Raises RunError if one cannot be had."""
     sinks: list[Sink] = []
     if settings.tensorboard:
         sinks.append(TensorBoard(settings.run / "tensorboard", step))
@@ -80,16 +73,14 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise LogError(f"train.tensorboard: {needs('tensorboard')}") from error
+            raise RunError(needs("tensorboard"), where="train.tensorboard") from error
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, step: int, values: Values) -> None:
-        """Add a scalar for each value."""
         for name, value in values.items():
             self._writer.add_scalar(name.replace("@", "/"), value, step)
 
     def close(self) -> None:
-        """Write what is left."""
         self._writer.close()
 
 
@@ -100,7 +91,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise LogError(f"train.wandb: {needs('wandb')}") from error
+            raise RunError(needs("wandb"), where="train.wandb") from error
         try:
             self._run: Any = wandb.init(
                 project=settings.wandb,
@@ -111,14 +102,13 @@ class WandB:
                 config=settings.model_dump(mode="json"),
             )
         except wandb.Error as error:
-            raise LogError(f"train.wandb: it does not start: {error}") from error
+            raise RunError(f"it does not start: {error}", where="train.wandb") from error
 
     def write(self, step: int, values: Values) -> None:
         """Log the values; of steps that are made again after a crash, the first stay."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
         self._run.finish()
 
 

@@ -1,32 +1,45 @@
-"""Stage two: the training loop."""
+"""Stage two: the training loop, and what stops it before its last step."""
 
 import gc
+import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from stages.interrupt import InterruptedWorkError, stop_request
+from cache.errors import RepaCacheError
+from cache.files import write_atomically
+from cache.locks import claimed
+from cache.order import Rows
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
+from stages.processes import InterruptedWorkError, stop_request
 from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
+from stages.train.compute import arithmetic, precision_of
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
-from stages.train.precision import arithmetic, precision_of
 from stages.train.randomness import Randomness
-from stages.train.run import Run, training_alone
+from stages.train.run import Run
 from stages.train.step import Step
-from stages.train.stopping import Agreement, nonfinite_error
 from stages.train.terms.run_terms import RunTerms
-from stages.train.train_settings import CachedTensors, TrainSettings
+from stages.train.train_settings import CachedTensors, RunError, TrainSettings
 from stages.weights import checkpoint
 
 # Draws samples of a model's moving average: step, weights by name, what model they are of.
 DrawGrid = Callable[[int, Mapping[str, Tensor], TransformerConfig], None]
+SHOWN_ROWS = 8
+
+
+class NonFiniteLossError(RepaCacheError):
+    """A loss or gradient is infinite or not a number; the message names step and rows."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +70,21 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises RunError if
     others train this run, NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    data = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
+    cached = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
     start, seconds = None, 0.0
-    alone, signals = training_alone(settings, place), stop_request()
+    alone = claimed(settings.run / ".lock") if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
-    with arithmetic(precision, deterministic=deterministic), alone, signals as request:
-        stop = Agreement(request, place)
+    with (
+        arithmetic(precision, deterministic=deterministic),
+        alone as other,
+        stop_request() as is_asked,
+    ):
+        if other is not None:
+            what = f"{settings.run} is being trained by {other}"
+            raise RunError(what, remedy="Choose another train.run.")
+        stop = Agreement(is_asked, place)
         while True:
-            stretch = Stretch(settings, data, place, draw_grid)
+            stretch = Stretch(settings, cached, place, draw_grid)
             if start is None:
                 start = stretch.start
                 if place.is_main:
@@ -80,8 +100,8 @@ def train(
         stop.close()
     if step < settings.steps:
         raise InterruptedWorkError(
-            f"Stopped after step {step} of {settings.steps}, with a checkpoint in "
-            f"{settings.run}. Run the same command to go on."
+            f"Stopped after step {step} of {settings.steps}, with a checkpoint in {settings.run}",
+            remedy="Run the same command to go on.",
         )
     return TrainSummary(start, step, seconds, stretch.parameters)
 
@@ -89,13 +109,13 @@ def train(
 class Stretch:
     """Steps of a run that have the same terms; the next stretch begins as if resumed.
 
-    start, end: the first step, and that after the last one.
+    start, end: the first step, and that after the last one; parameters: number of trained ones.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
-        data: CachedData,
+        cached: CachedData,
         place: Placement,
         draw_grid: DrawGrid | None,
     ) -> None:
@@ -105,27 +125,23 @@ class Stretch:
         self.end = self._every.end(self.start, settings.steps)
         self._terms = self._every.at(self.start)
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
-        self._data = data
-        self._run = Run(settings, data, place, found, self._terms)
+        self._cached = cached
+        self._run = Run(settings, cached, place, found, self._terms)
+        self.parameters = self._run.parameters
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
-        self._batches = CachedBatches(data, arrays, order, place, reading, self.end)
+        self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)
         self._meter = Meter(self._terms.names, place)
         if found is not None:
             self._meter.restore(found.measured)
         self._note = ""
 
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
-        return self._run.parameters
-
-    def train(self, stop: Agreement) -> int:
+    def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        latent = self._data.latent_shape
+        latent = self._cached.latent_shape
         randomness = Randomness(settings, latent, place, self._terms.draws(latent))
-        step = Step(settings, run, self._terms, self._data, place)
+        step = Step(settings, run, self._terms, self._cached, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)
         show = progress("train", settings.steps, "steps", run.step, quiet=not place.is_main)
@@ -151,7 +167,7 @@ class Stretch:
         if bad and self._settings.on_nonfinite == "stop":
             step = run.step - len(interval.rows) + bad[0]
             rows = self._batches.images(step)
-            folder, keys = self._settings.run, self._data.keys
+            folder, keys = self._settings.run, self._cached.keys
             raise nonfinite_error(folder, step + 1, rows, keys, self._place)
         return interval
 
@@ -169,3 +185,64 @@ class Stretch:
         average = self._run.whole_average()
         if self._draw_grid is not None and self._place.is_main:
             self._draw_grid(self._run.step, average, self._run.model.config)
+
+
+class Agreement:
+    """Whether any process was asked to stop: all have to leave the loop at the same step.
+
+    Each step tells the others and reads what all told at the step before, so that nobody waits.
+    """
+
+    def __init__(self, is_asked: Callable[[], bool], place: Placement) -> None:
+        self._is_asked = is_asked
+        self._world = place.world
+        self._told: tuple[torch.Tensor, torch.distributed.Work] | None = None
+
+    def is_reached(self) -> bool:
+        """To be asked once before every step, by all processes."""
+        if self._world == 1:
+            return self._is_asked()
+        asked = False
+        if self._told is not None:
+            requests, work = self._told
+            work.wait()
+            asked = bool(requests)
+        requests = torch.tensor(int(self._is_asked()))
+        self._told = requests, torch.distributed.all_reduce(requests, async_op=True)
+        return asked
+
+    def close(self) -> None:
+        """Wait for what was told last; to be asked once after the last step, by all processes.
+
+        An exchange that nobody waits for would keep the processes from ending.
+        """
+        if self._told is not None:
+            self._told[1].wait()
+            self._told = None
+
+
+def nonfinite_error(
+    run: Path, step: int, rows: Rows, keys: npt.NDArray[Any], place: Placement
+) -> NonFiniteLossError:
+    """The error for a step; a file of the run lists the images of its batch.
+
+    step: counted from 1, as in the log; rows: of the batch, over all processes; keys: of all
+    images.
+    """
+    path = run / f"nonfinite-step-{step:08d}.json"
+    images = {int(row): str(keys[row]) for row in rows}
+    if place.is_main:
+        write_atomically(path, json.dumps({"step": step, "images": images}, indent=1).encode())
+    shown = ", ".join(f"{row} ({key})" for row, key in list(images.items())[:SHOWN_ROWS])
+    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+    last = checkpoint.latest(run)
+    good = f"The last good checkpoint is {last.folder}" if last else "There is no checkpoint yet"
+    return NonFiniteLossError(
+        "the loss or its gradient is infinite or not a number, and no weight was changed by it. "
+        f"Rows of the batch: {shown}{more}; all are in {path}. {good}",
+        where=f"step {step}",
+        remedy=(
+            'Try a lower train.learning_rate, train.precision = "float32", or train.on_nonfinite = '
+            '"skip".'
+        ),
+    )

@@ -19,53 +19,6 @@ from stages.placement import Placement
 from stages.train.log import SPEEDS, Sink, Values
 from stages.train.train_settings import TrainSettings
 
-
-class RunLog:
-    """Adds to what is logged how fast training is, and passes it on.
-
-    step: the step the run goes on from; device: whose memory is logged.
-    """
-
-    def __init__(
-        self, sinks: Sequence[Sink], settings: TrainSettings, step: int, device: torch.device
-    ) -> None:
-        self._sinks = sinks
-        self._batch_size = settings.batch_size
-        self._device = device
-        self._last = (time.monotonic(), step, 0.0)
-
-    def write(self, step: int, values: Values, wait_seconds: float) -> None:
-        """Log values; wait_seconds: that training has waited for data since it began."""
-        now = time.monotonic()
-        seconds, steps = max(now - self._last[0], 1e-9), step - self._last[1]
-        waited = wait_seconds - self._last[2]
-        self._last = (now, step, wait_seconds)
-        speeds = (
-            steps / seconds,
-            steps / seconds * self._batch_size,
-            waited / seconds,
-            peak_memory_bytes(self._device) / 1e9,
-        )
-        for sink in self._sinks:
-            sink.write(step, {**values, **dict(zip(SPEEDS, speeds, strict=True))})
-
-    def close(self) -> None:
-        """Close everything."""
-        for sink in self._sinks:
-            sink.close()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held, on a GPU or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # What getrusage says on Linux contains the process that started this one.
-    return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024
-
-
 # Levels of noise, from 0 to 1, whose losses are told apart.
 BUCKETS = 4
 # Behind the losses of every bucket, in a step's row.
@@ -136,7 +89,6 @@ class Meter:
         self._rows = list(rows if self._place.is_main else torch.zeros_like(rows))
 
     def clear(self) -> None:
-        """Begin a new interval."""
         self._rows = []
 
 
@@ -159,6 +111,7 @@ class Interval:
         values = {"skipped": float(len(self.rows) - len(rows))}
         if not len(rows):
             return values
+        # Rows [n, values] become, summed over steps, M losses and the images in each bucket.
         *losses, images = rows[:, : -len(OTHERS)].sum(axis=0).reshape(-1, BUCKETS)
         others = dict(zip(OTHERS, rows[:, -len(OTHERS) :].mean(axis=0).tolist(), strict=True))
         values = {**others, **values}
@@ -175,3 +128,48 @@ def _by_bucket(
     for number in np.flatnonzero(images).tolist():
         span = f"{number / BUCKETS:.2f}-{(number + 1) / BUCKETS:.2f}"
         yield f"{name}@{span}", float(sums[number] / images[number])
+
+
+class RunLog:
+    """Adds to what is logged how fast training is, and passes it on.
+
+    step: the step the run goes on from; device: whose memory is logged.
+    """
+
+    def __init__(
+        self, sinks: Sequence[Sink], settings: TrainSettings, step: int, device: torch.device
+    ) -> None:
+        self._sinks = sinks
+        self._batch_size = settings.batch_size
+        self._device = device
+        self._last = (time.monotonic(), step, 0.0)
+
+    def write(self, step: int, values: Values, wait_seconds: float) -> None:
+        """Log values; wait_seconds: that training has waited for data since it began."""
+        now = time.monotonic()
+        seconds, steps = max(now - self._last[0], 1e-9), step - self._last[1]
+        waited = wait_seconds - self._last[2]
+        self._last = (now, step, wait_seconds)
+        speeds = (
+            steps / seconds,
+            steps / seconds * self._batch_size,
+            waited / seconds,
+            peak_memory_bytes(self._device) / 1e9,
+        )
+        for sink in self._sinks:
+            sink.write(step, {**values, **dict(zip(SPEEDS, speeds, strict=True))})
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held, on a GPU or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # What getrusage says on Linux contains the process that started this one.
+    return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024

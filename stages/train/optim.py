@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
+from stages.train.compute import own
 from stages.train.train_settings import TrainSettings
-from stages.weights.parts import own
-
-EPSILON = 1e-8
 
 
 def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -19,7 +17,6 @@ def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
         trained,
         lr=settings.learning_rate,
         betas=settings.betas,
-        eps=EPSILON,
         weight_decay=settings.weight_decay,
         fused=True,
     )

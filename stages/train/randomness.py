@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.placement import Placement
-from stages.train.terms import objective_of
+from stages.train.terms.run_terms import objective_of
 from stages.train.train_settings import TrainSettings
 
 
@@ -54,10 +54,7 @@ def mirrored(seed: int, batch_size: int, step: int, place: Placement) -> npt.NDA
 
 
 def draw(
-    size: tuple[int, ...],
-    seed: int,
-    place: Placement,
-    sample: Callable[..., Tensor] = torch.randn,
+    size: tuple[int, ...], seed: int, place: Placement, sample: Callable[..., Tensor] = torch.randn
 ) -> Tensor:
     """A rank's part, [B, ...], of what a seed gives for the images of all ranks.
 

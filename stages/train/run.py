@@ -1,7 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,30 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-from cache.errors import RepaCacheError
-from cache.locks import claimed
 from cache.recipe import differences, flatten
-from stages.model.transformer import (
-    Transformer,
-    TransformerConfig,
-    config_named,
-    forward_flops,
-)
+from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
+from stages.train import compute
 from stages.train.cached_data import CachedData
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
-from stages.train.parallel import compile_blocks, replicate, shard
-from stages.train.precision import make_scaler, precision_of
 from stages.train.randomness import Stream, seed_for
-from stages.train.stored_settings import stored_settings
 from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import RunError, TrainSettings
 from stages.weights import checkpoint
-from stages.weights.checkpoint import Checkpoint, Content, check_whole, reading_of
+from stages.weights.checkpoint import Checkpoint
 from stages.weights.fitting import start_from
-from stages.weights.parts import fill, whole
 from stages.weights.run_folder import checkpoint_path
 
 # Settings that may change between two parts of one run.
@@ -40,23 +29,6 @@ CHANGEABLE = {
     *("run", "steps", "device", "reading", "compute", "on_nonfinite"),
     *("checkpoint_every", "keep", "keep_every", "log_every", "grid_every", "tensorboard", "wandb"),
 }
-
-
-class RunError(RepaCacheError):
-    """A run cannot start, or cannot go on with these settings."""
-
-
-@contextmanager
-def training_alone(settings: TrainSettings, place: Placement) -> Iterator[None]:
-    """Nobody else trains this run meanwhile. Raises RunError if somebody does."""
-    if not place.is_main:
-        yield
-        return
-    settings.run.mkdir(parents=True, exist_ok=True)
-    with claimed(settings.run / ".lock") as other:
-        if other is not None:
-            raise RunError(f"{settings.run} is being trained by {other}. Choose another train.run.")
-        yield
 
 
 class Run:
@@ -72,36 +44,36 @@ class Run:
     def __init__(
         self,
         settings: TrainSettings,
-        data: CachedData,
+        cached: CachedData,
         place: Placement,
         found: Checkpoint | None,
         active: RunTerms,
     ) -> None:
-        self._settings, self._place, self._data = settings, place, data
+        self._settings, self._place, self._cached = settings, place, cached
         self._is_sharded = place.world > 1 and settings.compute.parallel == "fsdp"
         self._identity: dict[str, Any] = {
             "settings": kept_settings(settings),
-            "columns": data.fingerprints,
-            "rows": data.rows_identity,
+            "columns": cached.fingerprints,
+            "rows": cached.rows_identity,
         }
-        config = transformer_config(settings, data)
-        check_grids(config, settings, data)
+        config = config_for(settings, cached.latent_shape, cached.classes)
+        check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
-        precision = precision_of(settings, place.device)
+        precision = compute.precision_of(settings, place.device)
         self.modules: dict[int, nn.Module] = {}
         self.model = self._make_model(config, found)
         trained = {one.number for one in active.every}
         for number, module in self.modules.items():
             module.requires_grad_(number in trained)
         self.model.to(place.device).train()
-        compile_blocks(self.model, settings.compute.compile, place.device)
+        compute.compile_blocks(self.model, settings.compute.compile, place.device)
         if self._is_sharded:
-            shard(self.model, place, precision)
-        self.network = replicate(self.model, place)
+            compute.shard(self.model, place, precision)
+        self.network = compute.replicate(self.model, place)
         self.average = Average(self.model, settings.ema_decay)
         self.optimiser = make_optimiser(self.model, settings)
-        self.scaler = make_scaler(precision, place.device)
+        self.scaler = compute.make_scaler(precision, place.device)
         self.step = 0
         if found is not None:
             self._restore(found)
@@ -118,7 +90,7 @@ class Run:
                 make_lists=lambda: self._make_modules(config),
             )
         if found is not None:
-            with reading_of(found):
+            with checkpoint.reading_of(found):
                 model.load_state_dict(found.weights("model"))
         elif settings.init_from is not None:
             which, layout = settings.init_weights, settings.init_layout
@@ -129,7 +101,7 @@ class Run:
         """The modules of all terms, also of those that have ended, in the lists that hold them."""
         lists: dict[str, list[nn.Module]] = {}
         for number, term, _ in RunTerms.of(self._settings).every:
-            module = term.make_module(shapes_for(term, config, self._data.shape))
+            module = term.make_module(shapes_for(term, config, self._cached.shape))
             if module is not None:
                 self.modules[number] = module
                 lists.setdefault(term.module_list, []).append(module)
@@ -137,10 +109,11 @@ class Run:
 
     def _restore(self, found: Checkpoint) -> None:
         weights = found.weights("ema")
-        if _shapes(weights) != _shapes(self.average.tensors):
-            check_whole(found, "ema.safetensors does not hold the tensors of the model")
+        shapes = {name: tensor.shape for name, tensor in self.average.tensors.items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            checkpoint.check_whole(found, "ema.safetensors does not hold the tensors of the model")
         for name, tensor in weights.items():
-            fill(self.average.tensors[name], tensor)
+            compute.fill(self.average.tensors[name], tensor)
         state = optimiser_state(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
         set_optimizer_state_dict(self.model, self.optimiser, state)
@@ -154,42 +127,41 @@ class Run:
 
     def whole_average(self) -> dict[str, Tensor]:
         """The moving average; all processes have to ask together."""
-        return {name: whole(tensor) for name, tensor in self.average.tensors.items()}
+        return {name: compute.whole(tensor) for name, tensor in self.average.tensors.items()}
 
     def save(self, meter: Meter) -> None:
         """Write a checkpoint of the present step, unless there is one."""
         settings = self._settings
         if self.step == (self.saved.step if self.saved is not None else 0):
             return
-        content = Content(
+        path = checkpoint_path(settings.run, self.step)
+        checkpoint.save(
+            path,
+            self._place,
             weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
             optimiser=optimiser_state(self.model, self.optimiser),
             measured=meter.state,
             state={
+                "step": self.step,
                 **self._identity,
                 "model": asdict(self.model.config),
                 "scaler": self.scaler.state_dict(),
             },
+            is_sharded=self._is_sharded,
         )
-        checkpoint.save(settings.run, self.step, content, self._place, is_sharded=self._is_sharded)
         if self._place.is_main:
             checkpoint.remove_outdated(settings.run, settings.keep, settings.keep_every)
-        self.saved = Checkpoint(checkpoint_path(settings.run, self.step))
+        self.saved = Checkpoint(path)
 
     def _check(self, found: Checkpoint) -> None:
-        kept = stored_settings(found.state["settings"], self._settings.run)
-        there = {**found.state, "settings": flatten(kept_settings(kept))}
+        there = {**found.state, "settings": flatten(kept_settings(found.settings))}
         here = {**self._identity, "settings": flatten(self._identity["settings"])}
         for part in ("settings", "columns", "rows"):
             if changed := differences(there[part], here[part], "run"):
                 raise RunError(
-                    f"{found.folder} was made with other {part} ({'; '.join(changed)}). "
-                    "Restore them, or choose another train.run."
+                    f"{found.folder} was made with other {part} ({'; '.join(changed)})",
+                    remedy="Restore them, or choose another train.run.",
                 )
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def kept_settings(settings: TrainSettings) -> dict[str, Any]:
@@ -198,11 +170,6 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
     if settings.init_from is not None:
         kept["init_from"] = settings.init_from.name
     return kept
-
-
-def transformer_config(settings: TrainSettings, data: CachedData) -> TransformerConfig:
-    """The transformer that suits a cache."""
-    return config_for(settings, data.latent_shape, data.classes)
 
 
 def config_for(
@@ -241,13 +208,15 @@ def training_flops(
     return 3.0 * (forward_flops(config) + sum(modules))
 
 
-def check_grids(config: TransformerConfig, settings: TrainSettings, data: CachedData) -> None:
+def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
     """Raise RunError unless all tokens that are read lie on the transformer's grid."""
-    for encoder, (reader, *_) in data.features.items():
+    for encoder, (reader, *_) in cached.features.items():
         tokens = reader.column.array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "
-                f"{settings.model} has {config.grid**2} ({config.grid} x {config.grid}). "
-                f"Choose another patch size, or set encoders.{encoder}.input_size and rebuild."
+                f"{settings.model} has {config.grid**2} ({config.grid} x {config.grid})",
+                remedy=(
+                    f"Choose another patch size, or set encoders.{encoder}.input_size and rebuild."
+                ),
             )

@@ -1,26 +1,30 @@
-"""One step of the optimiser, on one screen.
+"""One step of the optimiser, on one screen, and its computation as one CUDA graph.
 
 B images of a rank, M losses, C latent channels, h and w the latent's sides.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.graph import Replayed, Work
+from stages.train.compute import autocast, precision_of, synchronised, whole
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
-from stages.train.parallel import clip_gradients, synchronised
-from stages.train.precision import autocast, precision_of
 from stages.train.run import Run
-from stages.train.terms import objective_of
-from stages.train.terms.run_terms import RunTerms
+from stages.train.terms.run_terms import RunTerms, objective_of
 from stages.train.terms.term import Seen
 from stages.train.train_settings import TrainSettings
+
+# What a step is made of on the device, from a batch and what is drawn: no number that the host
+# decides may change in it.
+Compute = Callable[[Named, Named], Measured]
+# Steps before the one that is recorded, in which code is compiled and memory found.
+FIRST_STEPS = 3
 
 
 class Step:
@@ -34,24 +38,24 @@ class Step:
         settings: TrainSettings,
         run: Run,
         terms: RunTerms,
-        data: CachedData,
+        cached: CachedData,
         place: Placement,
     ) -> None:
         self._settings, self._run, self._terms = settings, run, terms
         self._objective = objective_of(settings)
-        self._scaling, self._null_class = data.scaling, data.classes
+        self._scaling, self._null_class = cached.scaling, cached.classes
         self._device, self._precision = place.device, precision_of(settings, place.device)
-        self._work: Work = self._made
+        self._compute: Compute = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
             if settings.compute.graph and place.world == 1:
-                self._work = Replayed(self._made, place.device)
+                self._compute = Replayed(self._made, place.device)
 
     def __call__(self, batch: Named, drawn: Named) -> Measured:
         """Make the next step; what it measured is valid until the one after it."""
         run = self._run
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
-        measured = self._work(batch, drawn)
+        measured = self._compute(batch, drawn)
         run.step += 1
         return measured
 
@@ -103,7 +107,55 @@ class Step:
         """Update weights and average; returns the norm of the gradient."""
         run = self._run
         run.scaler.unscale_(run.optimiser)
-        norm = clip_gradients(run.model.parameters(), self._settings.gradient_clip)
+        # Of the whole gradient, whose parts the processes may hold.
+        limit = self._settings.gradient_clip
+        norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), limit))
         update_weights(run.optimiser, run.scaler, norm)
         run.average.update()
         return norm
+
+
+class Replayed:
+    """Computes a step, from the fourth on as a recording of it: a CUDA graph.
+
+    A step launches thousands of kernels, each of which costs the host some ten microseconds: small
+    models, and large ones in small batches, wait for the host. A graph is launched as a whole.
+    Equal to the computation itself, bit by bit. What it returns is valid until the next call.
+    """
+
+    def __init__(self, compute: Compute, device: torch.device) -> None:
+        self._compute = compute
+        self._first_steps = FIRST_STEPS
+        self._stream = torch.cuda.Stream(device)
+        self._graph = torch.cuda.CUDAGraph()
+        self._held: tuple[Named, Named, Measured] | None = None
+
+    def __call__(self, batch: Named, drawn: Named) -> Measured:
+        if self._first_steps > 0:
+            self._first_steps -= 1
+            return self._unrecorded(batch, drawn)
+        self._held = self._held or self._recorded(batch, drawn)
+        *held, measured = self._held
+        for there, given in zip(held, (batch, drawn), strict=True):
+            for name, tensor in given.items():
+                there[name].copy_(tensor)
+        self._graph.replay()
+        return measured
+
+    def _unrecorded(self, batch: Named, drawn: Named) -> Measured:
+        # On the stream of the recording, where autograd then finds what it has set up.
+        present = torch.cuda.current_stream()
+        self._stream.wait_stream(present)
+        with torch.cuda.stream(self._stream):
+            measured = self._compute(batch, drawn)
+        present.wait_stream(self._stream)
+        for tensor in (*batch.values(), *drawn.values()):
+            tensor.record_stream(self._stream)
+        for tensor in measured:
+            tensor.record_stream(present)
+        return measured
+
+    def _recorded(self, batch: Named, drawn: Named) -> tuple[Named, Named, Measured]:
+        inputs = [{name: tensor.clone() for name, tensor in of.items()} for of in (batch, drawn)]
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            return inputs[0], inputs[1], self._compute(*inputs)

@@ -1,17 +1,34 @@
-"""The section of pipeline.toml that stage two reads."""
+"""The section of pipeline.toml that stage two reads, and as runs keep it.
 
-from collections.abc import Sequence
+Runs keep it also in its former form: one kind for all alignments.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
 
+from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
-from stages.model.sizes import MODELS, Size
+from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
 from stages.weights.export_options import Layout
+
+# The keys of the former form, with their defaults.
+DEFAULTS: Mapping[str, Any] = {
+    "encoders": (),
+    "encoder_weights": {},
+    "alignment": "repa",
+    "temperature": 0.1,
+    "depth": 8,
+    "weight": 0.5,
+    "align_until": None,
+    "projector_width": 2048,
+}
 
 
 class ReadingSettings(Settings):
@@ -139,16 +156,6 @@ class TrainSettings(Settings):
         """SiT or DiT, which decides the objective."""
         return MODELS[self.model].family
 
-    @property
-    def size(self) -> Size:
-        """The transformer's size."""
-        return MODELS[self.model].size
-
-    @property
-    def patch(self) -> int:
-        """Side of a patch in latents."""
-        return MODELS[self.model].patch
-
 
 @dataclass(frozen=True)
 class CachedTensors:
@@ -166,3 +173,68 @@ class CachedTensors:
         """The names of the columns for latents and encoders, one for each view of an image."""
         names = (self.latents, *(FEATURES + encoder for encoder in encoders))
         return [(name, name + FLIPPED) if self.flip else (name,) for name in names]
+
+
+class RunError(RepaCacheError):
+    """A run cannot start, or cannot go on: with these settings, or with those that it keeps."""
+
+
+def stored_settings(kept: Mapping[str, Any], run: Path) -> TrainSettings:
+    """The settings that a run in a folder keeps; those that it does not know have their defaults.
+
+    Raises RunError if this version does not understand them.
+    """
+    document = {**in_todays_form(kept), "run": str(run)}
+    try:
+        return TrainSettings.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise RunError(
+            f"{run} keeps settings that this version does not understand: {error}"
+        ) from None
+
+
+def in_todays_form(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, of either form, with a list of alignments."""
+    kept = {key: value for key, value in train.items() if key not in DEFAULTS}
+    if "align" in train or kept.keys() == train.keys():
+        return kept
+    return {**kept, "align": _entries({**DEFAULTS, **train})}
+
+
+def _entries(former: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An entry for each encoder; the weight was that of the mean of their losses."""
+    share = former["weight"] / max(len(former["encoders"]), 1)
+    options = {"temperature": former["temperature"]} if former["alignment"] == "nt-xent" else {}
+    return [
+        {
+            "kind": former["alignment"],
+            "encoder": encoder,
+            "depth": former["depth"],
+            "weight": share * former["encoder_weights"].get(encoder, 1.0),
+            "until": former["align_until"],
+            "projector_width": former["projector_width"],
+            **options,
+        }
+        for encoder in former["encoders"]
+    ]
+
+
+def lines_instead(train: Mapping[str, Any]) -> str | None:
+    """What is to be written for settings of that form, if any are given."""
+    given = [key for key in train if key in DEFAULTS]
+    if not given:
+        return None
+    lines = "\n".join(_lines(train)) or "    (nothing: without entries there is no alignment)"
+    return (
+        f"train: alignments are a list, with an entry for each. Write instead of "
+        f"{', '.join(given)}, behind the rest of [train]:\n{lines}"
+    )
+
+
+def _lines(train: Mapping[str, Any]) -> Iterator[str]:
+    """The entries in TOML, without what is the default."""
+    for entry in _entries({**DEFAULTS, **train}):
+        yield "    [[train.align]]"
+        for key, value in entry.items():
+            if key in ("kind", "encoder") or value not in (None, DEFAULTS.get(key)):
+                yield f"    {key} = {json.dumps(value)}"

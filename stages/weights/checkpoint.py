@@ -17,7 +17,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,22 +28,11 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from cache.errors import RepaCacheError
 from cache.files import atomic_folder
 from stages.model.transformer import TransformerConfig
-from stages.placement import Placement, barrier
-from stages.weights.parts import whole
-from stages.weights.run_folder import (
-    checkpoint_path,
-    checkpoint_paths,
-    fault_of,
-    read_state,
-    step_of,
-    weights_path,
-)
-
-State = Mapping[str, Any]
-
-
-# What reading a file that was damaged, or writing to a disk that is full, ends in.
-FILE_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
+from stages.placement import Placement, agreed, barrier
+from stages.train.compute import whole
+from stages.train.train_settings import TrainSettings, stored_settings
+from stages.weight_files import READING_ERRORS
+from stages.weights import run_folder
 
 
 class CheckpointError(RepaCacheError):
@@ -60,7 +48,12 @@ class Checkpoint:
     @property
     def state(self) -> dict[str, Any]:
         """The content of state.json."""
-        return read_state(self.folder)
+        return run_folder.read_state(self.folder)
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Those of its run. Raises RunError if this version does not understand them."""
+        return stored_settings(self.state["settings"], self.run)
 
     @property
     def model(self) -> TransformerConfig:
@@ -76,12 +69,10 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """The number of steps made."""
-        return step_of(self.folder.name)
+        return run_folder.step_of(self.folder.name)
 
     def weights_file(self, name: str) -> Path:
-        """The file of `model` or `ema`."""
-        return weights_path(self.folder, name)
+        return run_folder.weights_path(self.folder, name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or `ema`, on the CPU."""
@@ -96,19 +87,18 @@ class Checkpoint:
     @property
     def fault(self) -> str | None:
         """What can be seen to be wrong with it without reading its tensors, if anything."""
-        return fault_of(self.folder) or self._optimiser_fault()
+        return run_folder.fault_of(self.folder) or self._optimiser_fault()
 
     def _optimiser_fault(self) -> str | None:
         folder = self.folder / "optimizer"
         try:
             parts = FileSystemReader(folder).read_metadata().storage_data.values()
-        except (*FILE_ERRORS, UnpicklingError, EOFError) as error:
+        except (*READING_ERRORS, UnpicklingError) as error:
             return f"optimizer/.metadata cannot be read ({error})"
         ends: dict[str, int] = {}
         for part in parts:
-            ends[part.relative_path] = max(
-                ends.get(part.relative_path, 0), part.offset + part.length
-            )
+            end = part.offset + part.length
+            ends[part.relative_path] = max(ends.get(part.relative_path, 0), end)
         for name, size in ends.items():
             path = folder / name
             if not path.is_file():
@@ -123,22 +113,9 @@ class Checkpoint:
             load(state, checkpoint_id=self.folder / "optimizer", no_dist=not is_sharded)
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a checkpoint holds; tensors may be held in parts by the processes.
-
-    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
-    """
-
-    weights: Mapping[str, Mapping[str, Tensor]]
-    optimiser: State
-    measured: Tensor
-    state: State
-
-
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
-    return [Checkpoint(folder) for folder in checkpoint_paths(run)]
+    return [Checkpoint(folder) for folder in run_folder.checkpoint_paths(run)]
 
 
 def latest(run: Path) -> Checkpoint | None:
@@ -156,22 +133,20 @@ def check_whole(found: Checkpoint, fault: str | None = None) -> None:
     others = (other for other in reversed(checkpoints(found.run)) if other != found)
     whole = next((other for other in others if other.fault is None), None)
     aside = f"mv {found.folder} {found.folder}.damaged"
-    raise CheckpointError(
-        f"{found.folder} is damaged: {fault}. "
-        + (
+    remedy = f"No other one is whole. To begin anew, move it out of the way: {aside}"
+    if whole is not None:
+        remedy = (
             f"The newest whole one is {whole.folder}. To go on from it, move the damaged one out "
             f"of the way: {aside}"
-            if whole is not None
-            else f"No other one is whole. To begin anew, move it out of the way: {aside}"
         )
-    )
+    raise CheckpointError(f"{found.folder} is damaged: {fault}", remedy=remedy)
 
 
 def find(run: Path, step: int | None) -> Checkpoint:
     """A run's checkpoint of a step, by default the newest. Raises CheckpointError without one."""
     there = {found.step: found for found in checkpoints(run)}
     if not there:
-        raise CheckpointError(f"{run} has no checkpoint. Run `repa-cache train` first.")
+        raise CheckpointError(f"{run} has no checkpoint", remedy="Run `repa-cache train` first.")
     if step is not None and step not in there:
         steps = ", ".join(map(str, there))
         raise CheckpointError(f"{run} has no checkpoint of step {step}, but of {steps}.")
@@ -185,24 +160,35 @@ def agreed_latest(run: Path, place: Placement) -> Checkpoint | None:
 
     Raises CheckpointError if it is damaged.
     """
-    found = [latest(run) if place.is_main else None]
-    if found[0] is not None:
-        check_whole(found[0])
-    if place.world > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+    found = latest(run) if place.is_main else None
+    if found is not None:
+        check_whole(found)
+    return agreed(found, place)
 
 
-def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded: bool) -> None:
-    """Write a checkpoint in one step; all processes have to if they hold parts of it."""
+def save(
+    path: Path,
+    place: Placement,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimiser: Mapping[str, Any],
+    measured: Tensor,
+    state: Mapping[str, Any],
+    is_sharded: bool,
+) -> None:
+    """Write a checkpoint in one step; all processes have to if they hold parts of its tensors.
+
+    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
+    """
     if not (place.is_main or is_sharded):
         return
-    path = checkpoint_path(run, step)
-    with _written(path), _shared_folder(path, place, is_sharded) as aside:
+    with _written(path), atomic_folder(path) if place.is_main else nullcontext() as own:
+        aside = agreed(own, place) if is_sharded else own
+        assert aside is not None
         folder = aside / "optimizer"
         with _alone_unwarned():
-            save_state(dict(content.optimiser), checkpoint_id=folder, no_dist=not is_sharded)
-        for name, tensors in content.weights.items():
+            save_state(dict(optimiser), checkpoint_id=folder, no_dist=not is_sharded)
+        for name, tensors in weights.items():
             gathered = {}
             for key, tensor in tensors.items():
                 full = whole(tensor.detach())
@@ -211,9 +197,11 @@ def save(run: Path, step: int, content: Content, place: Placement, *, is_sharded
             if place.is_main:
                 save_file(gathered, aside / f"{name}.safetensors")
         if place.is_main:
-            save_file({"rows": content.measured}, aside / "meter.safetensors")
-            state = json.dumps({"step": step, **content.state}, indent=2)
-            (aside / "state.json").write_text(state, encoding="utf-8")
+            save_file({"rows": measured}, aside / "meter.safetensors")
+            content = json.dumps(state, indent=2)
+            (aside / "state.json").write_text(content, encoding="utf-8")
+        if is_sharded:
+            barrier(place)
 
 
 @contextmanager
@@ -221,7 +209,7 @@ def reading_of(found: Checkpoint) -> Iterator[None]:
     """Raise CheckpointError, with what to go on from, if a checkpoint turns out to be damaged."""
     try:
         yield
-    except (*FILE_ERRORS, CheckpointException) as error:
+    except (*READING_ERRORS, CheckpointException) as error:
         check_whole(found, _cause(error))
 
 
@@ -232,8 +220,11 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(
-            f"{path} cannot be written: {_cause(error)}. Checkpoints that were there are kept: "
-            "make room, and run the same command to go on from the newest."
+            f"{path} cannot be written: {_cause(error)}",
+            remedy=(
+                "Checkpoints that were there are kept: make room, and run the same command to go "
+                "on from the newest."
+            ),
         ) from error
 
 
@@ -255,19 +246,6 @@ def _alone_unwarned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is (disabled|unavailable)")
         yield
-
-
-@contextmanager
-def _shared_folder(folder: Path, place: Placement, is_shared: bool) -> Iterator[Path]:
-    """A folder that is there whole or not at all, into which all processes write."""
-    with atomic_folder(folder) if place.is_main else nullcontext() as aside:
-        name = [aside]
-        if is_shared:
-            torch.distributed.broadcast_object_list(name)
-        assert name[0] is not None
-        yield name[0]
-        if is_shared:
-            barrier(place)
 
 
 def remove_outdated(run: Path, keep: int, keep_every: int | None) -> None:

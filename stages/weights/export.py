@@ -3,29 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 
-from cache.errors import RepaCacheError
 from cache.files import atomic_file
 from stages.model.sizes import MODELS
 from stages.model.transformer import TransformerConfig
-from stages.train.stored_settings import stored_settings
 from stages.train.terms.term import Alignment
 from stages.train.train_settings import TrainSettings
+from stages.weights import published
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
 from stages.weights.fitting import PIXELS_PER_LATENT
-from stages.weights.layouts import (
-    PROJECTORS,
-    State,
-    count_below,
-    with_sigma,
-    with_time_reversed,
-    without_projectors,
-)
+from stages.weights.published import State, WeightsError
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # The models that REPA's generate.py builds (its S has a head of another width), the sides of their
@@ -33,14 +24,8 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
 PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
-
-
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
-
-
-class ExportError(RepaCacheError):
-    """Nothing can be exported, or not in this layout, or not to this file."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +45,16 @@ class Exported:
     loaded_by: str
 
 
-class Form(NamedTuple):
-    """The model family of a layout, and how its tensors are made from those of a run."""
-
-    family: str
-    convert: Callable[[State, int], State]
-
-
 def _of_sit(state: State) -> State:
-    return with_time_reversed(without_projectors(state))
+    return published.with_time_reversed(published.without_projectors(state))
 
 
-FORMS = {
-    Layout.REPA: Form("SiT", lambda state, _: state),
-    Layout.SIT: Form("SiT", lambda state, patch: with_sigma(_of_sit(state), patch)),
-    Layout.SIT_NO_SIGMA: Form("SiT", lambda state, _: _of_sit(state)),
-    Layout.DIT: Form("DiT", lambda state, _: without_projectors(state)),
+# The model family of a layout, and how its tensors are made from a run's and the side of a patch.
+FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
+    Layout.REPA: ("SiT", lambda state, _: state),
+    Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
+    Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
+    Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
 }
 
 
@@ -83,24 +62,24 @@ def export(run: Path, options: ExportOptions) -> Exported:
     """Write a checkpoint's weights for published code.
 
     A `.safetensors` file holds the tensors alone, any other what torch.save makes of them as
-    "ema", where the published samplers look, and of the step. Raises ExportError if the file
+    "ema", where the published samplers look, and of the step. Raises WeightsError if the file
     exists or if the layout is that of other models, CheckpointError if there is no such checkpoint.
     """
     path = options.path
     if path.suffix not in (*PICKLED, ".safetensors"):
-        raise ExportError(f"{path}: name it .safetensors, or one of {', '.join(PICKLED)}.")
+        raise WeightsError(f"name it .safetensors, or one of {', '.join(PICKLED)}", where=path)
     if path.exists():
-        raise ExportError(f"{path} exists already. Name another file.")
+        raise WeightsError(f"{path} exists already", remedy="Name another file.")
     if not path.parent.is_dir():
-        raise ExportError(f"{path}: there is no folder {path.parent}.")
+        raise WeightsError(f"there is no folder {path.parent}", where=path)
     source = find(run, options.step)
-    settings, model = stored_settings(source.state["settings"], run), source.model
+    settings, model = source.settings, source.model
     name = settings.model
     layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
-    form = FORMS[layout]
-    if MODELS[name].family != form.family:
-        raise ExportError(f"The layout {layout} is that of a {form.family}, {run} is of {name}.")
-    state = form.convert(source.weights(options.weights), model.patch)
+    family, convert = FORMS[layout]
+    if MODELS[name].family != family:
+        raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, settings, state)
@@ -133,7 +112,7 @@ def _loaded_by(
 
 def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) -> Iterator[str]:
     """What generate.py has to be told: how the model is built, and what else it assumes."""
-    count = count_below(PROJECTORS, state)
+    count = published.count_below(published.PROJECTORS, state)
     features = (len(state[OUTPUT.format(number)]) for number in range(count))
     yield f"--model={settings.model}"
     yield f"--encoder-depth={','.join(map(str, settings.depths()))}"

@@ -4,7 +4,7 @@ T tokens, W the transformer's width, P a patch's side, C latent channels.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,18 +13,9 @@ from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
+from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.layouts import (
-    HEAD,
-    PROJECTORS,
-    State,
-    count_below,
-    with_sigma,
-    with_time_reversed,
-    without_projectors,
-    without_sigma,
-)
-from stages.weights.published import Found, WeightsError, read_weights
+from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -43,7 +34,7 @@ def start_from(
     which: `ema` or `model`; layout: whose code they are of, if they do not tell. Raises
     WeightsError if they cannot be read or are of another model.
     """
-    found = read_weights(path, which)
+    found = published.read_weights(path, which)
     state, notes = fit(found, model, layout_of(found, layout, model.config))
     model.load_state_dict(state)
     if place.is_main:
@@ -70,8 +61,11 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     if stated is not None and stated not in possible:
         fitting = " or ".join(f"'{layout}'" for layout in possible)
         raise WeightsError(
-            f"{found.path} is not of the layout '{stated}': {evidence}. Expected {fitting} "
-            "(train.init_layout, or --layout of `repa-cache sample --official`)."
+            f"{found.path} is not of the layout '{stated}': {evidence}",
+            remedy=(
+                f"Expected {fitting} (train.init_layout, or --layout of `repa-cache sample "
+                "--official`)."
+            ),
         )
     return stated or possible[0]
 
@@ -108,13 +102,13 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     _check_shape(found, config)
     _check_trunk(found, own)
     if layout.has_time_reversed:
-        found = replace(found, state=with_time_reversed(found.state))
-    state = {**own, **without_projectors(found.state)}
+        found = replace(found, state=published.with_time_reversed(found.state))
+    state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
     count = count_below(PROJECTORS, own)
-    kept = [number for number in range(count) if _has_projector(found, own, number)]
+    kept = [n for n in range(count) if _projector(found.state, n) == _projector(own, n)]
     state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
@@ -180,24 +174,17 @@ def shape_in(found: Found) -> Shape:
 
 def shape_of(config: TransformerConfig) -> Shape:
     """The shape of a model."""
-    return Shape(
-        depth=config.depth,
-        width=config.width,
-        patch=config.patch,
-        channels=config.channels,
-        side=config.side,
-        learns_sigma=config.learns_sigma,
-        qk_norm=config.qk_norm,
-    )
+    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
     """Weights without the half of their output that a SiT drops; says so if that was trained."""
     theirs = shape_in(found)
-    if not theirs.learns_sigma or found.is_of_dit:
+    is_of_dit = found.model is not None and found.model.learns_sigma
+    if not theirs.learns_sigma or is_of_dit:
         return found, []
-    kept = replace(found, state=without_sigma(found.state, theirs.patch))
-    padded = with_sigma(kept.state, theirs.patch)
+    kept = replace(found, state=published.without_sigma(found.state, theirs.patch))
+    padded = published.with_sigma(kept.state, theirs.patch)
     is_blank = all(torch.equal(padded[name], found.state[name]) for name in HEAD)
     if config.learns_sigma:
         # Whoever trains one half of such an output and never the other is a SiT.
@@ -212,27 +199,24 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
     pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
     if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
         raise WeightsError(
-            f"{found.path} holds the weights of another model: {'; '.join(differing)}."
-            f"{_advice(theirs, ours)}"
+            f"{found.path} holds the weights of another model: {'; '.join(differing)}",
+            remedy=_advice(theirs, ours),
         )
 
 
 def _advice(theirs: Shape, ours: Shape) -> str:
-    family = "DiT" if theirs.learns_sigma else "SiT"
-    fitting = [
-        name
-        for name, model in MODELS.items()
-        if (model.family, model.size.depth, model.size.width, model.patch)
-        == (family, theirs.depth, theirs.width, theirs.patch)
-    ]
     if theirs.side != ours.side:
-        return " Positions are not resampled: take weights of the cache's resolution."
-    return f" Set train.model to {fitting[0]!r}, if that is meant." if fitting else ""
+        return "Positions are not resampled: take weights of the cache's resolution."
+    family = "DiT" if theirs.learns_sigma else "SiT"
+    for name, (own, size, patch) in MODELS.items():
+        if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
+            return f"Set train.model to {name!r}, if that is meant."
+    return ""
 
 
 def _check_trunk(found: Found, own: State) -> None:
     """Raise WeightsError unless all is there but projectors and rows of labels, and no more."""
-    theirs, ours = without_projectors(found.state), without_projectors(own)
+    theirs, ours = published.without_projectors(found.state), published.without_projectors(own)
     problems = [f"{name} is missing" for name in ours if name not in theirs]
     problems += [f"{name} is unknown here" for name in theirs if name not in ours]
     for name in ours.keys() & theirs.keys():
@@ -250,29 +234,21 @@ def _check_trunk(found: Found, own: State) -> None:
 def _note_on_labels(found: Found, config: TransformerConfig) -> str | None:
     """Why the label table starts anew, if it does."""
     rows = config.classes + int(config.has_null_class)
-    there = found.model
-    is_same = there is None or (there.classes, there.has_null_class) == (
-        config.classes,
-        config.has_null_class,
-    )
-    if is_same and len(found.state[LABELS]) == rows:
+    there = None if found.model is None else _classes(found.model)
+    if there in (None, _classes(config)) and len(found.state[LABELS]) == rows:
         return None
-    classes = f"{len(found.state[LABELS])} rows" if there is None else _classes(there)
-    return f"the label table starts anew: there {classes}, here {_classes(config)}"
+    there = there or f"{len(found.state[LABELS])} rows"
+    return f"the label table starts anew: there {there}, here {_classes(config)}"
 
 
 def _classes(config: TransformerConfig) -> str:
     return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
 
 
-def _projector(state: State, number: int) -> State:
+def _projector(state: State, number: int) -> dict[str, torch.Size]:
+    """The shapes of a projector's tensors, by their names."""
     prefix = f"{PROJECTORS}{number}."
-    return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _has_projector(found: Found, own: State, number: int) -> bool:
-    theirs, ours = _projector(found.state, number), _projector(own, number)
-    return {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in ours.items()}
+    return {name: tensor.shape for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:
@@ -281,9 +257,8 @@ def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | Non
     fresh = [f"{PROJECTORS}{number}" for number in range(wanted) if number not in kept]
     notes = []
     if fresh:
-        notes.append(
-            f"projectors that start anew, as none there has their shape: {', '.join(fresh)}"
-        )
+        listing = ", ".join(fresh)
+        notes.append(f"projectors that start anew, as none there has their shape: {listing}")
     if unused := there - len(kept):
         notes.append(f"projectors there that are not used: {unused}")
     return "; ".join(notes) or None

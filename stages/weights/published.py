@@ -1,26 +1,37 @@
-"""Weights of a run, a checkpoint or a published file, under the names of this project.
+"""Weights of a run, a checkpoint or a published file, and the layouts of published code.
 
 Published checkpoints of SiT, DiT and REPA are a state dict, or what their training writes: one
-for each of "ema" and "model", beside the optimiser.
+for each of "ema" and "model", beside the optimiser. P a patch's side, C latent channels, W the
+transformer's width.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
+from stages.model.blocks import time_frequencies
 from stages.model.transformer import TransformerConfig
 from stages.weight_files import read_weight_file, reading
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint
-from stages.weights.layouts import State, own_names
+
+State: TypeAlias = dict[str, Tensor]
+
+# The layers whose last axis of outputs is [P, P, channels], channels fastest.
+HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
+PROJECTORS = "projectors."
+# The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
+TIMES = "t_embedder.mlp.0.weight"
 
 
 class WeightsError(RepaCacheError):
-    """Weights cannot be read, or are not those of the model."""
+    """Weights cannot be read, written so, or are not those of the model."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,6 @@ class Found:
     path: Path
     state: State
     model: TransformerConfig | None = None
-
-    @property
-    def is_of_dit(self) -> bool:
-        """Whether they are known to be a DiT's."""
-        return self.model is not None and self.model.learns_sigma
 
 
 def read_weights(path: Path, which: str) -> Found:
@@ -95,3 +101,64 @@ def _part(content: Any, which: str, path: Path) -> Mapping[Any, Any]:
 
 def _listed(content: Mapping[Any, Any]) -> str:
     return ", ".join(sorted(map(str, content))[:8]) or "nothing"
+
+
+def own_names(state: Mapping[str, Tensor]) -> State:
+    """The names of this project, which are those that REPA, SiT and DiT publish.
+
+    Without the prefixes of parallel training and compilation, and with the blocks behind the
+    projectors (`decoder_blocks`, in older checkpoints of REPA) counted on from those before.
+    """
+    plain = {
+        name.replace("_orig_mod.", "").removeprefix("module."): tensor
+        for name, tensor in state.items()
+    }
+    before = count_below("blocks.", plain)
+    return {
+        re.sub(
+            r"^decoder_blocks\.(\d+)\.", lambda match: f"blocks.{before + int(match[1])}.", name
+        ): tensor
+        for name, tensor in plain.items()
+    }
+
+
+def count_below(prefix: str, state: Mapping[str, Tensor]) -> int:
+    """The number of modules in a list whose tensors begin with a prefix."""
+    return len({name.split(".")[1] for name in state if name.startswith(prefix)})
+
+
+def without_sigma(state: State, patch: int) -> State:
+    """The head's first C of 2C channels: published SiT computes the others and drops them."""
+    heads = {name: state[name].unflatten(0, (patch**2, 2, -1))[:, 0].flatten(0, 1) for name in HEAD}
+    return {**state, **heads}
+
+
+def with_sigma(state: State, patch: int) -> State:
+    """The head with C channels of zeros behind each patch cell's C, as published SiT has them."""
+    cells = {name: state[name].unflatten(0, (patch**2, -1)) for name in HEAD}
+    heads = {
+        name: torch.cat([kept, torch.zeros_like(kept)], dim=1).flatten(0, 1)
+        for name, kept in cells.items()
+    }
+    return {**state, **heads}
+
+
+def with_time_reversed(state: State) -> State:
+    """The same field with its direction of time turned round: v(x, t) becomes -v(x, 1 - t).
+
+    SiT's own code has noise at time 0 and data at 1, and the velocity from noise to data. As
+    cos((1 - t) f) = cos(f) cos(t f) + sin(f) sin(t f), and likewise for the sine, a rotation of
+    weights does it, which is its own inverse.
+    """
+    weight = state[TIMES]
+    cosines, sines = weight.double().chunk(2, dim=1)
+    frequencies = time_frequencies(weight.device).double()
+    cos, sin = frequencies.cos(), frequencies.sin()
+    turned = torch.cat([cosines * cos + sines * sin, cosines * sin - sines * cos], dim=1)
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    return {**state, TIMES: turned.to(precision), **{name: -state[name] for name in HEAD}}
+
+
+def without_projectors(state: Mapping[str, Tensor]) -> State:
+    """What a sampler needs: all but the projectors."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}

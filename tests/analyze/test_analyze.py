@@ -30,7 +30,7 @@ from stages.analyze.tokens import mean_latents, mean_tokens
 from stages.model.diffusion import diffuse
 from stages.sample.sampler import make_sampled
 from stages.train.randomness import Stream, seed_for
-from stages.train.terms import objective_of
+from stages.train.terms.run_terms import objective_of
 from stages.train.train_settings import TrainSettings
 
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from stages.model.transformer import Transformer, TransformerConfig, config_name
 from stages.placement import find_device
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
-from stages.train.precision import arithmetic, autocast
+from stages.train.compute import arithmetic, autocast
 
 OWN, PUBLISHED = "this project", "published sampler"
 COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}

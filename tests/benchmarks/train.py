@@ -50,7 +50,7 @@ from training_loops import (
 from stages.encode.networks.registry import find_encoder
 from stages.encode.networks.timm_library import create_network, run_to_layer
 from stages.placement import find_device
-from stages.train.precision import HALF_PRECISIONS, precision_of
+from stages.train.compute import HALF_PRECISIONS, precision_of
 from stages.train.train_settings import (
     CachedTensors,
     ComputeSettings,

@@ -27,11 +27,11 @@ from stages.encode.networks.registry import find_encoder
 from stages.placement import Placement, find_device
 from stages.train.batches import CachedBatches, Named, Order
 from stages.train.cached_data import CachedData
+from stages.train.compute import arithmetic, autocast, precision_of
 from stages.train.loop import Stretch
 from stages.train.meter import peak_memory_bytes
-from stages.train.precision import arithmetic, autocast, precision_of
 from stages.train.randomness import Randomness
-from stages.train.run import Run, training_flops, transformer_config
+from stages.train.run import Run, config_for, training_flops
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
@@ -188,7 +188,8 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
     tokens = tokens_of(settings, batch)
     inputs = Inputs(batch["moments"].float(), batch["labels"], tokens)
     widths = [one.shape[-1] for one in tokens]
-    model = SiT(transformer_config(settings, data), settings.label_dropping, widths)
+    config = config_for(settings, data.latent_shape, data.classes)
+    model = SiT(config, settings.label_dropping, widths)
     own = Run(settings, data, Placement(torch.device("cpu")), None, RunTerms.of(settings))
     model.load_state_dict(own.model.state_dict())
     return PlainLoop(model.to(device), inputs, precision, SCALE)
@@ -197,7 +198,8 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
 def flops_of(settings: TrainSettings, tensors: CachedTensors) -> float:
     """Operations for an image of the step that all of them make."""
     data = CachedData(tensors, settings.encoders)
-    return training_flops(settings, transformer_config(settings, data), data.shape)
+    config = config_for(settings, data.latent_shape, data.classes)
+    return training_flops(settings, config, data.shape)
 
 
 class Spent(NamedTuple):

@@ -9,7 +9,7 @@ from PIL import Image
 from runs import CPU, assert_equal_runs, drawn_into, trained
 
 from pipeline.config import Config
-from stages.sample.grids import GridDrawer
+from stages.sample.generate import GridDrawer
 from stages.train.loop import train
 
 

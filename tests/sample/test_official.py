@@ -18,7 +18,7 @@ from weights import doubled, export
 from pipeline.commands import app
 from pipeline.config import Config, load_config
 from stages.sample.generate import Drawn
-from stages.sample.samples import SampleError
+from stages.sample.solvers.solver import SampleError
 from stages.weights.export_options import Layout
 from stages.weights.published import WeightsError
 

@@ -16,11 +16,10 @@ from runs import drawn_into, image_bytes, trained
 from cache.locks import claimed
 from pipeline.config import Config, ConfigError, load_config
 from stages.sample import generate
-from stages.sample.exact_cpu import map_by_threads, raise_if_abandoned
-from stages.sample.sampled_weights import SampleOptions, find_origin
-from stages.sample.sampler import SamplerError
-from stages.sample.samples import SampleError
+from stages.sample.sampled_weights import SampleOptions, find_weights
+from stages.sample.sampler import map_by_threads, raise_if_abandoned
 from stages.sample.solvers import SOLVERS
+from stages.sample.solvers.solver import SampleError
 from stages.weights.checkpoint import CheckpointError
 
 PAPER = ("sample.solver=euler-maruyama", "sample.steps=4", "sample.labels=random")
@@ -222,7 +221,7 @@ def test_a_folder_without_images_takes_other_settings(
     drawable: Callable[..., Config], tmp_path: Path
 ) -> None:
     folder = tmp_path / "samples"
-    with pytest.raises(SamplerError, match="have 4 channels, got 5"):
+    with pytest.raises(SampleError, match="have 4 channels, got 5"):
         drawn_into(folder, drawable("sample.guided_channels=5"))
     assert drawn_into(folder, drawable()).images == 6
 
@@ -253,8 +252,8 @@ def test_the_weights_as_trained_have_a_folder_of_their_own(
     drawable: Callable[..., Config],
 ) -> None:
     train = drawable().train
-    averaged = find_origin(SampleOptions(), train)
-    trained = find_origin(SampleOptions(weights="model"), train)
+    averaged = find_weights(SampleOptions(), train)
+    trained = find_weights(SampleOptions(weights="model"), train)
     assert (averaged.title, trained.title) == ("step-00000002", "step-00000002-model")
     assert averaged.sha256 != trained.sha256
 
@@ -262,7 +261,7 @@ def test_the_weights_as_trained_have_a_folder_of_their_own(
 def test_guidance_needs_a_null_class(trainable: Callable[..., Config], tmp_path: Path) -> None:
     config = trainable("train.label_dropping=0", "sample.guidance=2.0", "train.steps=1")
     trained(config)
-    with pytest.raises(SamplerError, match="has no null class"):
+    with pytest.raises(SampleError, match="has no null class"):
         drawn_into(tmp_path / "samples", config)
 
 
@@ -297,7 +296,7 @@ def test_what_does_not_fit_together_is_refused_at_once(
 def test_a_solver_for_another_family_than_the_checkpoint_s_is_refused(
     drawable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    with pytest.raises(SamplerError, match="'euler' is for SiT, but the model is a DiT"):
+    with pytest.raises(SampleError, match="'euler' is for SiT, but the model is a DiT"):
         drawn_into(tmp_path / "samples", drawable("sample.solver=euler", run="dit"))
 
 
@@ -309,7 +308,7 @@ def test_a_vae_with_other_latents_is_refused(
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(
         tmp_path / "vae16"
     )
-    with pytest.raises(SamplerError, match="have 16 channels, but those of the model have 4"):
+    with pytest.raises(SampleError, match="have 16 channels, but those of the model have 4"):
         drawn_into(tmp_path / "samples", drawable(f"sample.vae={tmp_path / 'vae16'}"))
 
 

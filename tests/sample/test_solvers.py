@@ -8,8 +8,9 @@ from reference import golden_dit, golden_model
 from solving import GUIDANCE, guided, solved
 from torch import Tensor
 
-from stages.sample.solvers import SOLVERS, AdaptiveSolverError, find_solver
+from stages.sample.solvers import SOLVERS, find_solver
 from stages.sample.solvers.respaced import even_times, respaced, strided_times, uneven_steps
+from stages.sample.solvers.solver import SampleError
 
 FLOW = [name for name, solver in SOLVERS.items() if solver.family == "SiT"]
 FIXED = [name for name in FLOW if name != "dopri5"]
@@ -166,7 +167,7 @@ def test_without_its_library_the_adaptive_solver_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchode", None)
-    with pytest.raises(AdaptiveSolverError, match=r"pip install 'repa-cache\[adaptive\]'"):
+    with pytest.raises(SampleError, match=r"pip install 'repa-cache\[adaptive\]'"):
         solved("dopri5", lambda *_: None, torch.zeros(1, 4, 2, 2))
 
 

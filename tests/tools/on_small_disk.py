@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from cache.errors import RepaCacheError
-from cache.ledger import recorded
+from cache.ledger import Recorded
 from cache.metadata import read_column
 from cache.reader import Cache
 from cache.verify import find_faults
@@ -51,7 +51,7 @@ def main(config: Path, disk: Path) -> dict[str, object]:
     build_module._check_space = lambda *_: None  # type: ignore[assignment]
     filler.write_bytes(bytes(1024 * (1024 - 190)))
     said["full"] = error_of(build)
-    said["finished"] = sorted(recorded(read_column(path, FEATURES, 21)))
+    said["finished"] = sorted(Recorded.of(read_column(path, FEATURES, 21)).entries)
     said["partial"] = [entry.name for entry in path.rglob("*.partial")]
     filler.unlink()
     mount_again = ["mount", "-o", "remount,ro", disk]

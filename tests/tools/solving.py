@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from stages.model.transformer import Transformer
-from stages.sample.guidance import GuidedField
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.solvers import SOLVERS, Problem, Tolerances
+from stages.sample.sampler import guided_field
+from stages.sample.solvers import SOLVERS
+from stages.sample.solvers.flow import Tolerances
+from stages.sample.solvers.solver import Field, Problem
 
 GUIDANCE = {"plain": (1.0, (0.0, 1.0)), "cfg": (1.8, (0.0, 1.0)), "interval": (2.5, (0.2, 0.7))}
 
@@ -29,8 +31,8 @@ def solved(
         return SOLVERS[solver].solve(problem)
 
 
-def guided(model: Transformer, labels: Tensor, **settings: Any) -> GuidedField:
+def guided(model: Transformer, labels: Tensor, **settings: Any) -> Field:
     def predict(latents: Tensor, times: Tensor, classes: Tensor) -> Tensor:
         return model(latents, times, classes)[0]
 
-    return GuidedField(predict, model.config, labels, SampleSettings(**settings))
+    return guided_field(predict, model.config, labels, SampleSettings(**settings))

@@ -14,9 +14,9 @@ from pipeline.config import Config
 from stages.model.blocks import MLPProjector
 from stages.model.transformer import Transformer, config_named
 from stages.placement import Placement
-from stages.sample.grids import GridDrawer
+from stages.sample.generate import GridDrawer
+from stages.train.compute import compile_blocks
 from stages.train.loop import train
-from stages.train.parallel import compile_blocks
 
 pytestmark = COMPILING
 

@@ -16,11 +16,10 @@ from weights import State, assert_equal, export, fresh
 from pipeline.config import Config
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.train.loop import train
-from stages.train.run import RunError
+from stages.train.train_settings import RunError
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import TIMES, with_sigma
-from stages.weights.published import WeightsError
+from stages.weights.published import TIMES, WeightsError, with_sigma
 
 # Of the golden file's two models, the layout that each has.
 MODELS = {"sigma": Layout.SIT, "no_sigma": Layout.SIT_NO_SIGMA}

@@ -14,7 +14,7 @@ from runs import assert_equal_runs, log_values, newest, trained
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
-from stages.train.parallel import synchronised
+from stages.train.compute import synchronised
 
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 # Each is trained in one process and in two.

@@ -21,7 +21,7 @@ from stages.weights.checkpoint import Checkpoint
 from stages.weights.export import FORMS
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import TIMES, without_projectors
+from stages.weights.published import TIMES, without_projectors
 
 
 def loaded(path: Path) -> State:
@@ -74,9 +74,10 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def test_a_b_2_has_the_names_and_shapes_of_the_published_code(
     layout: Layout, official: Callable[[str], dict[str, Any]]
 ) -> None:
-    described = published(f"{FORMS[layout].family}-B/2")
+    family, convert = FORMS[layout]
+    described = published(f"{family}-B/2")
     with torch.device("meta"):
-        state = FORMS[layout].convert(described.make().state_dict(), described.config.patch)
+        state = convert(described.make().state_dict(), described.config.patch)
     expected = official("sit_b2_state_dict")
     if layout is not Layout.REPA:
         expected = {n: s for n, s in expected.items() if not n.startswith("projectors.")}

@@ -31,7 +31,7 @@ LABELS = "y_embedder.embedding_table.weight"
         (
             {"patch": 4, "side": 16},
             {"side": 16},
-            r"model: there patches of side 4, here patches of side 2\.$",
+            r"model: there patches of side 4, here patches of side 2$",
         ),
         ({"channels": 16}, {}, "there 16 latent channels, here 4 latent channels"),
         ({"qk_norm": True}, {}, r"normalised queries and keys \(train.qk_norm\), here plain"),

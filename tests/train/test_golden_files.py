@@ -18,12 +18,12 @@ from weights import State, assert_equal, export
 
 from stages.model.sizes import MODELS, Model, Size
 from stages.model.transformer import Transformer, TransformerConfig
-from stages.sample.sampled_weights import SampleOptions, find_origin
+from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings
 from stages.weights.export_options import Layout
 from stages.weights.fitting import start_from
-from stages.weights.layouts import without_projectors
+from stages.weights.published import without_projectors
 
 # Of the models in the file of SiT's own code, the layout, and whether a file tells it.
 OF_SIT = {"sigma": (Layout.SIT, True), "no_sigma": (Layout.SIT_NO_SIGMA, False)}
@@ -38,8 +38,8 @@ def official(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., T
     def load(content: Any, family: str = "SiT", layout: Layout | None = None) -> Transformer:
         torch.save(content, tmp_path / "official.pt")
         options = SampleOptions(official=tmp_path / "official.pt", layout=layout)
-        origin = find_origin(options, TrainSettings(run=tmp_path, model=f"{family}-golden/2"))
-        return make_sampled(origin.config, origin.load(), CPU.device)
+        found = find_weights(options, TrainSettings(run=tmp_path, model=f"{family}-golden/2"))
+        return make_sampled(found.config, found.load(), CPU.device)
 
     return load
 

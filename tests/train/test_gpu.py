@@ -10,7 +10,7 @@ from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 from pipeline.config import Config
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.placement import Placement
-from stages.sample.sampled_weights import SampleOptions, find_origin
+from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Randomness
 from stages.train.step import Step
@@ -131,10 +131,10 @@ def test_samples_of_the_gpu_start_from_the_noise_and_labels_of_the_cpu(
 ) -> None:
     config = trainable("sample.guidance=1.5", "sample.steps=4", *settings)
     trained(config)
-    origin = find_origin(SampleOptions(), config.train)
+    found = find_weights(SampleOptions(), config.train)
     samplers = []
     for place in (GPU, CPU):
-        model = make_sampled(origin.config, origin.load(), place.device)
+        model = make_sampled(found.config, found.load(), place.device)
         vae = Autoencoder(config.decoder.location, place.device)
         samplers.append(Sampler(config.sample, model, "linear", vae, place.device))
     there, here = samplers

@@ -15,8 +15,9 @@ from pipeline.config import Config
 from stages.model.transformer import Transformer
 from stages.train.cached_data import CachedData
 from stages.train.loop import train
-from stages.train.run import Run, RunError
+from stages.train.run import Run
 from stages.train.terms.run_terms import RunTerms
+from stages.train.train_settings import RunError
 from stages.weights.checkpoint import Checkpoint
 from stages.weights.fitting import start_from
 from stages.weights.published import WeightsError

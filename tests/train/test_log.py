@@ -10,7 +10,8 @@ from runs import log_values, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import Config
-from stages.train.log import SPEEDS, LogError, log_path, read_log
+from stages.train.log import SPEEDS, log_path, read_log
+from stages.train.train_settings import RunError
 
 
 def test_a_line_says_what_training_did_and_how_fast(trainable: Callable[..., Config]) -> None:
@@ -75,7 +76,7 @@ def test_a_package_that_is_not_installed_is_named(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, setting: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(LogError, match=r"pip install 'repa-cache\[logs\]'"):
+    with pytest.raises(RunError, match=r"pip install 'repa-cache\[logs\]'"):
         trained(trainable(setting))
 
 

@@ -10,8 +10,8 @@ from runs import assert_equal_runs, log_values, newest, trained
 
 from cache.reader import Cache
 from pipeline.config import Config
+from stages.train.loop import NonFiniteLossError
 from stages.train.randomness import Randomness
-from stages.train.stopping import NonFiniteLossError
 from stages.weights.checkpoint import Checkpoint, checkpoints
 
 BAD_STEP = 2

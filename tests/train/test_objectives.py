@@ -12,8 +12,8 @@ from stages.model.interpolants import INTERPOLANTS, interpolate, lognormal_time
 from stages.placement import Placement
 from stages.train.batches import Named
 from stages.train.cached_data import LatentScaling
+from stages.train.compute import make_scaler
 from stages.train.optim import Average, make_optimiser
-from stages.train.precision import make_scaler
 from stages.train.step import Step
 from stages.train.terms.denoising import NoiseAndVariance, Velocity
 from stages.train.terms.run_terms import RunTerms

@@ -19,11 +19,11 @@ from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.locks import claimed
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.interrupt import InterruptedWorkError
+from stages.processes import InterruptedWorkError
 from stages.train.loop import train
 from stages.train.meter import Meter
 from stages.train.optim import Average, learning_rate
-from stages.train.run import RunError
+from stages.train.train_settings import RunError
 from stages.weights.checkpoint import checkpoints
 
 

@@ -19,7 +19,7 @@ from cache.errors import DamagedCacheError, StaleCacheError
 from cache.files import write_atomically
 from cache.layout import Column, Constants
 from cache.metadata import check_recipe, has_column, read_column, read_group, write_metadata
-from cache.rows import RowTable, read_rows, read_unchecked_rows, write_rows
+from cache.rows import RowTable, read_rows, read_stored_rows, write_rows
 from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.building.column_specs import describe, measure, provenance
 from stages.encode.building.columns import Maker
@@ -37,7 +37,7 @@ def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
     except DamagedCacheError:
         rows = current.permuted(seed, block)
         with suppress(DamagedCacheError, KeyError):
-            rows = merged(read_unchecked_rows(path), current, seed, block)
+            rows = merged(read_stored_rows(path).rows, current, seed, block)
         write_rows(path, rows)
 
 

@@ -20,7 +20,7 @@ from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.layout import Column
 from cache.locks import BuildLocks, Holder
 from cache.reader import PartialReader
-from cache.writer import ShardWriter, write_shards
+from cache.writer import ShardWriter
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device, Encoded, Job
 from stages.encode.images.crop_batches import CropReader, Crops
@@ -186,8 +186,9 @@ class ShardEncoder:
         columns = [column for column, _ in work]
         span = columns[0].shard_rows(number)
         images = self.crops.rows.digest(span)
-        writers = files.enter_context(write_shards(columns, number, images))
+        writers = {}
         for column in columns:
+            writers[column.name] = files.enter_context(ShardWriter(column, number, images))
             self._keep_finished_rows(column, number, writers[column.name])
         kept = {name: writer.written for name, writer in writers.items()}
         first = min(kept.values())

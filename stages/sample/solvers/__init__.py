@@ -8,39 +8,17 @@ checked against the names and options here.
 
 from collections.abc import Mapping
 
-from stages.sample.solvers.flow import (
-    AdaptiveSolverError,
-    Tolerances,
-    dopri5,
-    euler,
-    euler_maruyama,
-    heun,
-)
-from stages.sample.solvers.respaced import ddim, ddpm, too_many_steps, uneven_steps
-from stages.sample.solvers.solver import Field, Problem, Solver, SolverOptions, Time
-
-__all__ = [
-    "AUTO",
-    "NAMES",
-    "SOLVERS",
-    "AdaptiveSolverError",
-    "Field",
-    "Problem",
-    "Solver",
-    "SolverOptions",
-    "Time",
-    "Tolerances",
-    "find_solver",
-]
+from stages.sample.solvers import flow, respaced
+from stages.sample.solvers.solver import Solver
 
 # The first of a family is its paper's.
 SOLVERS: Mapping[str, Solver] = {
-    "euler-maruyama": Solver("SiT", euler_maruyama),
-    "euler": Solver("SiT", euler),
-    "heun": Solver("SiT", heun),
-    "dopri5": Solver("SiT", dopri5, package="torchode", options=Tolerances),
-    "ddpm": Solver("DiT", ddpm, too_many_steps),
-    "ddim": Solver("DiT", ddim, uneven_steps),
+    "euler-maruyama": Solver("SiT", flow.euler_maruyama),
+    "euler": Solver("SiT", flow.euler),
+    "heun": Solver("SiT", flow.heun),
+    "dopri5": Solver("SiT", flow.dopri5, package="torchode", options=flow.Tolerances),
+    "ddpm": Solver("DiT", respaced.ddpm, respaced.too_many_steps),
+    "ddim": Solver("DiT", respaced.ddim, respaced.uneven_steps),
 }
 AUTO = "auto"
 # What `sample.solver` takes.

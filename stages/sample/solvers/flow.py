@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads it
 
-from cache.errors import RepaCacheError
 from stages.model.interpolants import INTERPOLANTS
 from stages.packages import needs
-from stages.sample.solvers.solver import SolverOptions
+from stages.sample.solvers.solver import SampleError, SolverOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def euler(problem: Problem) -> Tensor:
     """First-order steps of the probability flow."""
     state = problem.start
-    for time, after in pairwise(uniform_grid(problem.steps)):
+    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
         state = state + (after - time) * problem.field(state, time, time)
     return state
 
@@ -33,7 +32,7 @@ def euler(problem: Problem) -> Tensor:
 def heun(problem: Problem) -> Tensor:
     """Second-order steps of the probability flow; the last one is of first order."""
     state = problem.start
-    for time, after in pairwise(uniform_grid(problem.steps)):
+    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
         slope = problem.field(state, time, time)
         ahead = state + (after - time) * slope
         if after > 0:
@@ -61,12 +60,8 @@ def euler_maruyama(problem: Problem) -> Tensor:
     return state
 
 
-def uniform_grid(steps: int) -> list[float]:
-    """Times of the ordinary differential equation: equal steps from 1 to 0."""
-    return _evenly(1, 0, steps + 1)
-
-
 def _evenly(first: float, last: float, count: int) -> list[float]:
+    """Times with equal steps between them, both ends included."""
     import torch
 
     times: list[float] = torch.linspace(first, last, count, dtype=torch.float64).tolist()
@@ -82,10 +77,6 @@ def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Ten
     return (ratio * velocity - state) / (at.sigma**2 - ratio * at.sigma_rate * at.sigma)
 
 
-class AdaptiveSolverError(RepaCacheError):
-    """The library of the adaptive solver is not installed, or it found no solution."""
-
-
 class Tolerances(SolverOptions):
     """What a solver that chooses its steps aims at."""
 
@@ -96,10 +87,13 @@ class Tolerances(SolverOptions):
 def dopri5(problem: Problem) -> Tensor:
     """The probability flow by the fifth-order method of Dormand and Prince.
 
-    Steps are as long as the tolerances allow. Raises AdaptiveSolverError without torchode, or if
+    Steps are as long as the tolerances allow. Raises SampleError without torchode, or if
     an image does not come to an end.
     """
-    torchode = _torchode()
+    try:
+        import torchode
+    except ModuleNotFoundError as error:
+        raise SampleError(f"'dopri5' {needs('torchode')}", where="sample.solver") from error
     shape = problem.start.shape
 
     def velocity(time: Tensor, states: Tensor) -> Tensor:
@@ -118,17 +112,9 @@ def dopri5(problem: Problem) -> Tensor:
         torchode.InitialValueProblem(problem.start.flatten(1), t_start=ends, t_end=0 * ends)
     )
     if found.status.any():
-        raise AdaptiveSolverError(
+        raise SampleError(
             f"dopri5 found no solution within sample.tolerances {list(tolerances)}",
             remedy="Make them larger, or choose another sample.solver.",
         )
     end: Tensor = found.ys[:, -1]
     return end.reshape(shape)
-
-
-def _torchode() -> Any:
-    try:
-        import torchode
-    except ModuleNotFoundError as error:
-        raise AdaptiveSolverError(f"sample.solver: 'dopri5' {needs('torchode')}") from error
-    return torchode

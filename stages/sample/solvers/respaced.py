@@ -5,6 +5,7 @@ B images, C latent channels, h and w the latent's sides.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from stages.model.sizes import DIFFUSION_STEPS
@@ -58,7 +59,7 @@ def even_times(count: int) -> list[int]:
 
 def strided_times(count: int) -> list[int]:
     """A number of times from 0 on with an equal stride, a whole number."""
-    return list(range(0, DIFFUSION_STEPS, _stride(count)))
+    return list(range(0, DIFFUSION_STEPS, math.ceil(DIFFUSION_STEPS / count)))
 
 
 def too_many_steps(count: int) -> str | None:
@@ -72,10 +73,6 @@ def uneven_steps(count: int) -> str | None:
     if near == count:
         return None
     return f"ddim takes every n-th of {DIFFUSION_STEPS} steps, which never are {count}; take {near}"
-
-
-def _stride(count: int) -> int:
-    return max(1, -(-DIFFUSION_STEPS // count))
 
 
 def respaced(times: list[int], device: torch.device) -> Schedule:

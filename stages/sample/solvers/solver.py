@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from cache.errors import RepaCacheError
 from stages.setting_types import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ Time: TypeAlias = "float | Tensor"
 # Latents [B, C, h, w] in float64, their time, and when the step began, which decides whether it
 # is guided, in all of its parts; to the model's prediction [B, C or 2C, h, w] in float64.
 Field: TypeAlias = "Callable[[Tensor, Time, Time], Tensor]"
+
+
+class SampleError(RepaCacheError):
+    """Images cannot be drawn from this model in this way, or not into this folder."""
 
 
 class SolverOptions(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from stages.model.interpolants import interpolate, lognormal_time
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.setting_types import OneOf
 from stages.train.terms.term import Seen, Term
@@ -55,8 +56,6 @@ class Velocity(Objective):
     def times(self, draw: DrawTimes) -> Tensor:
         import torch
 
-        from stages.model.interpolants import lognormal_time
-
         if self.distribution == "uniform":
             return draw(torch.rand)
         return lognormal_time(self.interpolant, draw(torch.randn))
@@ -68,8 +67,6 @@ class Velocity(Objective):
         return level
 
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        from stages.model.interpolants import interpolate
-
         return interpolate(self.interpolant, clean, noise, time)
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:

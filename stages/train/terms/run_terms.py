@@ -5,9 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stages.train.terms import objective_of
+from stages.train.terms.denoising import NoiseAndVariance, Objective, Velocity
 from stages.train.terms.term import Term
 from stages.train.train_settings import TrainSettings
+
+
+def objective_of(settings: TrainSettings) -> Objective:
+    """The denoising objective of a run."""
+    if settings.family == "DiT":
+        return NoiseAndVariance()
+    return Velocity(interpolant=settings.interpolant, distribution=settings.times)
 
 
 class RunTerm(NamedTuple):
@@ -26,7 +33,6 @@ class RunTerms:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "RunTerms":
-        """All terms of a run."""
         terms = (objective_of(settings), *settings.align)
         seen: Counter[str] = Counter()
         every = []

@@ -1,0 +1,132 @@
+"""How a step is computed: in which precision, whether twice the same, and by several processes.
+
+Several processes have one model: whole in each (DDP), or in parts (FSDP2).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.model.transformer import Transformer
+from stages.placement import Placement
+from stages.train.train_settings import TrainSettings
+
+HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def precision_of(settings: TrainSettings, device: torch.device) -> str:
+    """The precision of training on a device; `auto` is bfloat16 on GPUs that have it."""
+    if settings.precision != "auto":
+        return settings.precision
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Compute matrix products in half precision; weights, norms and sums stay in float32."""
+    if precision not in HALF_PRECISIONS:
+        return nullcontext()
+    return torch.autocast(device.type, HALF_PRECISIONS[precision])
+
+
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Scales losses so that gradients do not vanish in float16; does nothing otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+@contextmanager
+def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
+    """Float32 products in TF32 or not; if asked for, kernels that give the same bits each time."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    before = (
+        matmul.allow_tf32,
+        cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+    )
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+        torch.use_deterministic_algorithms(deterministic)
+        # Nothing here reads memory that it has not written.
+        memory.fill_uninitialized_memory = False
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, is_deterministic, fills = before
+        torch.use_deterministic_algorithms(is_deterministic)
+        memory.fill_uninitialized_memory = fills
+
+
+def shard(model: Transformer, place: Placement, precision: str) -> None:
+    """Leave each process a part of every parameter; blocks are whole while they compute.
+
+    With half precision their weights travel in it: autocast would round them just the same.
+    """
+    mesh = init_device_mesh(place.device.type, (place.world,))
+    half = MixedPrecisionPolicy(
+        param_dtype=HALF_PRECISIONS.get(precision),
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=half)
+    fully_shard(model, mesh=mesh)
+
+
+def replicate(model: nn.Module, place: Placement) -> nn.Module:
+    """The model whose gradients are averaged over all processes; sharded models do so already."""
+    if place.world == 1 or isinstance(model, FSDPModule):
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def synchronised(model: nn.Module, *, is_last: bool) -> Iterator[None]:
+    """Average gradients in the last of several backward passes only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+    skips = isinstance(model, DistributedDataParallel) and not is_last
+    with model.no_sync() if skips else nullcontext():  # type: ignore[operator]
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which this process may hold a part; all processes have to ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor, which every process has, into one that may be held in parts."""
+    if isinstance(target, DTensor):
+        values = distribute_tensor(
+            values.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+        )
+    target.copy_(values)
+
+
+def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:
+    """Compile the parts of a model one by one, where equal blocks share their code.
+
+    wanted: whether to; `auto` compiles on GPUs.
+    """
+    if wanted is True or (wanted == "auto" and device.type == "cuda"):
+        # The precision is a setting; what the compiler would rather have is none of its business.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+        lists = (part for part in model.children() if isinstance(part, nn.ModuleList))
+        for part in (*chain.from_iterable(lists), model.final_layer):
+            part.compile()
