@@ -7,6 +7,7 @@ cleared first.
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
@@ -16,6 +17,25 @@ from typing import Any
 from cache.arrays import RowReader
 from cache.errors import CacheReadError
 from cache.shard_files import Buffer, RowNumbers
+
+
+class Recycled:
+    """Buffers of one kind, whose memory is used again once nothing refers to them any more.
+
+    make: gives new memory.
+    """
+
+    def __init__(self, make: Callable[[], Buffer]) -> None:
+        self._make = make
+        self._free: list[Buffer] = []
+
+    def buffer(self) -> Buffer:
+        """One whose contents nobody else changes as long as it, or a tensor of it, is held."""
+        memory = self._free.pop() if self._free else self._make()
+        lent = memory.view()
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return lent
+
 
 # Pieces smaller than this are not worth a thread's while.
 PIECE_BYTES = 1 << 18
@@ -84,7 +104,7 @@ class BatchRing:
         self,
         sources: Sequence[RowReader],
         rows_of: Callable[[int], RowNumbers],
-        slots: Sequence[Sequence[Buffer]],
+        slots: list[Sequence[Buffer]],
         *,
         threads: int,
         stop: int,
@@ -111,6 +131,10 @@ class BatchRing:
                 self._reads[ahead] = self._read(ahead)
         self._wait(step, self._reads.pop(step))
         return self._slots[step % len(self._slots)]
+
+    def exchange(self, step: int, buffers: Sequence[Buffer]) -> None:
+        """Put others in the place of a step's buffers, which then stay as they are."""
+        self._slots[step % len(self._slots)] = buffers
 
     def close(self) -> None:
         """Give up what is being read."""

@@ -31,7 +31,8 @@ class Batch:
 
     moments: mean and standard deviation of the latents, float32 [B, 2C, h, w]; latents: drawn
     from them anew at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
-    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images.
+    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images. Tokens are
+    decoded when they are first asked for.
     """
 
     step: int
@@ -41,6 +42,25 @@ class Batch:
     tokens: Mapping[str, Tensor]
     class_tokens: Mapping[str, Tensor]
     keys: list[str]
+
+
+class Decoded(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is first asked for. make: what makes them."""
+
+    def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._make = make
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._make[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
 
 
 @dataclass(frozen=True)
@@ -83,14 +103,15 @@ def stream(
         )
 
     def batches() -> Iterator[Batch]:
-        reader = CachedBatches(cached, wanted.arrays, order, place, reading, steps.stop)
+        reader = CachedBatches(cached, wanted.arrays, order, place, reading, steps.stop, keeps=True)
         with closing(reader):
             for step in steps:
                 keys = cached.keys[reader.rows(step) % len(cached.keys)].tolist()
-                yield batch(step, keys, reader.read(step))
+                yield batch(step, keys, *reader.read_stored(step))
 
-    def batch(step: int, keys: list[str], read: Named) -> Batch:
-        """What was read of a step, in memory that the next step does not use."""
+    def batch(
+        step: int, keys: list[str], read: Named, arrays: Mapping[str, Callable[[], Tensor]]
+    ) -> Batch:
         # The same numbers as in training with this seed.
         seed = seed_for(order.seed, Stream.POSTERIOR, step)
         normal = draw((order.batch_size, *cached.latent_shape), seed, place)
@@ -99,8 +120,10 @@ def stream(
             moments=read["moments"].float(),
             latents=cached.scaling.sample(read["moments"], normal),
             labels=read["labels"],
-            tokens={name: read[f"{name}/{TOKENS}"] for name in wanted.tokens},
-            class_tokens={name: read[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens},
+            tokens=Decoded({name: arrays[f"{name}/{TOKENS}"] for name in wanted.tokens}),
+            class_tokens=Decoded(
+                {name: arrays[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens}
+            ),
             keys=keys,
         )
 

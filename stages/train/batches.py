@@ -6,6 +6,7 @@ B images of a rank, C latent channels, h and w the latent's sides.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
 from cache.order import order
-from cache.ring import BatchRing
+from cache.ring import BatchRing, Recycled
 from stages.placement import Placement
 from stages.train.cached_data import CachedData, Decoder, encoder_of
 from stages.train.randomness import mirrored
@@ -98,7 +99,8 @@ class Order(NamedTuple):
 class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
-    names: of the encoders' arrays that are read; stop: the first step that is not read ahead.
+    names: of the encoders' arrays that are read; stop: the first step that is not read ahead;
+    keeps: whether a batch stays valid when the next one is read.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class CachedBatches:
         place: Placement,
         reading: ReadingSettings,
         stop: int,
+        *,
+        keeps: bool = False,
     ) -> None:
         self._cached, self._order, self._place = cached, order, place
         self._labels = torch.from_numpy(cached.labels).long().to(place.device)
@@ -125,10 +129,13 @@ class CachedBatches:
         arrays = [(cached.latents, "moments")]
         arrays += [(cached.features[encoder], array) for encoder, array in self._read]
         sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
+        buffers = [Recycled(partial(self._buffer, source)) for source in sources]
+        # What is copied to a GPU is kept there.
+        self._kept = buffers if keeps and place.device.type != "cuda" else None
         self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
             self.rows,
-            [[self._buffer(source) for source in sources] for _ in range(reading.ahead + 1)],
+            [[one.buffer() for one in buffers] for _ in range(reading.ahead + 1)],
             threads=reading.threads,
             stop=stop,
             timeout_seconds=reading.timeout_seconds,
@@ -166,15 +173,20 @@ class CachedBatches:
 
     def read(self, step: int) -> Named:
         """The batch of a step, on the rank's device; valid until the next one is read."""
+        batch, decoders = self.read_stored(step)
+        return {**batch, **{name: decode() for name, decode in decoders.items()}}
+
+    def read_stored(self, step: int) -> tuple[Named, Mapping[str, Callable[[], Tensor]]]:
+        """The batch of a step, and what decodes each of its encoders' arrays."""
         moments, *stored, rows = self._transfer.get(step)
         arrays = dict(zip(self._read, stored, strict=True))
         # Of rows [B], those of the second view follow all of the first.
         views, images = rows // len(self._labels), rows % len(self._labels)
-        batch = {"moments": moments, "labels": self._labels[images]}
+        decoders = {}
         for decode in self._decoders:
             own = {name: arrays[encoder_of(decode.name), name] for name in decode.stored}
-            batch[decode.name] = decode(own, views)
-        return batch
+            decoders[decode.name] = partial(decode, own, views)
+        return {"moments": moments, "labels": self._labels[images]}, decoders
 
     @property
     def wait_seconds(self) -> float:
@@ -182,7 +194,10 @@ class CachedBatches:
 
     def take(self, step: int) -> list[Tensor]:
         """Moments and encoders' arrays of a step as they are stored, in memory."""
-        return [torch.from_numpy(buffer) for buffer in self._ring.take(step)]
+        tensors = [torch.from_numpy(buffer) for buffer in self._ring.take(step)]
+        if self._kept is not None:
+            self._ring.exchange(step, [one.buffer() for one in self._kept])
+        return tensors
 
     def _take_with_rows(self, step: int) -> list[Tensor]:
         rows = torch.from_numpy(self.rows(step))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from places import ROOT, TOOLS
 from tiny_cache import DENSE, ROWS, SHARDED, make_cache, values
 
@@ -18,7 +19,7 @@ from cache.arrays import RowReader, aligned_buffer
 from cache.errors import CacheReadError
 from cache.order import order
 from cache.reader import Cache
-from cache.ring import BatchRing
+from cache.ring import BatchRing, Recycled
 
 BATCH = 6
 
@@ -154,3 +155,35 @@ def test_a_ring_in_use_works_in_a_forked_process_and_goes_on_in_this_one(
             np.testing.assert_array_equal(batch, values(SHARDED)[rows_of(step)])
         process.join()
         np.testing.assert_array_equal(ring.take(3)[0], values(SHARDED)[rows_of(3)])
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
+    made: list[np.ndarray] = []
+
+    def make() -> np.ndarray:
+        made.append(np.zeros(8))
+        return made[-1]
+
+    recycled = Recycled(make)
+    one, other = recycled.buffer(), recycled.buffer()
+    tensor, part = torch.from_numpy(one), torch.from_numpy(other)[2:4]
+    one[:], other[:] = 1, 2
+    del one, other
+    recycled.buffer()[:] = 3
+    assert (tensor.tolist(), part.tolist()) == ([1] * 8, [2] * 2)
+    assert len(made) == 3
+    del part
+    recycled.buffer()[:] = 4
+    assert tensor.tolist() == [1] * 8
+    assert len(made) == 3
+
+
+def test_a_batch_whose_buffers_are_exchanged_stays(sources: list[RowReader]) -> None:
+    with ring_over(sources) as ring:
+        first = ring.take(0)
+        expected = [buffer.copy() for buffer in first]
+        ring.exchange(0, [np.empty_like(buffer) for buffer in first])
+        for step in range(1, 9):
+            ring.take(step)
+        for buffer, values in zip(first, expected, strict=True):
+            np.testing.assert_array_equal(buffer, values)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def run_python(*arguments: str | Path, cwd: Path, path: str = str(ROOT)) -> str:
 def assert_same(one: Any, other: Any) -> None:
     """That two batches or items are equal, to the bit."""
     one, other = (vars(x) if isinstance(x, repa_cache.Batch) else x for x in (one, other))
-    if isinstance(one, dict):
+    if isinstance(one, Mapping):
         assert one.keys() == other.keys()
         for name in one:
             assert_same(one[name], other[name])
