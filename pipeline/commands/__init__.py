@@ -9,7 +9,6 @@ be good.
 import io
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -64,6 +63,8 @@ app = typer.Typer(
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
+        from importlib.metadata import version
+
         typer.echo(f"repa-cache {version('repa-cache')}")
         raise typer.Exit
 

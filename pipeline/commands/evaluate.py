@@ -11,13 +11,13 @@ from pipeline.commands.shared_arguments import (
     ChosenConfig,
     Debug,
     Overrides,
-    checked_world,
     load,
     needs_of,
     set_path,
     with_packages,
 )
 from pipeline.exits import ConfigError, reported_errors
+from pipeline.launchers import checked_world
 from stages.processes import rank
 
 if TYPE_CHECKING:
