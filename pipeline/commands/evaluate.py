@@ -23,7 +23,8 @@ from stages.processes import rank
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.evaluation_targets import Target
-    from stages.evaluate.results import Judged, Result
+    from stages.evaluate.evaluate import Judged
+    from stages.evaluate.results import Result
 
 # What samples were found to be: a path and its metrics for each.
 Judgements = Sequence[tuple[Path, Sequence["Result"]]]
@@ -41,8 +42,7 @@ def evaluate(
     from pipeline.process_group import placement
     from pipeline.report.records import is_run
     from pipeline.report.report_page import write_own_report
-    from stages.evaluate.evaluate import evaluate
-    from stages.evaluate.results import open_samples
+    from stages.evaluate.evaluate import evaluate, open_samples
     from stages.progress import say
 
     targets = targets or targets_of([], config)

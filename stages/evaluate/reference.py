@@ -6,7 +6,6 @@ D features, M images whose features are kept.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cache.metadata import check_recipe, has_column
 from cache.order import permutation
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
+from stages.evaluate.evaluate_settings import POOL, SPATIAL
 from stages.evaluate.image_sets import (
     IMAGES,
     CachedImages,
@@ -38,13 +38,10 @@ from stages.evaluate.measure import (
 )
 from stages.evaluate.metrics import (
     FEWEST,
-    POOL,
-    SPATIAL,
     Floor,
     Gaussian,
     fit_gaussian,
     floor_of,
-    kernel_distance,
     part_size,
 )
 from stages.placement import Placement
@@ -87,14 +84,13 @@ class Reference:
         """Whether features of single images are known or can be measured."""
         return self.features is not None or self.images is not None
 
-    @cached_property
-    def kernel_floor(self) -> float | None:
-        """KID of two halves of the features, if there are any; their number does not shift it."""
+    @property
+    def halves(self) -> tuple[Tensor, Tensor] | None:
+        """The features in two halves, drawn at random, if there are any of enough images."""
         if self.features is None or len(self.features) < 2 * FEWEST:
             return None
-        order = permutation(len(self.features), PART_SEED)
-        halves = (self.features[half] for half in np.array_split(order, 2))
-        return kernel_distance(*halves)[0]
+        one, other = np.array_split(permutation(len(self.features), PART_SEED), 2)
+        return self.features[one], self.features[other]
 
     def why_no_floor(self, features: str) -> str:
         """Why there is no floor for some number of samples."""
