@@ -6,8 +6,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -30,6 +32,27 @@ CPU_MEMORY_IS_FULL = "can't allocate memory"
 
 class ConfigError(RepaCacheError):
     """What is wrong with a configuration or with options, a line each."""
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that shows an error as one message, and takes --debug."""
+
+    @wraps(command)
+    def reported(*, debug: bool, **options: Any) -> None:
+        with reported_errors(debug):
+            command(**options)
+
+    own = signature(command)
+    option = Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    # What typer reads of a command.
+    reported.__annotations__ = {**command.__annotations__, "debug": Debug}
+    reported.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), option]
+    )
+    return reported
 
 
 @contextmanager

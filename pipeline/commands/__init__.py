@@ -31,6 +31,7 @@ from pipeline.commands import (
     train,
     verify,
 )
+from pipeline.exits import reporting
 
 
 class Program(TyperGroup):
@@ -85,5 +86,7 @@ for module in (
     *(train, sample, evaluate, run, report, export),
 ):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(module.command)
+    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(
+        reporting(module.command)
+    )
 app.add_typer(analyze.app)

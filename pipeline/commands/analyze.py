@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import CheckpointStep, Debug, WhichWeights
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands.shared_arguments import CheckpointStep, WhichWeights
+from pipeline.exits import ConfigError, reporting
 from stages.analyze.analysis_options import (
     EPOCHS,
     HELD_OUT,
@@ -151,6 +151,7 @@ def compare(
 
 
 @app.command("cknna")
+@reporting
 def cknna_command(
     run: RunFolder,
     step: CheckpointStep = None,
@@ -171,22 +172,21 @@ def cknna_command(
     batch_size: BatchSize = StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
-    debug: Debug = False,
 ) -> None:
     """Compare hidden states of every block and level of noise with the cached encoders.
 
     Example: repa-cache analyze cknna runs/demo --levels 0.3,0.7
     """
-    with reported_errors(debug):
-        states = StateOptions(
-            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
-            *(conditional, seed, batch_size, device),
-        )
-        how = AlignmentOptions(neighbours, raw)
-        cknna(run, states, how, _names(encoders), out).show()
+    states = StateOptions(
+        *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+        *(conditional, seed, batch_size, device),
+    )
+    how = AlignmentOptions(neighbours, raw)
+    cknna(run, states, how, _names(encoders), out).show()
 
 
 @app.command("probe")
+@reporting
 def probe_command(
     run: RunFolder,
     step: CheckpointStep = None,
@@ -203,22 +203,21 @@ def probe_command(
     batch_size: BatchSize = StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
-    debug: Debug = False,
 ) -> None:
     """Train linear probes on hidden states of every block, to name the images' classes.
 
     Example: repa-cache analyze probe runs/demo --rows 50000
     """
-    with reported_errors(debug):
-        states = StateOptions(
-            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
-            *(conditional, seed, batch_size, device),
-        )
-        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-        probe(run, states, how, _names(encoders), out).show()
+    states = StateOptions(
+        *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+        *(conditional, seed, batch_size, device),
+    )
+    how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+    probe(run, states, how, _names(encoders), out).show()
 
 
 @app.command("encoders")
+@reporting
 def encoders_command(
     cache: CacheFolder,
     encoders: Encoders = "",
@@ -233,15 +232,13 @@ def encoders_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: beside CACHE.")
     ] = None,
-    debug: Debug = False,
 ) -> None:
     """Compare spatial structure and classes of the cached encoders, to choose one.
 
     Example: repa-cache analyze encoders demo.zarr
     """
-    with reported_errors(debug):
-        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed) if has_probe else None
-        compare(cache, _names(encoders), rows, how, device, out).show()
+    how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed) if has_probe else None
+    compare(cache, _names(encoders), rows, how, device, out).show()
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,11 +7,9 @@ import typer
 from pipeline.commands.shared_arguments import (
     ChosenCache,
     ChosenConfig,
-    Debug,
     Overrides,
     load_for_cache,
 )
-from pipeline.exits import reported_errors
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -34,8 +32,7 @@ def bench(config: "Config", *, is_configured: bool = True) -> "Reading":
 def command(
     cache: ChosenCache = None,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Measure how fast batches can be read here, and how many GPUs that feeds.
 
@@ -43,9 +40,8 @@ def command(
 
     Example: repa-cache bench demo.zarr --set train.model=SiT-B/2
     """
-    with reported_errors(debug):
-        settings = load_for_cache("bench", cache, config, overrides)
-        _show(bench(settings, is_configured=cache is None or config is not None))
+    settings = load_for_cache("bench", cache, config, overrides)
+    _show(bench(settings, is_configured=cache is None or config is not None))
 
 
 def _show(reading: "Reading") -> None:

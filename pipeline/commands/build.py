@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Overrides, load
+from pipeline.exits import ConfigError
 from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
 
@@ -88,7 +88,7 @@ def _show_invalid(invalid: Mapping[str, str]) -> None:
 def command(
     rebuild: Annotated[
         list[str], typer.Option(metavar="NAME", help="Make an encoder or the VAE anew; repeatable.")
-    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    ] = [],
     repair: Annotated[
         bool, typer.Option("--repair", help="Read everything, and make again what is damaged.")
     ] = False,
@@ -110,8 +110,7 @@ def command(
         bool, typer.Option("--dashboard", help="Print the address of Dask's dashboard.")
     ] = False,
     config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Encode the data set into the cache, making only what is missing.
 
@@ -119,14 +118,13 @@ def command(
 
     Example: repa-cache build --workers 8
     """
-    with reported_errors(debug):
-        options = BuildOptions(
-            repair=repair,
-            update=update,
-            shards=_parse_shards(shards),
-            cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
-        )
-        show(build(load("build", config, overrides), options, rebuild))
+    options = BuildOptions(
+        repair=repair,
+        update=update,
+        shards=_parse_shards(shards),
+        cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
+    )
+    show(build(load("build", config, overrides), options, rebuild))
 
 
 def _cluster(workers: int, scheduler: str | None, *, has_dashboard: bool) -> Cluster | None:

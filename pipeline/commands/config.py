@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.init import PRESETS
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug, Overrides
-from pipeline.exits import reported_errors
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Overrides
 
 
 def config(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
@@ -42,8 +41,7 @@ def command(
             "pipeline.toml, the first line there is #:schema ./pipeline.schema.json",
         ),
     ] = False,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Print all settings with their meaning: those of pipeline.toml, and defaults for the others.
 
@@ -53,10 +51,9 @@ def command(
 
     Example: repa-cache config --schema > pipeline.schema.json
     """
-    with reported_errors(debug):
-        if schema:
-            from pipeline.describing.described import json_schema
+    if schema:
+        from pipeline.describing.described import json_schema
 
-            typer.echo(json.dumps(json_schema(), indent=2))
-            return
-        typer.echo(config(path, overrides), nl=False)
+        typer.echo(json.dumps(json_schema(), indent=2))
+        return
+    typer.echo(config(path, overrides), nl=False)

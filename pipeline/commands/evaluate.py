@@ -9,14 +9,13 @@ import typer
 from pipeline.commands.shared_arguments import (
     DEFAULT_CONFIG,
     ChosenConfig,
-    Debug,
     Overrides,
     load,
     needs_of,
     set_path,
     with_packages,
 )
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.exits import ConfigError
 from pipeline.launchers import checked_world
 from stages.processes import rank
 
@@ -165,8 +164,7 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="A local file instead of the download.")
     ] = None,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Compare samples with a reference: FID, sFID, IS, precision, recall, KID and others.
 
@@ -175,16 +173,15 @@ def command(
 
     Example: repa-cache evaluate runs/a runs/b --reference VIRTUAL_imagenet256_labeled.npz
     """
-    with reported_errors(debug):
-        for key, path in (("reference", reference), ("inception_weights", inception_weights)):
-            if path is not None:
-                if not path.exists():
-                    raise ConfigError(f"evaluate.{key}: there is no file {path}")
-                overrides = [*overrides, set_path(f"evaluate.{key}", path)]
-        settings, targets = _load(samples or [], config, overrides)
-        found = evaluate(settings, targets, save_statistics)
-        if rank() == 0:
-            show(found)
+    for key, path in (("reference", reference), ("inception_weights", inception_weights)):
+        if path is not None:
+            if not path.exists():
+                raise ConfigError(f"evaluate.{key}: there is no file {path}")
+            overrides = [*overrides, set_path(f"evaluate.{key}", path)]
+    settings, targets = _load(samples or [], config, overrides)
+    found = evaluate(settings, targets, save_statistics)
+    if rank() == 0:
+        show(found)
 
 
 def _load(

@@ -10,12 +10,11 @@ from pipeline.commands.shared_arguments import (
     CheckpointStep,
     ChosenConfig,
     ChosenRun,
-    Debug,
     Overrides,
     WhichWeights,
     load,
 )
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.exits import ConfigError
 from stages.weights.export_options import ExportOptions, Layout, Weights
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ def command(
         ),
     ] = None,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Write a run's weights as a file that the published REPA, SiT or DiT code loads.
 
@@ -57,13 +55,12 @@ def command(
         raise typer.BadParameter("Name the file to write: OUT, or RUN and OUT.")
     # A single path is OUT, of the run that a configuration names.
     run, out = (None, run) if out is None else (run, out)
-    with reported_errors(debug):
-        if run is not None and (config or overrides):
-            raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
-        source = run or load("export", config or DEFAULT_CONFIG, overrides).train.run
-        made = export(source, ExportOptions(out, step, weights, layout))
-        typer.echo(
-            f"{made.path}: {weights} of step {made.step:,} of {made.model}, layout "
-            f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M "
-            f"parameters; for {made.loaded_by}"
-        )
+    if run is not None and (config or overrides):
+        raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
+    source = run or load("export", config or DEFAULT_CONFIG, overrides).train.run
+    made = export(source, ExportOptions(out, step, weights, layout))
+    typer.echo(
+        f"{made.path}: {weights} of step {made.step:,} of {made.model}, layout "
+        f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M "
+        f"parameters; for {made.loaded_by}"
+    )

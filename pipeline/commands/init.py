@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from cache.files import write_atomically
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands.shared_arguments import DEFAULT_CONFIG
+from pipeline.exits import ConfigError
 
 PRESETS = {
     entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
@@ -37,14 +37,12 @@ def command(
         str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
     ] = "demo",
     config: Annotated[Path, typer.Option(help="Where to write it.")] = DEFAULT_CONFIG,
-    debug: Debug = False,
 ) -> None:
     """Write a commented pipeline.toml from a preset, to be edited.
 
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
-    with reported_errors(debug):
-        lacking = init(preset, config)
-        typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
-        for problem in lacking:
-            typer.echo(f"  {problem}")
+    lacking = init(preset, config)
+    typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
+    for problem in lacking:
+        typer.echo(f"  {problem}")

@@ -10,11 +10,10 @@ from typer.core import TyperCommand
 from pipeline.commands.shared_arguments import (
     ChosenCache,
     ChosenConfig,
-    Debug,
     Overrides,
     load_for_cache,
 )
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.exits import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -61,7 +60,7 @@ def command(
         typer.Option(
             "--rows", metavar="KEY...", help="Only these images: keys, parts of keys, classes."
         ),
-    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    ] = [],
     neighbours: Annotated[
         int | None,
         typer.Option(min=0, metavar="K", help="Find the K nearest images; default with --rows: 8."),
@@ -95,8 +94,7 @@ def command(
         typer.Option(metavar="FOLDER", help="Where to; default: NAME-inspect beside NAME.zarr."),
     ] = None,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Show what a cache holds: its columns, single images, their neighbours, pictures of all.
 
@@ -105,24 +103,23 @@ def command(
 
     Example: repa-cache inspect demo.zarr --rows astronaut/28-7 rocket/0-0
     """
-    with reported_errors(debug):
-        if neighbours and not (keys or pictures):
-            raise ConfigError("--neighbours: of which images? Name them with --rows.")
-        if cache is not None and not cache.exists():
-            raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
-        settings = load_for_cache("inspect", cache, config, overrides)
-        from pipeline.inspection import gallery
+    if neighbours and not (keys or pictures):
+        raise ConfigError("--neighbours: of which images? Name them with --rows.")
+    if cache is not None and not cache.exists():
+        raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
+    settings = load_for_cache("inspect", cache, config, overrides)
+    from pipeline.inspection import gallery
 
-        wanted = (8 if keys else 0) if neighbours is None else neighbours
-        options = gallery.InspectOptions(tuple(keys), wanted, among, images, seed)
-        contents = inspect(settings, is_configured=cache is None or config is not None)
-        if not keys:
-            gallery.show_contents(contents)
-        if not (keys or pictures):
-            return
-        chosen = gallery.select(contents, options)
-        if keys:
-            gallery.show_images(chosen)
-        if pictures:
-            page = gallery.write_gallery(settings.encode, contents, chosen, out)
-            typer.echo(f"{page}: {len(chosen.rows):,} images")
+    wanted = (8 if keys else 0) if neighbours is None else neighbours
+    options = gallery.InspectOptions(tuple(keys), wanted, among, images, seed)
+    contents = inspect(settings, is_configured=cache is None or config is not None)
+    if not keys:
+        gallery.show_contents(contents)
+    if not (keys or pictures):
+        return
+    chosen = gallery.select(contents, options)
+    if keys:
+        gallery.show_images(chosen)
+    if pictures:
+        page = gallery.write_gallery(settings.encode, contents, chosen, out)
+        typer.echo(f"{page}: {len(chosen.rows):,} images")

@@ -9,12 +9,11 @@ from pipeline.commands.shared_arguments import (
     CheckpointStep,
     ChosenConfig,
     ChosenRun,
-    Debug,
     Overrides,
     WhichWeights,
     load_for_run,
 )
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.exits import ConfigError
 from stages.processes import rank
 from stages.weights.export_options import Layout, Weights
 
@@ -70,8 +69,7 @@ def command(
         typer.Option(metavar="FOLDER", help="Where to; default: RUN/samples/CHECKPOINT."),
     ] = None,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Draw images with a run's weights or published ones, drawing only those that are missing.
 
@@ -79,14 +77,13 @@ def command(
 
     Example: repa-cache sample runs/demo --set sample.steps=50
     """
-    with reported_errors(debug):
-        if official is not None and step is not None:
-            raise ConfigError("--checkpoint is of a run, --official of none: give either.")
-        if layout is not None and official is None:
-            raise ConfigError("--layout: of which file? Name it with --official.")
-        settings = load_for_run("sample", run, config, overrides)
-        from stages.sample.sampled_weights import SampleOptions
+    if official is not None and step is not None:
+        raise ConfigError("--checkpoint is of a run, --official of none: give either.")
+    if layout is not None and official is None:
+        raise ConfigError("--layout: of which file? Name it with --official.")
+    settings = load_for_run("sample", run, config, overrides)
+    from stages.sample.sampled_weights import SampleOptions
 
-        drawn = sample(settings, SampleOptions(official, layout, step, weights, out))
-        if rank() == 0:
-            show(drawn)
+    drawn = sample(settings, SampleOptions(official, layout, step, weights, out))
+    if rank() == 0:
+        show(drawn)

@@ -47,7 +47,6 @@ ChosenCache = Annotated[
     Path | None,
     typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def load(command: str, path: Path, overrides: list[str]) -> Config:

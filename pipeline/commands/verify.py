@@ -7,11 +7,10 @@ import typer
 from pipeline.commands.shared_arguments import (
     ChosenCache,
     ChosenConfig,
-    Debug,
     Overrides,
     load_for_cache,
 )
-from pipeline.exits import FAILED, ConfigError, reported_errors
+from pipeline.exits import FAILED, ConfigError
 
 if TYPE_CHECKING:
     from cache.verify import Fault
@@ -58,8 +57,7 @@ def command(
         ),
     ] = 0,
     config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: Overrides = [],
 ) -> None:
     """Read the whole cache and list what is wrong with it, and how to fix it.
 
@@ -67,19 +65,18 @@ def command(
 
     Example: repa-cache verify demo.zarr
     """
-    with reported_errors(debug):
-        if rows and cache is not None and config is None:
-            raise ConfigError(
-                f"--fidelity encodes images again, and {cache} does not tell where these and the "
-                "weights of the networks are",
-                remedy="Name the configuration with --config.",
-            )
-        settings = load_for_cache("verify", cache, config, overrides)
-        from pipeline.tables import show_faults
+    if rows and cache is not None and config is None:
+        raise ConfigError(
+            f"--fidelity encodes images again, and {cache} does not tell where these and the "
+            "weights of the networks are",
+            remedy="Name the configuration with --config.",
+        )
+    settings = load_for_cache("verify", cache, config, overrides)
+    from pipeline.tables import show_faults
 
-        if faults := verify(settings):
-            show_faults(faults)
-            raise typer.Exit(FAILED)
-        typer.echo(f"{settings.cache.path}: complete, and every byte is what was written")
-        if rows:
-            _show_fidelity(fidelity(settings, rows))
+    if faults := verify(settings):
+        show_faults(faults)
+        raise typer.Exit(FAILED)
+    typer.echo(f"{settings.cache.path}: complete, and every byte is what was written")
+    if rows:
+        _show_fidelity(fidelity(settings, rows))
