@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import CheckpointStep, WhichWeights
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError, reporting
-from stages.analyze.analysis_options import (
-    EPOCHS,
-    HELD_OUT,
-    LEVELS,
-    NEIGHBOURS,
-    ROWS,
-    AlignmentOptions,
-    ProbeOptions,
-    StateOptions,
-)
+from stages.analyze import analysis_options
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
@@ -57,7 +48,7 @@ Device = Annotated[str, typer.Option(help="As cuda:1 or cpu; default: the first 
 Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: RUN/analysis.")
 ]
-DEFAULT_LEVELS = ",".join(map(str, LEVELS))
+DEFAULT_LEVELS = ",".join(map(str, analysis_options.LEVELS))
 
 
 @dataclass(frozen=True)
@@ -80,8 +71,8 @@ class Analysis:
 
 def cknna(
     run: Path,
-    states: StateOptions,
-    how: AlignmentOptions,
+    states: analysis_options.StateOptions,
+    how: analysis_options.AlignmentOptions,
     encoders: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> Analysis:
@@ -104,8 +95,8 @@ def cknna(
 
 def probe(
     run: Path,
-    states: StateOptions,
-    how: ProbeOptions,
+    states: analysis_options.StateOptions,
+    how: analysis_options.ProbeOptions,
     encoders: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> Analysis:
@@ -129,8 +120,8 @@ def probe(
 def compare(
     cache: Path,
     encoders: tuple[str, ...] = (),
-    rows: int = ROWS,
-    how: ProbeOptions | None = None,
+    rows: int = analysis_options.ROWS,
+    how: analysis_options.ProbeOptions | None = None,
     device: str = "auto",
     out: Path | None = None,
 ) -> Analysis:
@@ -154,22 +145,22 @@ def compare(
 @reporting
 def cknna_command(
     run: RunFolder,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     cache: Moved = None,
     encoders: Encoders = "",
-    rows: Rows = ROWS,
+    rows: Rows = analysis_options.ROWS,
     levels: Levels = DEFAULT_LEVELS,
     blocks: Blocks = "",
     conditional: Conditional = False,
     neighbours: Annotated[
         int, typer.Option(min=1, metavar="K", help="Nearest neighbours of each image.")
-    ] = NEIGHBOURS,
+    ] = analysis_options.NEIGHBOURS,
     raw: Annotated[
         bool, typer.Option("--raw", help="Features as they are, not at unit length.")
     ] = False,
     seed: Seed = 0,
-    batch_size: BatchSize = StateOptions.batch_size,
+    batch_size: BatchSize = analysis_options.StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
 ) -> None:
@@ -177,11 +168,11 @@ def cknna_command(
 
     Example: repa-cache analyze cknna runs/demo --levels 0.3,0.7
     """
-    states = StateOptions(
+    states = analysis_options.StateOptions(
         *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
         *(conditional, seed, batch_size, device),
     )
-    how = AlignmentOptions(neighbours, raw)
+    how = analysis_options.AlignmentOptions(neighbours, raw)
     cknna(run, states, how, _names(encoders), out).show()
 
 
@@ -189,18 +180,18 @@ def cknna_command(
 @reporting
 def probe_command(
     run: RunFolder,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     cache: Moved = None,
     encoders: Encoders = "",
-    rows: Rows = ROWS,
+    rows: Rows = analysis_options.ROWS,
     levels: Levels = DEFAULT_LEVELS,
     blocks: Blocks = "",
     conditional: Conditional = False,
-    held_out: HeldOut = HELD_OUT,
-    epochs: Epochs = EPOCHS,
+    held_out: HeldOut = analysis_options.HELD_OUT,
+    epochs: Epochs = analysis_options.EPOCHS,
     seed: Seed = 0,
-    batch_size: BatchSize = StateOptions.batch_size,
+    batch_size: BatchSize = analysis_options.StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
 ) -> None:
@@ -208,11 +199,11 @@ def probe_command(
 
     Example: repa-cache analyze probe runs/demo --rows 50000
     """
-    states = StateOptions(
+    states = analysis_options.StateOptions(
         *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
         *(conditional, seed, batch_size, device),
     )
-    how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+    how = analysis_options.ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
     probe(run, states, how, _names(encoders), out).show()
 
 
@@ -221,9 +212,9 @@ def probe_command(
 def encoders_command(
     cache: CacheFolder,
     encoders: Encoders = "",
-    rows: Rows = ROWS,
-    held_out: HeldOut = HELD_OUT,
-    epochs: Epochs = EPOCHS,
+    rows: Rows = analysis_options.ROWS,
+    held_out: HeldOut = analysis_options.HELD_OUT,
+    epochs: Epochs = analysis_options.EPOCHS,
     has_probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Probes take most of the time.")
     ] = True,
@@ -237,7 +228,11 @@ def encoders_command(
 
     Example: repa-cache analyze encoders demo.zarr
     """
-    how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed) if has_probe else None
+    how = (
+        analysis_options.ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+        if has_probe
+        else None
+    )
     compare(cache, _names(encoders), rows, how, device, out).show()
 
 

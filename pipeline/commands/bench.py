@@ -4,12 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Overrides,
-    load_for_cache,
-)
+from pipeline.commands import arguments
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -30,9 +25,9 @@ def bench(config: "Config", *, is_configured: bool = True) -> "Reading":
 
 
 def command(
-    cache: ChosenCache = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    cache: arguments.ChosenCache = None,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Measure how fast batches can be read here, and how many GPUs that feeds.
 
@@ -40,7 +35,7 @@ def command(
 
     Example: repa-cache bench demo.zarr --set train.model=SiT-B/2
     """
-    settings = load_for_cache("bench", cache, config, overrides)
+    settings = arguments.load_for_cache("bench", cache, config, overrides)
     _show(bench(settings, is_configured=cache is None or config is not None))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Overrides, load
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
@@ -109,8 +109,8 @@ def command(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Print the address of Dask's dashboard.")
     ] = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Encode the data set into the cache, making only what is missing.
 
@@ -124,7 +124,7 @@ def command(
         shards=_parse_shards(shards),
         cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
     )
-    show(build(load("build", config, overrides), options, rebuild))
+    show(build(arguments.load("build", config, overrides), options, rebuild))
 
 
 def _cluster(workers: int, scheduler: str | None, *, has_dashboard: bool) -> Cluster | None:

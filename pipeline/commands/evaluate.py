@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    DEFAULT_CONFIG,
-    ChosenConfig,
-    Overrides,
-    load,
-    needs_of,
-    set_path,
-    with_packages,
-)
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 from pipeline.launchers import checked_world
 from stages.processes import rank
@@ -163,8 +155,8 @@ def command(
     inception_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A local file instead of the download.")
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Compare samples with a reference: FID, sFID, IS, precision, recall, KID and others.
 
@@ -177,7 +169,7 @@ def command(
         if path is not None:
             if not path.exists():
                 raise ConfigError(f"evaluate.{key}: there is no file {path}")
-            overrides = [*overrides, set_path(f"evaluate.{key}", path)]
+            overrides = [*overrides, arguments.set_path(f"evaluate.{key}", path)]
     settings, targets = _load(samples or [], config, overrides)
     found = evaluate(settings, targets, save_statistics)
     if rank() == 0:
@@ -195,12 +187,12 @@ def _load(
     from pipeline.evaluation_targets import configuration_of_none, own_targets, targets_of
 
     if paths and path is None:
-        needs = needs_of("evaluate")
+        needs = arguments.needs_of("evaluate")
         targets = own_targets(paths, overrides, needs)
         config = next((one.config for one in targets if one.config is not None), None)
-        if config is None and not DEFAULT_CONFIG.exists():
+        if config is None and not arguments.DEFAULT_CONFIG.exists():
             config = configuration_of_none(overrides, needs)
         if config is not None:
-            return with_packages("evaluate", config, paths[0]), targets
-    config = load("evaluate", path or DEFAULT_CONFIG, overrides)
+            return arguments.with_packages("evaluate", config, paths[0]), targets
+    config = arguments.load("evaluate", path or arguments.DEFAULT_CONFIG, overrides)
     return config, targets_of(paths, config)

@@ -5,15 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    DEFAULT_CONFIG,
-    CheckpointStep,
-    ChosenConfig,
-    ChosenRun,
-    Overrides,
-    WhichWeights,
-    load,
-)
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 from stages.weights.export_options import ExportOptions, Layout, Weights
 
@@ -29,12 +21,12 @@ def export(run: Path, options: ExportOptions) -> "Exported":
 
 
 def command(
-    run: ChosenRun = None,
+    run: arguments.ChosenRun = None,
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The .pt or .safetensors to write.")
     ] = None,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     layout: Annotated[
         Layout | None,
         typer.Option(
@@ -42,8 +34,8 @@ def command(
             "for sit and sit-no-sigma. Default: repa for SiT, dit for DiT."
         ),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Write a run's weights as a file that the published REPA, SiT or DiT code loads.
 
@@ -57,7 +49,9 @@ def command(
     run, out = (None, run) if out is None else (run, out)
     if run is not None and (config or overrides):
         raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
-    source = run or load("export", config or DEFAULT_CONFIG, overrides).train.run
+    source = (
+        run or arguments.load("export", config or arguments.DEFAULT_CONFIG, overrides).train.run
+    )
     made = export(source, ExportOptions(out, step, weights, layout))
     typer.echo(
         f"{made.path}: {weights} of step {made.step:,} of {made.model}, layout "

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cache.files import write_atomically
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 
 PRESETS = {
@@ -15,7 +15,7 @@ PRESETS = {
 }
 
 
-def init(preset: str = "demo", path: Path = DEFAULT_CONFIG) -> list[str]:
+def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[str]:
     """Write a preset as a configuration; returns a line for each package that it needs and lacks.
 
     Raises ConfigError if there is no such preset, or if there is such a file.
@@ -36,7 +36,7 @@ def command(
     preset: Annotated[
         str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
     ] = "demo",
-    config: Annotated[Path, typer.Option(help="Where to write it.")] = DEFAULT_CONFIG,
+    config: Annotated[Path, typer.Option(help="Where to write it.")] = arguments.DEFAULT_CONFIG,
 ) -> None:
     """Write a commented pipeline.toml from a preset, to be edited.
 

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Overrides,
-    load_for_cache,
-)
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +49,7 @@ def inspect(config: "Config", *, is_configured: bool = True) -> "Contents":
 
 
 def command(
-    cache: ChosenCache = None,
+    cache: arguments.ChosenCache = None,
     keys: Annotated[
         list[str],
         typer.Option(
@@ -93,8 +88,8 @@ def command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: NAME-inspect beside NAME.zarr."),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Show what a cache holds: its columns, single images, their neighbours, pictures of all.
 
@@ -107,7 +102,7 @@ def command(
         raise ConfigError("--neighbours: of which images? Name them with --rows.")
     if cache is not None and not cache.exists():
         raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
-    settings = load_for_cache("inspect", cache, config, overrides)
+    settings = arguments.load_for_cache("inspect", cache, config, overrides)
     from pipeline.inspection import gallery
 
     wanted = (8 if keys else 0) if neighbours is None else neighbours

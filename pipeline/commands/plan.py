@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Overrides, load
+from pipeline.commands import arguments
 from pipeline.exits import FAILED
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: bytes, seconds, per second.")
     ] = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Say what a cache will cost and what it will gain, before anything runs.
 
@@ -52,7 +52,7 @@ def command(
 
     Example: repa-cache plan --images 1281167
     """
-    made = plan(load("plan", config, overrides), images, gpus, is_measured=measure)
+    made = plan(arguments.load("plan", config, overrides), images, gpus, is_measured=measure)
     if as_json:
         from pipeline.plan.plan_views import exported
 

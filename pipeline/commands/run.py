@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands import build, evaluate, sample, train
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Overrides, load
+from pipeline.commands import arguments, build, evaluate, sample, train
 
 if TYPE_CHECKING:
     from cache.layout import Column
@@ -102,14 +101,14 @@ def _show(summary: Summary) -> None:
 
 
 def command(
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Build, train, sample and evaluate; every part goes on where it stopped.
 
     Example: repa-cache run --config pipeline.toml
     """
-    settings = load("run", config, overrides)
+    settings = arguments.load("run", config, overrides)
     for show_part in _parts(settings):
         show_part()
     _show(_summarise(settings))

@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    CheckpointStep,
-    ChosenConfig,
-    ChosenRun,
-    Overrides,
-    WhichWeights,
-    load_for_run,
-)
+from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 from stages.processes import rank
 from stages.weights.export_options import Layout, Weights
@@ -48,8 +41,8 @@ def show(drawn: "Drawn") -> None:
 
 
 def command(
-    run: ChosenRun = None,
-    step: CheckpointStep = None,
+    run: arguments.ChosenRun = None,
+    step: arguments.CheckpointStep = None,
     official: Annotated[
         Path | None,
         typer.Option(
@@ -63,13 +56,13 @@ def command(
             "noise in those of sit and sit-no-sigma."
         ),
     ] = None,
-    weights: WhichWeights = Weights.EMA,
+    weights: arguments.WhichWeights = Weights.EMA,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: RUN/samples/CHECKPOINT."),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Draw images with a run's weights or published ones, drawing only those that are missing.
 
@@ -81,7 +74,7 @@ def command(
         raise ConfigError("--checkpoint is of a run, --official of none: give either.")
     if layout is not None and official is None:
         raise ConfigError("--layout: of which file? Name it with --official.")
-    settings = load_for_run("sample", run, config, overrides)
+    settings = arguments.load_for_run("sample", run, config, overrides)
     from stages.sample.sampled_weights import SampleOptions
 
     drawn = sample(settings, SampleOptions(official, layout, step, weights, out))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cache.files import write_atomically
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Overrides, load
+from pipeline.commands import arguments
 from stages.processes import rank
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ def show(config: "Config", reached: "TrainSummary") -> None:
 
 
 def command(
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Train from the cache, or go on from the last checkpoint.
 
     Example: repa-cache train --config pipeline.toml
     """
-    settings = load("train", config, overrides)
+    settings = arguments.load("train", config, overrides)
     reached = train(settings)
     if rank() == 0:
         show(settings, reached)

@@ -4,12 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Overrides,
-    load_for_cache,
-)
+from pipeline.commands import arguments
 from pipeline.exits import FAILED, ConfigError
 
 if TYPE_CHECKING:
@@ -49,15 +44,15 @@ def _show_fidelity(measured: "list[Fidelity]") -> None:
 
 
 def command(
-    cache: ChosenCache = None,
+    cache: arguments.ChosenCache = None,
     rows: Annotated[
         int,
         typer.Option(
             "--fidelity", metavar="ROWS", help="Also encode this many images again and compare."
         ),
     ] = 0,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Read the whole cache and list what is wrong with it, and how to fix it.
 
@@ -71,7 +66,7 @@ def command(
             "weights of the networks are",
             remedy="Name the configuration with --config.",
         )
-    settings = load_for_cache("verify", cache, config, overrides)
+    settings = arguments.load_for_cache("verify", cache, config, overrides)
     from pipeline.tables import show_faults
 
     if faults := verify(settings):

@@ -10,16 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from cache.rows import RowTable
+from pipeline.inspection import picture_data
 from pipeline.inspection.drawings import draw_overview, drawings, sheets
 from pipeline.inspection.listings import Listing
-from pipeline.inspection.picture_data import (
-    EncoderView,
-    PictureData,
-    Pixels,
-    middle,
-    palette,
-    view_encoders,
-)
 from pipeline.inspection.shown_images import Neighbours, class_of
 from pipeline.pages import compressed, embedded, write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
@@ -52,9 +45,9 @@ class Story:
     nearby: Mapping[int, Tensor]
 
 
-def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
+def write_pictures(folder: Path, story: Story, data: picture_data.PictureData) -> Path:
     """Write the page and its PNG files into a folder; returns the page."""
-    views = view_encoders(data.tokens)
+    views = picture_data.view_encoders(data.tokens)
     found = sheets(data, views)
     folder.mkdir(parents=True, exist_ok=True)
     for sheet in found:
@@ -77,7 +70,7 @@ def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
         notes=data.notes,
         encoders=views,
         storages=story.storages,
-        middle=middle([view.grid for view in views]) if views else 0.5,
+        middle=picture_data.middle([view.grid for view in views]) if views else 0.5,
         strips=[_strip(place, story, data, views) for place in range(len(data.rows))],
         figures=figures,
         data=_data(views),
@@ -85,14 +78,17 @@ def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
     return page
 
 
-def _enlarged(pictures: Pixels) -> list[Pixels]:
+def _enlarged(pictures: picture_data.Pixels) -> list[picture_data.Pixels]:
     """Pictures [R, side, side, 3] whose pixels are squares, large enough to be looked at."""
     times = -(-SHEET_SIDE // pictures.shape[1])
     return list(pictures.repeat(times, axis=1).repeat(times, axis=2))
 
 
 def _strip(
-    place: int, story: Story, data: PictureData, views: Sequence[EncoderView]
+    place: int,
+    story: Story,
+    data: picture_data.PictureData,
+    views: Sequence[picture_data.EncoderView],
 ) -> dict[str, Any]:
     """What the page shows of one image. place: which of those that are shown."""
     row = int(data.rows[place])
@@ -116,7 +112,7 @@ def _strip(
     }
 
 
-def _photographs(place: int, data: PictureData) -> Iterator[dict[str, Any]]:
+def _photographs(place: int, data: picture_data.PictureData) -> Iterator[dict[str, Any]]:
     if data.crops is not None:
         yield _photograph(data.crops[place], "crop")
     if (decoded := data.decoded) is not None:
@@ -161,7 +157,7 @@ def _compressed(picture: Image.Image, side: int) -> str:
     return compressed(picture, QUALITY)
 
 
-def _data(views: Sequence[EncoderView]) -> dict[str, Any]:
+def _data(views: Sequence[picture_data.EncoderView]) -> dict[str, Any]:
     """What the page computes similarities from, when a patch is chosen."""
     encoders = [
         {
@@ -171,4 +167,4 @@ def _data(views: Sequence[EncoderView]) -> dict[str, Any]:
         }
         for view in views
     ]
-    return {"palette": palette().flatten().tolist(), "encoders": encoders}
+    return {"palette": picture_data.palette().flatten().tolist(), "encoders": encoders}

@@ -19,15 +19,8 @@ from cache.metadata import check_recipe, has_column
 from cache.order import permutation
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
+from stages.evaluate import image_sets, metrics
 from stages.evaluate.evaluate_settings import POOL, SPATIAL
-from stages.evaluate.image_sets import (
-    IMAGES,
-    CachedImages,
-    FolderImages,
-    ImageSet,
-    NpzFile,
-    NpzImages,
-)
 from stages.evaluate.measure import (
     PART_SEED,
     EncoderVectors,
@@ -35,14 +28,6 @@ from stages.evaluate.measure import (
     Wanted,
     measure,
     measure_cached,
-)
-from stages.evaluate.metrics import (
-    FEWEST,
-    Floor,
-    Gaussian,
-    fit_gaussian,
-    floor_of,
-    part_size,
 )
 from stages.placement import Placement
 
@@ -68,12 +53,12 @@ class Reference:
     """
 
     name: str
-    gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
+    gaussians: Mapping[str, metrics.Gaussian] = field(default_factory=dict)
     features: Tensor | None = None
-    images: ImageSet | None = None
+    images: image_sets.ImageSet | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[tuple[str, int], Gaussian] = field(default_factory=dict)
-    floors: Mapping[str, Mapping[int, Floor]] = field(default_factory=dict)
+    parts: Mapping[tuple[str, int], metrics.Gaussian] = field(default_factory=dict)
+    floors: Mapping[str, Mapping[int, metrics.Floor]] = field(default_factory=dict)
 
     def has(self, features: str) -> bool:
         """Whether the Gaussian of some features is known or can be measured."""
@@ -87,7 +72,7 @@ class Reference:
     @property
     def halves(self) -> tuple[Tensor, Tensor] | None:
         """The features in two halves, drawn at random, if there are any of enough images."""
-        if self.features is None or len(self.features) < 2 * FEWEST:
+        if self.features is None or len(self.features) < 2 * metrics.FEWEST:
             return None
         one, other = np.array_split(permutation(len(self.features), PART_SEED), 2)
         return self.features[one], self.features[other]
@@ -150,7 +135,7 @@ class Reference:
         else:
             return {}
         is_apart = known is None or known.images is not None
-        sizes = {n: part_size(n, images, is_apart=is_apart) for n in counts}
+        sizes = {n: metrics.part_size(n, images, is_apart=is_apart) for n in counts}
         there = self.floors.get(features, {})
         return {n: size for n, size in sizes.items() if size is not None and n not in there}
 
@@ -160,16 +145,20 @@ class Reference:
         for features, of in sizes.items():
             for count, size in of.items():
                 if (part := self._part(features, size)) is not None:
-                    floor = floor_of(part, self.gaussians[features])
+                    floor = metrics.floor_of(part, self.gaussians[features])
                     floors.setdefault(features, {})[count] = floor
         return replace(self, floors=floors)
 
-    def _part(self, features: str, size: int) -> Gaussian | None:
+    def _part(self, features: str, size: int) -> metrics.Gaussian | None:
         """The Gaussian of so many images, or of as many as features are kept of."""
         if (features, size) in self.parts or features != POOL or self.features is None:
             return self.parts.get((features, size))
         drawn = permutation(len(self.features), PART_SEED)[:size]
-        return fit_gaussian([self.features[drawn].numpy()]) if len(drawn) >= FEWEST else None
+        return (
+            metrics.fit_gaussian([self.features[drawn].numpy()])
+            if len(drawn) >= metrics.FEWEST
+            else None
+        )
 
 
 def open_reference(
@@ -212,52 +201,54 @@ def _cached(
             "statistics or images with --reference, or another cache with --set cache.path=PATH."
         )
     cache, made_by = Cache(path), {}
-    gaussians: dict[str, Gaussian] = {}
-    parts: dict[tuple[str, int], Gaussian] = {}
+    gaussians: dict[str, metrics.Gaussian] = {}
+    parts: dict[tuple[str, int], metrics.Gaussian] = {}
     for vectors in encoders:
         if has_column(path, vectors.column):
             reader = cache.column(vectors.column)
             check_recipe(reader.column, vectors.recipe)
             valid = int(reader.valid.sum())
-            sizes = (part_size(count, valid, is_apart=True) for count in counts)
+            sizes = (metrics.part_size(count, valid, is_apart=True) for count in counts)
             parts_of = {size for size in sizes if size is not None}
             found = measure_cached(vectors.name, reader, parts_of, place)
             gaussians |= found.gaussians
             parts |= found.parts
             made_by[vectors.name] = vectors.identity
-    images = CachedImages(encode, encode.latents.column)
+    images = image_sets.CachedImages(encode, encode.latents.column)
     return Reference(str(path), gaussians, images=images, made_by=made_by, parts=parts)
 
 
 def _at(path: Path, side: int, encode: EncodeSettings) -> Reference:
     if path.is_dir():
-        return Reference(str(path), images=FolderImages(path, encode.build.threads, side))
-    file = NpzFile(path)
+        return Reference(
+            str(path), images=image_sets.FolderImages(path, encode.build.threads, side)
+        )
+    file = image_sets.NpzFile(path)
     about = json.loads(str(file.array(ABOUT))) if ABOUT in file.names else {}
     gaussians = {
-        name: Gaussian(
+        name: metrics.Gaussian(
             file.array(mean).astype(np.float64),
             file.array(covariance).astype(np.float64),
             about.get("images", {}).get(name),
         )
         for name, (mean, covariance) in _arrays_in(file).items()
     }
-    images = NpzImages(file) if IMAGES in file.names else None
+    images = image_sets.NpzImages(file) if image_sets.IMAGES in file.names else None
     if not gaussians and images is None:
         raise ReferenceSetError(
-            f"{path} has neither statistics (mu, sigma) nor images ({IMAGES}), but "
+            f"{path} has neither statistics (mu, sigma) nor images ({image_sets.IMAGES}), but "
             f"{', '.join(sorted(file.names)) or 'nothing'}."
         )
     features = torch.from_numpy(file.array(FEATURES)) if FEATURES in file.names else None
     floors = {
-        name: {int(count): Floor(*floor) for count, floor in kept.items()}
+        name: {int(count): metrics.Floor(*floor) for count, floor in kept.items()}
         for name, kept in about.get("floors", {}).items()
     }
     networks = about.get("networks", {})
     return Reference(str(path), gaussians, features, images, networks, floors=floors)
 
 
-def _arrays_in(file: NpzFile) -> dict[str, tuple[str, str]]:
+def _arrays_in(file: image_sets.NpzFile) -> dict[str, tuple[str, str]]:
     """The names of the arrays of mean and covariance, by those of features."""
     own = {
         name.removesuffix(".mu"): (name, f"{name.removesuffix('.mu')}.sigma")
