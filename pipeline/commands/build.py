@@ -59,9 +59,9 @@ def _show_columns(columns: "Sequence[Column]") -> None:
     from rich.filesize import decimal
 
     from cache.layout import VALID
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    table = new_table("array", "type", "row", "shards", "on disk")
+    rows = []
     for column in columns:
         for array in (a for a in column.arrays if a != VALID):
             row = " x ".join(map(str, array.row_shape))
@@ -69,8 +69,8 @@ def _show_columns(columns: "Sequence[Column]") -> None:
             sizes = [path.stat().st_size for path in paths if path.exists()]
             shards = f"{len(sizes):,} of {column.shards:,}"
             name = f"{column.name}/{array.name}"
-            table.add_row(name, array.dtype, row, shards, decimal(sum(sizes)))
-    print_table(table)
+            rows.append((name, array.dtype, row, shards, decimal(sum(sizes))))
+    show_table(("array", "type", "row", "shards", "on disk"), rows)
 
 
 def _show_invalid(invalid: Mapping[str, str]) -> None:

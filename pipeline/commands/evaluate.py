@@ -90,22 +90,15 @@ def show(found: Judgements) -> None:
 
 def _show_results(results: "Sequence[Result]") -> None:
     """Print metrics of samples."""
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    titles = ("metric", "value", "floor", "samples", "reference", "of images", "remarks")
-    table = new_table(*titles)
+    rows = []
     for one in results:
         images = "" if one.reference_images is None else f"{one.reference_images:,}"
-        table.add_row(
-            one.metric,
-            one.shown,
-            one.shown_floor,
-            f"{one.images:,}",
-            one.shown_reference,
-            images,
-            "; ".join(one.remarks),
-        )
-    print_table(table)
+        compared = (f"{one.images:,}", one.shown_reference, images)
+        rows.append((one.metric, one.shown, one.shown_floor, *compared, "; ".join(one.remarks)))
+    titles = ("metric", "value", "floor", "samples", "reference", "of images", "remarks")
+    show_table(titles, rows)
 
 
 def _show_comparison(names: Sequence[str], results: "Sequence[Sequence[Result]]") -> None:

@@ -31,16 +31,16 @@ def fidelity(config: "Config", rows: int) -> "list[Fidelity]":
 
 def _show_fidelity(measured: "list[Fidelity]") -> None:
     """Print how true stored tensors are."""
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    table = new_table("array", "storage", "rows", *("cosine: mean", "1st percentile", "minimum"))
-    for title in ("relative error", "alignment loss"):
-        table.add_column(title)
+    rows = []
     for one in measured:
         change = "" if one.loss_change is None else f"{one.loss_change:+.1e}"
         cosines = (f"{value:.6f}" for value in (one.mean, one.percentile1, one.minimum))
-        table.add_row(one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change)
-    print_table(table)
+        rows.append((one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change))
+    cosine_titles = ("cosine: mean", "1st percentile", "minimum")
+    titles = ("array", "storage", "rows", *cosine_titles, "relative error", "alignment loss")
+    show_table(titles, rows)
 
 
 def command(

@@ -11,11 +11,10 @@ import typer
 from torch import Tensor
 
 from cache.errors import IncompleteCacheError
-from cache.rows import RowTable
 from pipeline.inspection import shown_images
-from pipeline.inspection.contents import Contents, encoder_of
-from pipeline.inspection.inspection_page import Story, write_pictures
-from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
+from pipeline.inspection.contents import Contents
+from pipeline.inspection.inspection_page import Selection, write_pictures
+from pipeline.inspection.listings import cache_listings, headline, show_listings
 from pipeline.inspection.picture_data import (
     PictureData,
     gather_picture_data,
@@ -38,21 +37,6 @@ class InspectOptions:
     among: int | None = None
     images: int = 8
     seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Images that are looked at.
-
-    rows: theirs, [R]; columns: those that have them all; neighbours: of each; listings: what
-    there is to say of them.
-    """
-
-    table: RowTable
-    rows: shown_images.RowNumbers
-    columns: list[str]
-    neighbours: shown_images.Neighbours
-    listings: list[Listing]
 
 
 def show_contents(contents: Contents) -> None:
@@ -106,20 +90,9 @@ def write_gallery(
         for held in contents.columns
         if held.name not in chosen.columns
     ]
-    story = Story(
-        title=contents.path.name,
-        lines=headline(contents),
-        listings=[*cache_listings(contents), *chosen.listings],
-        table=chosen.table,
-        resolution=settings.dataset.resolution,
-        storages={
-            encoder_of(held.name): str(held.column.recipe["storage"]) for held in contents.columns
-        },
-        neighbours=chosen.neighbours,
-        nearby=_nearby(settings, chosen, data),
-    )
+    data.nearby = _nearby(settings, chosen, data)
     folder = folder or contents.path.with_name(f"{contents.path.stem}-inspect")
-    return write_pictures(folder, story, data)
+    return write_pictures(folder, contents, chosen, data)
 
 
 def _as_cached(settings: EncodeSettings, contents: Contents) -> EncodeSettings:

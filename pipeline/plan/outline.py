@@ -19,6 +19,11 @@ from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, mea
 from stages.encode.measuring.foresight import ForeseenColumn, Images, count_images, foresee
 from stages.placement import find_device
 
+# Below this share of a run, a cache is not worth its disk and its build for that run alone.
+LITTLE = 0.1
+# A sweep.
+SWEEP_RUNS = 10
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,12 +89,6 @@ def _decoding(config: Config, images: Images, *, is_measured: bool) -> Decoding 
     if source is None or not (is_measured or config.dataset.pixels):
         return None
     return measure_decoding(source, config.encode, MEASURE_SECONDS if is_measured else 0)
-
-
-# Below this share of a run, a cache is not worth its disk and its build for that run alone.
-LITTLE = 0.1
-# A sweep.
-SWEEP_RUNS = 10
 
 
 def advice(plan: Plan) -> list[str]:

@@ -26,6 +26,9 @@ from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
 from stages.encode.building.columns import features_column
 
+# Arrays that are small and in every column.
+BESIDE = ("valid", "crc32c", "ledger")
+
 
 def exported(plan: Plan) -> dict[str, Any]:
     """The plan in values that JSON has."""
@@ -52,26 +55,22 @@ def _disk(plan: Plan) -> dict[str, Any]:
             "array": one.array.name,
             "dtype": one.array.dtype,
             "row_shape": list(one.array.row_shape),
-            "whole": _size(one.whole),
-            "missing": _size(one.missing),
+            "whole": asdict(one.whole),
+            "missing": asdict(one.missing),
         }
         for one in space.arrays
     ]
     return {
         "arrays": arrays,
-        "metadata": {"whole": _size(space.metadata), "missing": _size(space.missing_metadata)},
-        "whole": _size(space.whole),
-        "missing": _size(space.missing),
+        "metadata": {"whole": asdict(space.metadata), "missing": asdict(space.missing_metadata)},
+        "whole": asdict(space.whole),
+        "missing": asdict(space.missing),
         "compressed": space.compressed,
         "needed_bytes": space.needed_bytes,
         "free_bytes": space.free_bytes,
         "folder": str(space.folder),
         "fits": space.fits,
     }
-
-
-def _size(size: Size) -> dict[str, int]:
-    return asdict(size)
 
 
 def _networks(plan: Plan) -> dict[str, Any]:
@@ -122,10 +121,6 @@ def _gains(plan: Plan) -> dict[str, Any]:
         "saving_of_one_run": gains.saving(1),
         f"saving_of_{SWEEP_RUNS}_runs": gains.saving(SWEEP_RUNS),
     }
-
-
-# Arrays that are small and in every column.
-BESIDE = ("valid", "crc32c", "ledger")
 
 
 def show_plan(plan: Plan) -> None:

@@ -21,6 +21,12 @@ ALIGNMENTS, NO_ALIGNMENT = "train.align.", "train.align"
 OF_IMAGES = frozenset({"resolution", "flip"})
 # Settings without which losses mean something else; the family is that of the model's name.
 MEANING = ("dataset.resolution", "latents.vae", "train.interpolant", "train.times")
+# What decides the images that are judged, beside the weights.
+WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
+DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
+# Of a sha256, of 64.
+SHOWN_DIGITS = 8
+LOOKS = ("-", "--", ":", "-.")
 
 
 class Missing(Enum):
@@ -116,14 +122,6 @@ def columns_read(records: Sequence[RunRecord]) -> list[ColumnRow]:
         ColumnRow(name, [str(of_run[name]) if name in of_run else None for of_run in of_runs])
         for name in names
     ]
-
-
-# What decides the images that are judged, beside the weights.
-WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
-DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
-# Of a sha256, of 64.
-SHOWN_DIGITS = 8
-LOOKS = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)

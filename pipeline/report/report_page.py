@@ -14,6 +14,8 @@ from pipeline.report.grid_pictures import Frame, other_frames, strips
 from pipeline.report.records import ReportError, RunRecord, read_run
 
 LACKING = "\N{EN DASH}"
+# Runs that their colours tell apart.
+MOST_RUNS = len(COLOURS)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,6 @@ def _time(record: RunRecord) -> Fact:
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-# Runs that their colours tell apart.
-MOST_RUNS = len(COLOURS)
 
 
 def page_path(run: Path) -> Path:

@@ -1,8 +1,6 @@
 """Images to be measured: a folder of files, one file in ADM's format, or the cached data set.
 
-N images, S their side in px.
-
-B images, S their side in px.
+N images, B of a batch, S their side in px.
 """
 
 import re
@@ -34,6 +32,8 @@ from stages.encode.images.sources.folders import images_below, on_disk
 IMAGES, LABELS = "arr_0", "arr_1"
 # How files that are torn or of another kind fail.
 NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+# Batches that are decoded while a network works on another one.
+BATCHES_AHEAD = 2
 
 
 class NpzError(RepaCacheError):
@@ -109,10 +109,6 @@ class NpzFile:
                 yield entry, shape
         except NPZ_ERRORS as error:
             raise NpzError(f"{self.path}: cannot read {name!r}: {error}.") from error
-
-
-# Batches that are decoded while a network works on another one.
-BATCHES_AHEAD = 2
 
 
 class ImageSetError(RepaCacheError):
