@@ -247,7 +247,7 @@ def _levels(text: str) -> tuple[float, ...]:
     except ValueError:
         levels = ()
     if not levels or not all(0 <= level <= 1 for level in levels):
-        raise ConfigError(f"--levels {text}: expected numbers from 0 to 1, as 0.1,0.5,0.9.")
+        raise ConfigError("expected numbers from 0 to 1, as 0.1,0.5,0.9.", where=f"--levels {text}")
     return levels
 
 
@@ -255,4 +255,4 @@ def _blocks(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in _names(text))
     except ValueError:
-        raise ConfigError(f"--blocks {text}: expected whole numbers, as 4,8,12.") from None
+        raise ConfigError("expected whole numbers, as 4,8,12.", where=f"--blocks {text}") from None

@@ -144,6 +144,6 @@ def _parse_shards(text: str) -> slice:
     """The shards meant by `A:B`, either of which may be left out."""
     match = re.fullmatch(r"(\d*):(\d*)", text)
     if not match:
-        raise ConfigError(f"--shards {text}: expected A:B, as 0:100, :100 or 100:.")
+        raise ConfigError("expected A:B, as 0:100, :100 or 100:.", where=f"--shards {text}")
     start, stop = (int(number) if number else None for number in match.groups())
     return slice(start, stop)

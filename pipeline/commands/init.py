@@ -27,7 +27,7 @@ def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[st
     if preset not in PRESETS:
         raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
     if path.exists():
-        raise ConfigError(f"{path} exists already. Name another file with --config.")
+        raise ConfigError(f"{path} exists already", remedy="Name another file with --config.")
     write_atomically(path, PRESETS[preset].read_bytes())
     return list(missing_packages("run", load_config(path, needs=())))
 

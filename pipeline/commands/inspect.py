@@ -101,7 +101,7 @@ def command(
     if neighbours and not (keys or pictures):
         raise ConfigError("--neighbours: of which images? Name them with --rows.")
     if cache is not None and not cache.exists():
-        raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
+        raise ConfigError(f"There is no cache {cache}", remedy=f"Name images with --rows {cache}.")
     settings = arguments.load_for_cache("inspect", cache, config, overrides)
     from pipeline.inspection import gallery
 

@@ -15,11 +15,7 @@ from pipeline.inspection import shown_images
 from pipeline.inspection.contents import Contents
 from pipeline.inspection.inspection_page import Selection, write_pictures
 from pipeline.inspection.listings import cache_listings, headline, show_listings
-from pipeline.inspection.picture_data import (
-    PictureData,
-    gather_picture_data,
-    read_crops,
-)
+from pipeline.inspection.picture_data import PictureData, gather_picture_data, read_crops
 from stages.encode.build_settings import EncodeSettings
 
 

@@ -8,7 +8,6 @@ reading     image_bytes, gpus, what one and all of them need, and what was measu
 gains       operations, epochs, break-even and savings, as shares of a run
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,6 @@ from rich.table import Table
 
 from cache.arrays import physical_memory_bytes
 from cache.layout import FLIPPED
-from cache.sizes import Size
 from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import SWEEP_RUNS, Plan, advice
 from pipeline.plan.reading_speed import GPU_FLOPS
@@ -39,8 +37,22 @@ def exported(plan: Plan) -> dict[str, Any]:
         "model": plan.config.train.model,
         "encoders": list(plan.config.train.encoders),
         "disk": _disk(plan),
-        "networks": _networks(plan),
-        "build": _build(plan),
+        "networks": {
+            one.column.name: {
+                "flops": one.flops,
+                "build_seconds_per_image": plan.pace.building[one.column.name],
+                "online_seconds_per_image": plan.pace.online[one.column.name],
+                "missing_images": one.missing_rows,
+            }
+            for one in plan.foreseen
+        },
+        "build": {
+            "is_measured": plan.measured is not None,
+            "device": plan.device_name,
+            "parts": plan.build.parts,
+            "seconds": plan.build.seconds,
+            "slowest": plan.build.slowest,
+        },
         "reading": _reading(plan),
         "gains": _gains(plan),
         "advice": advice(plan),
@@ -70,28 +82,6 @@ def _disk(plan: Plan) -> dict[str, Any]:
         "free_bytes": space.free_bytes,
         "folder": str(space.folder),
         "fits": space.fits,
-    }
-
-
-def _networks(plan: Plan) -> dict[str, Any]:
-    return {
-        one.column.name: {
-            "flops": one.flops,
-            "build_seconds_per_image": plan.pace.building[one.column.name],
-            "online_seconds_per_image": plan.pace.online[one.column.name],
-            "missing_images": one.missing_rows,
-        }
-        for one in plan.foreseen
-    }
-
-
-def _build(plan: Plan) -> dict[str, Any]:
-    return {
-        "is_measured": plan.measured is not None,
-        "device": plan.device_name,
-        "parts": plan.build.parts,
-        "seconds": plan.build.seconds,
-        "slowest": plan.build.slowest,
     }
 
 
@@ -164,8 +154,10 @@ def _show_space(plan: Plan) -> None:
     whole = sum((one.whole for one in small), space.metadata)
     missing = sum((one.missing for one in small), space.missing_metadata)
     blank = ("",) * 2
-    table.add_row("rows, checksums, metadata", *blank, *_sizes(whole, missing))
-    table.add_row("all", *blank, *_sizes(space.whole, space.missing), style="bold")
+    small_sizes = decimal(whole.bytes), decimal(missing.bytes)
+    sizes = decimal(space.whole.bytes), decimal(space.missing.bytes)
+    table.add_row("rows, checksums, metadata", *blank, *small_sizes)
+    table.add_row("all", *blank, *sizes, style="bold")
     table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
     if space.needed_bytes != space.missing.bytes:
         table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
@@ -173,10 +165,6 @@ def _show_space(plan: Plan) -> None:
     free = decimal(space.free_bytes)
     table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
     _print("Disk", table)
-
-
-def _sizes(whole: Size, missing: Size) -> Sequence[str]:
-    return decimal(whole.bytes), decimal(missing.bytes)
 
 
 def _show_networks(plan: Plan) -> None:

@@ -204,7 +204,9 @@ def _read(folder: Path, name: str) -> RunRecord:
 def check_run(folder: Path) -> None:
     """Raise ReportError if a folder is no run, with what may have been meant."""
     if not folder.is_dir():
-        raise ReportError(f"There is no folder {folder}. Name the folder of a run (train.run).")
+        raise ReportError(
+            f"There is no folder {folder}", remedy="Name the folder of a run (train.run)."
+        )
     if is_run(folder):
         return
     below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and is_run(entry))

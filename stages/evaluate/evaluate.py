@@ -90,15 +90,17 @@ def open_samples(path: Path, threads: int) -> Judged:
     Raises EvaluateError if they are not there, or not all.
     """
     if not path.exists():
-        raise EvaluateError(f"There is no {path}. Run `repa-cache sample` first.")
+        raise EvaluateError(f"There is no {path}", remedy="Run `repa-cache sample` first.")
     if not path.is_dir():
         return Judged(path, NpzImages(NpzFile(path)), read_manifest(path.with_suffix("")) or {})
     manifest = read_manifest(path) or {}
     wanted = manifest.get("images")
     if wanted and (lacking := Samples(path, wanted).missing()):
         raise EvaluateError(
-            f"{path}: {len(lacking)} of {wanted} images are missing. Run `repa-cache sample` once "
-            f"more with the settings in its {MANIFEST}, which draws these."
+            f"{len(lacking)} of {wanted} images are missing",
+            where=path,
+            remedy=f"Run `repa-cache sample` once more with the settings in its {MANIFEST}, which "
+            "draws these.",
         )
     return Judged(path, FolderImages(path, threads, count=wanted), manifest)
 

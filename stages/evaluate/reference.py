@@ -197,8 +197,9 @@ def _cached(
     path = encode.cache.path
     if not path.exists():
         raise ReferenceSetError(
-            f"There is no cache {path}, which is what samples are compared with by default. Name "
-            "statistics or images with --reference, or another cache with --set cache.path=PATH."
+            f"There is no cache {path}, which is what samples are compared with by default",
+            remedy="Name statistics or images with --reference, or another cache with --set "
+            "cache.path=PATH.",
         )
     cache, made_by = Cache(path), {}
     gaussians: dict[str, metrics.Gaussian] = {}
