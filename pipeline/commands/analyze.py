@@ -24,7 +24,6 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/demo.")]
-CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")]
 Moved = Annotated[
     Path | None,
     typer.Option("--cache", metavar="PATH", help="Where the cache is; default: as in the run."),
@@ -210,7 +209,7 @@ def probe_command(
 @app.command("encoders")
 @reporting
 def encoders_command(
-    cache: CacheFolder,
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")],
     encoders: Encoders = "",
     rows: Rows = analysis_options.ROWS,
     held_out: HeldOut = analysis_options.HELD_OUT,

@@ -105,27 +105,26 @@ def _show_comparison(names: Sequence[str], results: "Sequence[Sequence[Result]]"
     """Print metrics of several samples, a row for each. names: of the samples."""
     from pipeline.tables import new_table, print_table
 
-    floor = "in brackets the floor: what as many real images are measured at"
     metrics = list(dict.fromkeys(one.metric for of_one in results for one in of_one))
     table = new_table("samples", "images", *metrics, has_numbers=True)
     notes: dict[str, dict[str, None]] = {}
     for name, of_one in zip(names, results, strict=True):
         by_metric = {one.metric: one for one in of_one}
-        cells = (_with_floor(by_metric[metric]) for metric in metrics)
+        cells = []
+        for result in map(by_metric.__getitem__, metrics):
+            floor = f" ({result.shown_floor})" if result.floor is not None else ""
+            cells.append(result.shown + floor)
         table.add_row(name, f"{of_one[0].images:,}", *cells)
         for one in of_one:
             for remark in one.remarks:
                 notes.setdefault(f"{one.metric}: {remark}", {})[name] = None
     print_table(table)
     against = [one.against for of_one in results for one in of_one if one.reference]
-    for line in dict.fromkeys([*against, floor]):
+    brackets = "in brackets the floor: what as many real images are measured at"
+    for line in dict.fromkeys([*against, brackets]):
         typer.echo(line)
     for note, said_of in notes.items():
         typer.echo(note if len(said_of) == len(names) else f"{note} ({', '.join(said_of)})")
-
-
-def _with_floor(result: "Result") -> str:
-    return result.shown + (f" ({result.shown_floor})" if result.floor is not None else "")
 
 
 def command(

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cache.layout import FEATURES, Column
+from cache.layout import FEATURES
 from cache.order import evenly
 from cache.reader import Cache
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
@@ -83,30 +82,21 @@ def compare_encoders(
             mean = prober.accuracy(f"probe of {name}, mean token", pooled[name])
             if (tokens := class_tokens(reader, chosen)) is not None:
                 classified = prober.accuracy(f"probe of {name}, class token", tokens)
-        scores.append(_scores(reader.column, structures[name], mean, classified))
+        tokens_per_image, features = reader.column.array("tokens").row_shape
+        scores.append(
+            EncoderScores(
+                name=name,
+                tokens=tokens_per_image,
+                features=features,
+                storage=str(reader.column.recipe["storage"]),
+                row_bytes=reader.column.row_bytes,
+                structure=structures[name],
+                mean_token=mean,
+                class_token=classified,
+            )
+        )
     scores.sort(key=lambda one: -one.structure.lds)
     trained = len(prober.split.trained) if prober else 0
-    return EncoderComparison(path, scores, _pairs(pooled), len(chosen), classes, trained)
-
-
-def _scores(
-    column: Column, structure: Structure, mean: Accuracy | None, classified: Accuracy | None
-) -> EncoderScores:
-    tokens, features = column.array("tokens").row_shape
-    return EncoderScores(
-        name=column.name.removeprefix(FEATURES),
-        tokens=tokens,
-        features=features,
-        storage=str(column.recipe["storage"]),
-        row_bytes=column.row_bytes,
-        structure=structure,
-        mean_token=mean,
-        class_token=classified,
-    )
-
-
-def _pairs(pooled: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
-    """CKNNA between any two encoders' mean tokens."""
-    how = AlignmentOptions()
-    found = {name: pooled_neighbours(features, how) for name, features in pooled.items()}
-    return {(one, other): cknna(found[one], found[other]) for one in found for other in found}
+    near = {name: pooled_neighbours(means, AlignmentOptions()) for name, means in pooled.items()}
+    pairs = {(one, other): cknna(near[one], near[other]) for one in near for other in near}
+    return EncoderComparison(path, scores, pairs, len(chosen), classes, trained)
