@@ -172,15 +172,15 @@ def _load_networks(
         from stages.evaluate.inception import Inception  # seconds: only where it is used
 
         inception = Inception(settings.inception_weights, place)
-    encoders = {name: _vectors(name, encode, place) for name in settings.frechet_encoders}
+    encoders = {}
+    for name in settings.frechet_encoders:
+        # By its section in the configuration, if it has one.
+        sections = {name: EncoderSettings(), **encode.encoders}
+        maker = load_features_maker(
+            encode.model_copy(update={"encoders": sections}), name, place.device
+        )
+        encoders[name] = EncoderVectors(name, maker)
     return Networks(inception, encoders)
-
-
-def _vectors(encoder: str, encode: EncodeSettings, place: Placement) -> EncoderVectors:
-    """An encoder's vectors, by its section in the configuration if it has one."""
-    sections = {encoder: EncoderSettings(), **encode.encoders}
-    settings = encode.model_copy(update={"encoders": sections})
-    return EncoderVectors(encoder, load_features_maker(settings, encoder, place.device))
 
 
 def _possible(
@@ -188,13 +188,7 @@ def _possible(
 ) -> tuple[str, ...]:
     """The metrics of Inception that are asked for, by default all that the reference allows."""
     lacking = {vectors.name for vectors in encoders if not reference.has(vectors.name)}
-    for name, metric in INCEPTION_METRICS.items():
-        if metric.is_by_image:
-            is_possible = reference.has_features
-        else:
-            is_possible = metric.function is not None or reference.has(metric.features)
-        if not is_possible:
-            lacking.add(name)
+    lacking |= {name for name, one in INCEPTION_METRICS.items() if not reference.allows(one)}
     metrics = settings.metrics
     if metrics is None:
         metrics = tuple(metric for metric in INCEPTION_METRICS if metric not in lacking)

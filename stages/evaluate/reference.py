@@ -20,7 +20,7 @@ from cache.order import permutation
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
 from stages.evaluate import image_sets, metrics
-from stages.evaluate.evaluate_settings import POOL, SPATIAL
+from stages.evaluate.evaluate_settings import POOL, SPATIAL, Metric
 from stages.evaluate.measure import (
     PART_SEED,
     EncoderVectors,
@@ -64,10 +64,11 @@ class Reference:
         """Whether the Gaussian of some features is known or can be measured."""
         return features in self.gaussians or self.images is not None
 
-    @property
-    def has_features(self) -> bool:
-        """Whether features of single images are known or can be measured."""
-        return self.features is not None or self.images is not None
+    def allows(self, metric: Metric) -> bool:
+        """Whether a metric in features of Inception can be computed."""
+        if metric.function is None:
+            return self.has(metric.features)
+        return not metric.is_compared or self.features is not None or self.images is not None
 
     @property
     def halves(self) -> tuple[Tensor, Tensor] | None:
