@@ -115,7 +115,7 @@ def load_config(
     the images, has to be there. Raises Error with everything that is wrong.
     """
     if command is not None:
-        from pipeline.commands.shared_arguments import load
+        from pipeline.commands.arguments import load
 
         return load(command, Path(path), list(overrides))
     from pipeline.config import load_config

@@ -15,7 +15,7 @@ import zarr
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
 from cache.shard_files import Buffer, DirectRows, RowNumbers
-from cache.storage import CompressedRows, row_checksums, unwarned
+from cache.storage import decompress, row_checksums, unwarned
 
 
 class RowReader(Protocol):
@@ -45,6 +45,19 @@ class ZarrRows:
                 out[place] = self._array[row]
         elif len(rows):
             out[...] = self._array.oindex[rows]
+
+
+class CompressedRows(DirectRows):
+    """Reads rows of a local array whose inner chunks `compress` made."""
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
+        for place, row in enumerate(rows.tolist()):
+            file, position = self.file(row)
+            try:
+                decompress(file.chunk(position), out[place])
+            except ValueError as error:
+                raise file.damaged(f"row {row} cannot be decompressed: {error}") from error
 
 
 class MemoryRows:

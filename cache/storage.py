@@ -11,18 +11,16 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 from numcodecs import Delta, Zstd
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.codecs import numcodecs as zarr_numcodecs
-from zarr.errors import ZarrUserWarning
 
-from cache.shard_files import Buffer, DirectRows, RowNumbers
+if TYPE_CHECKING:
+    from cache.shard_files import Buffer
 
 # A numpy array or a tensor.
 Array: TypeAlias = Any
@@ -61,20 +59,23 @@ def finite_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def codec_arguments() -> dict[str, Any]:
     """The codecs, for `zarr.Group.create_array` of a uint8 array."""
+    # Names of storages are checked without zarr.
+    from zarr.codecs import Crc32cCodec, ZstdCodec, numcodecs
+
     return {
-        "filters": (zarr_numcodecs.Delta(dtype="|u1"),),
+        "filters": (numcodecs.Delta(dtype="|u1"),),
         "compressors": (ZstdCodec(level=LEVEL), Crc32cCodec()),
     }
 
 
-def compress(row: Buffer) -> bytes:
+def compress(row: "Buffer") -> bytes:
     """The inner chunk that holds a uint8 row."""
     content: bytes = Zstd(LEVEL).encode(Delta("u1").encode(row.reshape(-1)))
     checksum: int = google_crc32c.value(content)
     return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def decompress(chunk: bytes, out: Buffer) -> None:
+def decompress(chunk: bytes, out: "Buffer") -> None:
     """Fill `out`, a row, from its inner chunk. Raises ValueError if the chunk is damaged."""
     content, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
@@ -85,21 +86,11 @@ def decompress(chunk: bytes, out: Buffer) -> None:
         raise ValueError(str(error)) from error
 
 
-class CompressedRows(DirectRows):
-    """Reads rows of a local array whose inner chunks `compress` made."""
-
-    def read(self, rows: RowNumbers, out: Buffer) -> None:
-        for place, row in enumerate(rows.tolist()):
-            file, position = self.file(row)
-            try:
-                decompress(file.chunk(position), out[place])
-            except ValueError as error:
-                raise file.damaged(f"row {row} cannot be decompressed: {error}") from error
-
-
 @contextmanager
 def unwarned() -> Iterator[None]:
     """Without zarr's warning that other implementations may not know one of these codecs."""
+    from zarr.errors import ZarrUserWarning
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numcodecs codecs", ZarrUserWarning)
         yield

@@ -12,14 +12,7 @@ from pipeline.exits import ConfigError
 from pipeline.required_files import EVERYTHING, Need
 from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import copy_value, dates, override, read_document
-from stages.encode.build_settings import (
-    AnyDataset,
-    BuildSettings,
-    CacheSettings,
-    Encoders,
-    EncodeSettings,
-    LatentsSettings,
-)
+from stages.encode import build_settings
 from stages.evaluate.evaluate_settings import EvaluateSettings
 from stages.sample.sample_settings import AnySampling, SampleSettings
 from stages.setting_types import Settings
@@ -29,14 +22,14 @@ from stages.train.train_settings import CachedTensors, TrainSettings, lines_inst
 class Config(Settings):
     """The whole of pipeline.toml."""
 
-    dataset: AnyDataset
+    dataset: build_settings.AnyDataset
     """The images that are encoded, each once."""
-    cache: CacheSettings
-    latents: LatentsSettings = LatentsSettings()
-    encoders: Encoders = Field(default_factory=dict)
+    cache: build_settings.CacheSettings
+    latents: build_settings.LatentsSettings = build_settings.LatentsSettings()
+    encoders: build_settings.Encoders = Field(default_factory=dict)
     """Frozen encoders, a section each, by names of the registry or of timm, or of your own. Each is
     built once and shared by every run."""
-    build: BuildSettings = BuildSettings()
+    build: build_settings.BuildSettings = build_settings.BuildSettings()
     train: TrainSettings
     sample: AnySampling = SampleSettings()
     """What is drawn from a model, how, and what is written. The defaults are the paper's."""
@@ -48,14 +41,14 @@ class Config(Settings):
         return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip)
 
     @property
-    def decoder(self) -> LatentsSettings:
+    def decoder(self) -> build_settings.LatentsSettings:
         """The VAE that decodes samples."""
         return self.sample.decoder(self.latents)
 
     @property
-    def encode(self) -> EncodeSettings:
+    def encode(self) -> build_settings.EncodeSettings:
         """The part that stage one reads."""
-        return EncodeSettings(
+        return build_settings.EncodeSettings(
             dataset=self.dataset,
             cache=self.cache,
             latents=self.latents,

@@ -49,8 +49,9 @@ def samples_of(target: Target) -> Path:
     newest = samples_path(run, find(run, None).folder.name)
     if drawn and not newest.is_dir():
         raise EvaluateError(
-            f"There is no {newest}. Run `repa-cache sample` first, or name others that are there: "
-            f"{', '.join(map(str, drawn))}."
+            f"There is no {newest}",
+            remedy="Run `repa-cache sample` first, or name others that are there: "
+            f"{', '.join(map(str, drawn))}.",
         )
     return newest
 

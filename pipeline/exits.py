@@ -4,10 +4,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -31,25 +32,39 @@ class ConfigError(RepaCacheError):
     """What is wrong with a configuration or with options, a line each."""
 
 
-@contextmanager
-def reported_errors(debug: bool) -> Iterator[None]:
-    """Show an error as one message; debug: with its traceback instead."""
-    try:
-        _require_utf8_names()
-        yield
-        # What stays in the buffer would fail where nobody reports it.
-        sys.stdout.flush()
-    except (typer.Exit, typer.BadParameter, BrokenPipeError):
-        # The last is a reader that has seen enough, as `head`: typer ends quietly.
-        raise
-    except KeyboardInterrupt as error:
-        _say_once("stopped. Run the same command to go on.", error)
-        _leave(INTERRUPTED)
-    except Exception as error:
-        if debug and not _is_shared():
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that shows an error as one message, and takes --debug."""
+
+    @wraps(command)
+    def reported(*, debug: bool, **options: Any) -> None:
+        try:
+            _require_utf8_names()
+            command(**options)
+            # What stays in the buffer would fail where nobody reports it.
+            sys.stdout.flush()
+        except (typer.Exit, typer.BadParameter, BrokenPipeError):
+            # The last is a reader that has seen enough, as `head`: typer ends quietly.
             raise
-        _say_once(traceback.format_exc() if debug else described(error), error)
-        _leave(INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED)
+        except KeyboardInterrupt as error:
+            _say_once("stopped. Run the same command to go on.", error)
+            _leave(INTERRUPTED)
+        except Exception as error:
+            if debug and not _is_shared():
+                raise
+            _say_once(traceback.format_exc() if debug else described(error), error)
+            _leave(INTERRUPTED if isinstance(error, InterruptedWorkError) else FAILED)
+
+    own = signature(command)
+    option = Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    # What typer reads of a command.
+    reported.__annotations__ = {**command.__annotations__, "debug": Debug}
+    reported.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), option]
+    )
+    return reported
 
 
 def _say_once(text: str, error: BaseException) -> None:

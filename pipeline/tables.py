@@ -46,10 +46,8 @@ def rate(per_second: float) -> str:
 
 def show_faults(faults: Sequence[Fault]) -> None:
     """Print what is wrong with a cache, and how to fix it."""
-    table = new_table("where", "what is wrong", "how to fix it")
-    for fault in faults:
-        table.add_row(fault.where, fault.what, fault.remedy)
-    print_table(table)
+    titles = ("where", "what is wrong", "how to fix it")
+    show_table(titles, ((fault.where, fault.what, fault.remedy) for fault in faults))
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -1,15 +1,20 @@
 """What the sections of pipeline.toml have in common; sections whose keys depend on a kind."""
 
+import ast
 import difflib
+import inspect
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
+from itertools import zip_longest
 from operator import or_
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Any
 
 import pydantic
@@ -31,8 +36,36 @@ class Settings(pydantic.BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """With what each setting means; pydantic itself would read the source at every start."""
+        section = handler(schema)
+        properties = handler.resolve_ref_schema(section)["properties"]
+        for name, meaning in _meanings(cls).items():
+            properties[name]["description"] = meaning
+        return section
+
+
+def _meanings(section: type[Settings]) -> dict[str, str]:
+    """The strings under the fields of a section, and of those it is made from."""
+    found: dict[str, str] = {}
+    for own in (one for one in reversed(section.__mro__) if issubclass(one, Settings)):
+        lines: list[ast.stmt] = []
+        # A class that was typed into an interpreter has no source.
+        with suppress(OSError):
+            (definition,) = ast.parse(dedent(inspect.getsource(own))).body
+            assert isinstance(definition, ast.ClassDef)
+            lines = definition.body
+        for field, below in zip_longest(lines, lines[1:]):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                found.pop(field.target.id, None)
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    found[field.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
 
 
 def expanded(text: str) -> str:
@@ -228,7 +261,7 @@ def _schema_of(
     sections = []
     for own in dict.fromkeys(classes.values()):
         names = [name for name, other in classes.items() if other is own]
-        section = handler(own.__pydantic_core_schema__)
+        section = own.__get_pydantic_json_schema__(own.__pydantic_core_schema__, handler)
         content = handler.resolve_ref_schema(section)
         content["properties"][key].pop("const", None)
         content["properties"][key]["enum"] = names

@@ -4,22 +4,17 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
-from pipeline.analysis.state_tables import (
-    ACCURACY_COLUMNS,
-    Findings,
-    Row,
-    Table,
-    accuracy_values,
-    easy,
-    few_images,
-    share,
-)
+from pipeline.analysis import state_tables
 from stages.analyze.cached_encoders import EncoderComparison, EncoderScores
 
 ENCODER_COLUMNS = (
     *("encoder", "tokens", "features", "storage", "bytes_per_image", "lds", "contrast"),
-    *("effective_rank", "outliers", *(f"mean_token_{name}" for name in ACCURACY_COLUMNS)),
-    *(f"class_token_{name}" for name in ACCURACY_COLUMNS),
+    *(
+        "effective_rank",
+        "outliers",
+        *(f"mean_token_{name}" for name in state_tables.ACCURACY_COLUMNS),
+    ),
+    *(f"class_token_{name}" for name in state_tables.ACCURACY_COLUMNS),
 )
 
 LIKENESS_CAPTION = (
@@ -31,20 +26,22 @@ CLASSES_CAPTION = (
 )
 
 
-def encoders_findings(found: EncoderComparison) -> Findings:
+def encoders_findings(found: EncoderComparison) -> state_tables.Findings:
     """Of encoders side by side."""
     head, rows = encoders_summary(found)
     names = [one.name for one in found.encoders]
     probed = [one.mean_token for one in found.encoders if one.mean_token is not None]
     pairs = [(a, *(f"{found.cknna[a, b]:.3f}" for b in names)) for a in names]
-    return Findings(
+    return state_tables.Findings(
         title=f"Encoders of {found.path.name}",
         lead=_ranking(found.encoders),
-        notes=(*few_images(found.trained, found.classes), *easy(probed)) if probed else (),
+        notes=(*state_tables.few_images(found.trained, found.classes), *state_tables.easy(probed))
+        if probed
+        else (),
         caption=LIKENESS_CAPTION + (CLASSES_CAPTION if probed else ""),
         tables=[
-            Table("Structure and classes" if probed else "Structure", head, rows),
-            Table("CKNNA of mean tokens", ("", *names), pairs),
+            state_tables.Table("Structure and classes" if probed else "Structure", head, rows),
+            state_tables.Table("CKNNA of mean tokens", ("", *names), pairs),
         ],
         facts={
             "cache": str(found.path),
@@ -62,11 +59,11 @@ def encoders_findings(found: EncoderComparison) -> Findings:
     )
 
 
-def encoders_summary(found: EncoderComparison) -> tuple[Row, list[Row]]:
+def encoders_summary(found: EncoderComparison) -> tuple[state_tables.Row, list[state_tables.Row]]:
     """A line for each encoder."""
     head = ("encoder", "tokens", "bytes per image", "LDS", "contrast", "rank", "outliers")
     probes = ("probe: mean token", "class token") if found.trained else ()
-    rows: list[Row] = []
+    rows: list[state_tables.Row] = []
     for one in found.encoders:
         structure, side = one.structure, round(one.tokens**0.5)
         accuracies = one.mean_token, one.class_token
@@ -80,7 +77,7 @@ def encoders_summary(found: EncoderComparison) -> tuple[Row, list[Row]]:
                 f"{structure.effective_rank:.1f}",
                 f"{structure.outliers:.2%}",
                 *(
-                    "" if accuracy is None else share(accuracy)
+                    "" if accuracy is None else state_tables.share(accuracy)
                     for accuracy in accuracies[: len(probes)]
                 ),
             )
@@ -94,8 +91,8 @@ def _encoder_values(one: EncoderScores) -> tuple[object, ...]:
     return (
         *(one.name, one.tokens, one.features, one.storage, one.row_bytes),
         *(f"{value:.6g}" for value in measured),
-        *accuracy_values(one.mean_token),
-        *accuracy_values(one.class_token),
+        *state_tables.accuracy_values(one.mean_token),
+        *state_tables.accuracy_values(one.class_token),
     )
 
 

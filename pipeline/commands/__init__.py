@@ -9,7 +9,6 @@ be good.
 import io
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -32,6 +31,7 @@ from pipeline.commands import (
     train,
     verify,
 )
+from pipeline.exits import reporting
 
 
 class Program(TyperGroup):
@@ -64,6 +64,8 @@ app = typer.Typer(
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
+        from importlib.metadata import version
+
         typer.echo(f"repa-cache {version('repa-cache')}")
         raise typer.Exit
 
@@ -84,5 +86,7 @@ for module in (
     *(train, sample, evaluate, run, report, export),
 ):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(module.command)
+    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(
+        reporting(module.command)
+    )
 app.add_typer(analyze.app)

@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import CheckpointStep, Debug, WhichWeights
-from pipeline.exits import ConfigError, reported_errors
-from stages.analyze.analysis_options import (
-    EPOCHS,
-    HELD_OUT,
-    LEVELS,
-    NEIGHBOURS,
-    ROWS,
-    AlignmentOptions,
-    ProbeOptions,
-    StateOptions,
-)
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError, reporting
+from stages.analyze import analysis_options
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
@@ -33,7 +24,6 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/demo.")]
-CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")]
 Moved = Annotated[
     Path | None,
     typer.Option("--cache", metavar="PATH", help="Where the cache is; default: as in the run."),
@@ -57,7 +47,7 @@ Device = Annotated[str, typer.Option(help="As cuda:1 or cpu; default: the first 
 Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: RUN/analysis.")
 ]
-DEFAULT_LEVELS = ",".join(map(str, LEVELS))
+DEFAULT_LEVELS = ",".join(map(str, analysis_options.LEVELS))
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,8 @@ class Analysis:
 
 def cknna(
     run: Path,
-    states: StateOptions,
-    how: AlignmentOptions,
+    states: analysis_options.StateOptions,
+    how: analysis_options.AlignmentOptions,
     encoders: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> Analysis:
@@ -104,8 +94,8 @@ def cknna(
 
 def probe(
     run: Path,
-    states: StateOptions,
-    how: ProbeOptions,
+    states: analysis_options.StateOptions,
+    how: analysis_options.ProbeOptions,
     encoders: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> Analysis:
@@ -129,8 +119,8 @@ def probe(
 def compare(
     cache: Path,
     encoders: tuple[str, ...] = (),
-    rows: int = ROWS,
-    how: ProbeOptions | None = None,
+    rows: int = analysis_options.ROWS,
+    how: analysis_options.ProbeOptions | None = None,
     device: str = "auto",
     out: Path | None = None,
 ) -> Analysis:
@@ -151,80 +141,79 @@ def compare(
 
 
 @app.command("cknna")
+@reporting
 def cknna_command(
     run: RunFolder,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     cache: Moved = None,
     encoders: Encoders = "",
-    rows: Rows = ROWS,
+    rows: Rows = analysis_options.ROWS,
     levels: Levels = DEFAULT_LEVELS,
     blocks: Blocks = "",
     conditional: Conditional = False,
     neighbours: Annotated[
         int, typer.Option(min=1, metavar="K", help="Nearest neighbours of each image.")
-    ] = NEIGHBOURS,
+    ] = analysis_options.NEIGHBOURS,
     raw: Annotated[
         bool, typer.Option("--raw", help="Features as they are, not at unit length.")
     ] = False,
     seed: Seed = 0,
-    batch_size: BatchSize = StateOptions.batch_size,
+    batch_size: BatchSize = analysis_options.StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
-    debug: Debug = False,
 ) -> None:
     """Compare hidden states of every block and level of noise with the cached encoders.
 
     Example: repa-cache analyze cknna runs/demo --levels 0.3,0.7
     """
-    with reported_errors(debug):
-        states = StateOptions(
-            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
-            *(conditional, seed, batch_size, device),
-        )
-        how = AlignmentOptions(neighbours, raw)
-        cknna(run, states, how, _names(encoders), out).show()
+    states = analysis_options.StateOptions(
+        *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+        *(conditional, seed, batch_size, device),
+    )
+    how = analysis_options.AlignmentOptions(neighbours, raw)
+    cknna(run, states, how, _names(encoders), out).show()
 
 
 @app.command("probe")
+@reporting
 def probe_command(
     run: RunFolder,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     cache: Moved = None,
     encoders: Encoders = "",
-    rows: Rows = ROWS,
+    rows: Rows = analysis_options.ROWS,
     levels: Levels = DEFAULT_LEVELS,
     blocks: Blocks = "",
     conditional: Conditional = False,
-    held_out: HeldOut = HELD_OUT,
-    epochs: Epochs = EPOCHS,
+    held_out: HeldOut = analysis_options.HELD_OUT,
+    epochs: Epochs = analysis_options.EPOCHS,
     seed: Seed = 0,
-    batch_size: BatchSize = StateOptions.batch_size,
+    batch_size: BatchSize = analysis_options.StateOptions.batch_size,
     device: Device = "auto",
     out: Out = None,
-    debug: Debug = False,
 ) -> None:
     """Train linear probes on hidden states of every block, to name the images' classes.
 
     Example: repa-cache analyze probe runs/demo --rows 50000
     """
-    with reported_errors(debug):
-        states = StateOptions(
-            *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
-            *(conditional, seed, batch_size, device),
-        )
-        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-        probe(run, states, how, _names(encoders), out).show()
+    states = analysis_options.StateOptions(
+        *(step, weights, cache, rows, _levels(levels), _blocks(blocks)),
+        *(conditional, seed, batch_size, device),
+    )
+    how = analysis_options.ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+    probe(run, states, how, _names(encoders), out).show()
 
 
 @app.command("encoders")
+@reporting
 def encoders_command(
-    cache: CacheFolder,
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")],
     encoders: Encoders = "",
-    rows: Rows = ROWS,
-    held_out: HeldOut = HELD_OUT,
-    epochs: Epochs = EPOCHS,
+    rows: Rows = analysis_options.ROWS,
+    held_out: HeldOut = analysis_options.HELD_OUT,
+    epochs: Epochs = analysis_options.EPOCHS,
     has_probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Probes take most of the time.")
     ] = True,
@@ -233,15 +222,17 @@ def encoders_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: beside CACHE.")
     ] = None,
-    debug: Debug = False,
 ) -> None:
     """Compare spatial structure and classes of the cached encoders, to choose one.
 
     Example: repa-cache analyze encoders demo.zarr
     """
-    with reported_errors(debug):
-        how = ProbeOptions(held_out=held_out, epochs=epochs, seed=seed) if has_probe else None
-        compare(cache, _names(encoders), rows, how, device, out).show()
+    how = (
+        analysis_options.ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
+        if has_probe
+        else None
+    )
+    compare(cache, _names(encoders), rows, how, device, out).show()
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -255,7 +246,7 @@ def _levels(text: str) -> tuple[float, ...]:
     except ValueError:
         levels = ()
     if not levels or not all(0 <= level <= 1 for level in levels):
-        raise ConfigError(f"--levels {text}: expected numbers from 0 to 1, as 0.1,0.5,0.9.")
+        raise ConfigError("expected numbers from 0 to 1, as 0.1,0.5,0.9.", where=f"--levels {text}")
     return levels
 
 
@@ -263,4 +254,4 @@ def _blocks(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in _names(text))
     except ValueError:
-        raise ConfigError(f"--blocks {text}: expected whole numbers, as 4,8,12.") from None
+        raise ConfigError("expected whole numbers, as 4,8,12.", where=f"--blocks {text}") from None

@@ -4,14 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Debug,
-    Overrides,
-    load_for_cache,
-)
-from pipeline.exits import reported_errors
+from pipeline.commands import arguments
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -32,10 +25,9 @@ def bench(config: "Config", *, is_configured: bool = True) -> "Reading":
 
 
 def command(
-    cache: ChosenCache = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    cache: arguments.ChosenCache = None,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Measure how fast batches can be read here, and how many GPUs that feeds.
 
@@ -43,9 +35,8 @@ def command(
 
     Example: repa-cache bench demo.zarr --set train.model=SiT-B/2
     """
-    with reported_errors(debug):
-        settings = load_for_cache("bench", cache, config, overrides)
-        _show(bench(settings, is_configured=cache is None or config is not None))
+    settings = arguments.load_for_cache("bench", cache, config, overrides)
+    _show(bench(settings, is_configured=cache is None or config is not None))
 
 
 def _show(reading: "Reading") -> None:

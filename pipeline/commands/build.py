@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
 from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
 
@@ -59,9 +59,9 @@ def _show_columns(columns: "Sequence[Column]") -> None:
     from rich.filesize import decimal
 
     from cache.layout import VALID
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    table = new_table("array", "type", "row", "shards", "on disk")
+    rows = []
     for column in columns:
         for array in (a for a in column.arrays if a != VALID):
             row = " x ".join(map(str, array.row_shape))
@@ -69,8 +69,8 @@ def _show_columns(columns: "Sequence[Column]") -> None:
             sizes = [path.stat().st_size for path in paths if path.exists()]
             shards = f"{len(sizes):,} of {column.shards:,}"
             name = f"{column.name}/{array.name}"
-            table.add_row(name, array.dtype, row, shards, decimal(sum(sizes)))
-    print_table(table)
+            rows.append((name, array.dtype, row, shards, decimal(sum(sizes))))
+    show_table(("array", "type", "row", "shards", "on disk"), rows)
 
 
 def _show_invalid(invalid: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ def _show_invalid(invalid: Mapping[str, str]) -> None:
 def command(
     rebuild: Annotated[
         list[str], typer.Option(metavar="NAME", help="Make an encoder or the VAE anew; repeatable.")
-    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    ] = [],
     repair: Annotated[
         bool, typer.Option("--repair", help="Read everything, and make again what is damaged.")
     ] = False,
@@ -109,9 +109,8 @@ def command(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Print the address of Dask's dashboard.")
     ] = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006
-    debug: Debug = False,
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Encode the data set into the cache, making only what is missing.
 
@@ -119,14 +118,13 @@ def command(
 
     Example: repa-cache build --workers 8
     """
-    with reported_errors(debug):
-        options = BuildOptions(
-            repair=repair,
-            update=update,
-            shards=_parse_shards(shards),
-            cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
-        )
-        show(build(load("build", config, overrides), options, rebuild))
+    options = BuildOptions(
+        repair=repair,
+        update=update,
+        shards=_parse_shards(shards),
+        cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
+    )
+    show(build(arguments.load("build", config, overrides), options, rebuild))
 
 
 def _cluster(workers: int, scheduler: str | None, *, has_dashboard: bool) -> Cluster | None:
@@ -146,6 +144,6 @@ def _parse_shards(text: str) -> slice:
     """The shards meant by `A:B`, either of which may be left out."""
     match = re.fullmatch(r"(\d*):(\d*)", text)
     if not match:
-        raise ConfigError(f"--shards {text}: expected A:B, as 0:100, :100 or 100:.")
+        raise ConfigError("expected A:B, as 0:100, :100 or 100:.", where=f"--shards {text}")
     start, stop = (int(number) if number else None for number in match.groups())
     return slice(start, stop)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands import arguments
 from pipeline.commands.init import PRESETS
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug, Overrides
-from pipeline.exits import reported_errors
 
 
 def config(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
@@ -18,7 +17,7 @@ def config(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
     from pipeline.describing.documents import commented
     from pipeline.toml_documents import read_document
 
-    place = path or DEFAULT_CONFIG
+    place = path or arguments.DEFAULT_CONFIG
     is_demo = path is None and not place.exists()
     document = read_document(Path(str(PRESETS["demo"])) if is_demo else place)
     found = checked(validated(document, overrides, place, place.parent), place, needs=())
@@ -42,8 +41,7 @@ def command(
             "pipeline.toml, the first line there is #:schema ./pipeline.schema.json",
         ),
     ] = False,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Print all settings with their meaning: those of pipeline.toml, and defaults for the others.
 
@@ -53,10 +51,9 @@ def command(
 
     Example: repa-cache config --schema > pipeline.schema.json
     """
-    with reported_errors(debug):
-        if schema:
-            from pipeline.describing.described import json_schema
+    if schema:
+        from pipeline.describing.described import json_schema
 
-            typer.echo(json.dumps(json_schema(), indent=2))
-            return
-        typer.echo(config(path, overrides), nl=False)
+        typer.echo(json.dumps(json_schema(), indent=2))
+        return
+    typer.echo(config(path, overrides), nl=False)

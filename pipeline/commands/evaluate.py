@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    DEFAULT_CONFIG,
-    ChosenConfig,
-    Debug,
-    Overrides,
-    checked_world,
-    load,
-    needs_of,
-    set_path,
-    with_packages,
-)
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
+from pipeline.launchers import checked_world
 from stages.processes import rank
 
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.evaluation_targets import Target
-    from stages.evaluate.results import Judged, Result
+    from stages.evaluate.evaluate import Judged
+    from stages.evaluate.results import Result
 
 # What samples were found to be: a path and its metrics for each.
 Judgements = Sequence[tuple[Path, Sequence["Result"]]]
@@ -41,8 +33,7 @@ def evaluate(
     from pipeline.process_group import placement
     from pipeline.report.records import is_run
     from pipeline.report.report_page import write_own_report
-    from stages.evaluate.evaluate import evaluate
-    from stages.evaluate.results import open_samples
+    from stages.evaluate.evaluate import evaluate, open_samples
     from stages.progress import say
 
     targets = targets or targets_of([], config)
@@ -99,49 +90,41 @@ def show(found: Judgements) -> None:
 
 def _show_results(results: "Sequence[Result]") -> None:
     """Print metrics of samples."""
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    titles = ("metric", "value", "floor", "samples", "reference", "of images", "remarks")
-    table = new_table(*titles)
+    rows = []
     for one in results:
         images = "" if one.reference_images is None else f"{one.reference_images:,}"
-        table.add_row(
-            one.metric,
-            one.shown,
-            one.shown_floor,
-            f"{one.images:,}",
-            one.shown_reference,
-            images,
-            "; ".join(one.remarks),
-        )
-    print_table(table)
+        compared = (f"{one.images:,}", one.shown_reference, images)
+        rows.append((one.metric, one.shown, one.shown_floor, *compared, "; ".join(one.remarks)))
+    titles = ("metric", "value", "floor", "samples", "reference", "of images", "remarks")
+    show_table(titles, rows)
 
 
 def _show_comparison(names: Sequence[str], results: "Sequence[Sequence[Result]]") -> None:
     """Print metrics of several samples, a row for each. names: of the samples."""
     from pipeline.tables import new_table, print_table
 
-    floor = "in brackets the floor: what as many real images are measured at"
     metrics = list(dict.fromkeys(one.metric for of_one in results for one in of_one))
     table = new_table("samples", "images", *metrics, has_numbers=True)
     notes: dict[str, dict[str, None]] = {}
     for name, of_one in zip(names, results, strict=True):
         by_metric = {one.metric: one for one in of_one}
-        cells = (_with_floor(by_metric[metric]) for metric in metrics)
+        cells = []
+        for result in map(by_metric.__getitem__, metrics):
+            floor = f" ({result.shown_floor})" if result.floor is not None else ""
+            cells.append(result.shown + floor)
         table.add_row(name, f"{of_one[0].images:,}", *cells)
         for one in of_one:
             for remark in one.remarks:
                 notes.setdefault(f"{one.metric}: {remark}", {})[name] = None
     print_table(table)
     against = [one.against for of_one in results for one in of_one if one.reference]
-    for line in dict.fromkeys([*against, floor]):
+    brackets = "in brackets the floor: what as many real images are measured at"
+    for line in dict.fromkeys([*against, brackets]):
         typer.echo(line)
     for note, said_of in notes.items():
         typer.echo(note if len(said_of) == len(names) else f"{note} ({', '.join(said_of)})")
-
-
-def _with_floor(result: "Result") -> str:
-    return result.shown + (f" ({result.shown_floor})" if result.floor is not None else "")
 
 
 def command(
@@ -164,9 +147,8 @@ def command(
     inception_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A local file instead of the download.")
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Compare samples with a reference: FID, sFID, IS, precision, recall, KID and others.
 
@@ -175,16 +157,15 @@ def command(
 
     Example: repa-cache evaluate runs/a runs/b --reference VIRTUAL_imagenet256_labeled.npz
     """
-    with reported_errors(debug):
-        for key, path in (("reference", reference), ("inception_weights", inception_weights)):
-            if path is not None:
-                if not path.exists():
-                    raise ConfigError(f"evaluate.{key}: there is no file {path}")
-                overrides = [*overrides, set_path(f"evaluate.{key}", path)]
-        settings, targets = _load(samples or [], config, overrides)
-        found = evaluate(settings, targets, save_statistics)
-        if rank() == 0:
-            show(found)
+    for key, path in (("reference", reference), ("inception_weights", inception_weights)):
+        if path is not None:
+            if not path.exists():
+                raise ConfigError(f"evaluate.{key}: there is no file {path}")
+            overrides = [*overrides, arguments.set_path(f"evaluate.{key}", path)]
+    settings, targets = _load(samples or [], config, overrides)
+    found = evaluate(settings, targets, save_statistics)
+    if rank() == 0:
+        show(found)
 
 
 def _load(
@@ -198,12 +179,12 @@ def _load(
     from pipeline.evaluation_targets import configuration_of_none, own_targets, targets_of
 
     if paths and path is None:
-        needs = needs_of("evaluate")
+        needs = arguments.needs_of("evaluate")
         targets = own_targets(paths, overrides, needs)
         config = next((one.config for one in targets if one.config is not None), None)
-        if config is None and not DEFAULT_CONFIG.exists():
+        if config is None and not arguments.DEFAULT_CONFIG.exists():
             config = configuration_of_none(overrides, needs)
         if config is not None:
-            return with_packages("evaluate", config, paths[0]), targets
-    config = load("evaluate", path or DEFAULT_CONFIG, overrides)
+            return arguments.with_packages("evaluate", config, paths[0]), targets
+    config = arguments.load("evaluate", path or arguments.DEFAULT_CONFIG, overrides)
     return config, targets_of(paths, config)

@@ -5,17 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    DEFAULT_CONFIG,
-    CheckpointStep,
-    ChosenConfig,
-    ChosenRun,
-    Debug,
-    Overrides,
-    WhichWeights,
-    load,
-)
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
 from stages.weights.export_options import ExportOptions, Layout, Weights
 
 if TYPE_CHECKING:
@@ -30,12 +21,12 @@ def export(run: Path, options: ExportOptions) -> "Exported":
 
 
 def command(
-    run: ChosenRun = None,
+    run: arguments.ChosenRun = None,
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The .pt or .safetensors to write.")
     ] = None,
-    step: CheckpointStep = None,
-    weights: WhichWeights = Weights.EMA,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
     layout: Annotated[
         Layout | None,
         typer.Option(
@@ -43,9 +34,8 @@ def command(
             "for sit and sit-no-sigma. Default: repa for SiT, dit for DiT."
         ),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Write a run's weights as a file that the published REPA, SiT or DiT code loads.
 
@@ -57,13 +47,14 @@ def command(
         raise typer.BadParameter("Name the file to write: OUT, or RUN and OUT.")
     # A single path is OUT, of the run that a configuration names.
     run, out = (None, run) if out is None else (run, out)
-    with reported_errors(debug):
-        if run is not None and (config or overrides):
-            raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
-        source = run or load("export", config or DEFAULT_CONFIG, overrides).train.run
-        made = export(source, ExportOptions(out, step, weights, layout))
-        typer.echo(
-            f"{made.path}: {weights} of step {made.step:,} of {made.model}, layout "
-            f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M "
-            f"parameters; for {made.loaded_by}"
-        )
+    if run is not None and (config or overrides):
+        raise ConfigError(f"{run} tells all that is exported: no --config and no --set.")
+    source = (
+        run or arguments.load("export", config or arguments.DEFAULT_CONFIG, overrides).train.run
+    )
+    made = export(source, ExportOptions(out, step, weights, layout))
+    typer.echo(
+        f"{made.path}: {weights} of step {made.step:,} of {made.model}, layout "
+        f"{made.layout}, {made.tensors:,} tensors of {made.parameters / 1e6:,.1f} M "
+        f"parameters; for {made.loaded_by}"
+    )

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from cache.files import write_atomically
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, Debug
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
 
 PRESETS = {
     entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
 }
 
 
-def init(preset: str = "demo", path: Path = DEFAULT_CONFIG) -> list[str]:
+def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[str]:
     """Write a preset as a configuration; returns a line for each package that it needs and lacks.
 
     Raises ConfigError if there is no such preset, or if there is such a file.
@@ -27,7 +27,7 @@ def init(preset: str = "demo", path: Path = DEFAULT_CONFIG) -> list[str]:
     if preset not in PRESETS:
         raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
     if path.exists():
-        raise ConfigError(f"{path} exists already. Name another file with --config.")
+        raise ConfigError(f"{path} exists already", remedy="Name another file with --config.")
     write_atomically(path, PRESETS[preset].read_bytes())
     return list(missing_packages("run", load_config(path, needs=())))
 
@@ -36,15 +36,13 @@ def command(
     preset: Annotated[
         str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
     ] = "demo",
-    config: Annotated[Path, typer.Option(help="Where to write it.")] = DEFAULT_CONFIG,
-    debug: Debug = False,
+    config: Annotated[Path, typer.Option(help="Where to write it.")] = arguments.DEFAULT_CONFIG,
 ) -> None:
     """Write a commented pipeline.toml from a preset, to be edited.
 
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
-    with reported_errors(debug):
-        lacking = init(preset, config)
-        typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
-        for problem in lacking:
-            typer.echo(f"  {problem}")
+    lacking = init(preset, config)
+    typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
+    for problem in lacking:
+        typer.echo(f"  {problem}")

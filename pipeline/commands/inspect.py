@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Debug,
-    Overrides,
-    load_for_cache,
-)
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -55,13 +49,13 @@ def inspect(config: "Config", *, is_configured: bool = True) -> "Contents":
 
 
 def command(
-    cache: ChosenCache = None,
+    cache: arguments.ChosenCache = None,
     keys: Annotated[
         list[str],
         typer.Option(
             "--rows", metavar="KEY...", help="Only these images: keys, parts of keys, classes."
         ),
-    ] = [],  # noqa: B006 - typer reads the default; nobody changes it
+    ] = [],
     neighbours: Annotated[
         int | None,
         typer.Option(min=0, metavar="K", help="Find the K nearest images; default with --rows: 8."),
@@ -94,9 +88,8 @@ def command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: NAME-inspect beside NAME.zarr."),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006
-    debug: Debug = False,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Show what a cache holds: its columns, single images, their neighbours, pictures of all.
 
@@ -105,24 +98,23 @@ def command(
 
     Example: repa-cache inspect demo.zarr --rows astronaut/28-7 rocket/0-0
     """
-    with reported_errors(debug):
-        if neighbours and not (keys or pictures):
-            raise ConfigError("--neighbours: of which images? Name them with --rows.")
-        if cache is not None and not cache.exists():
-            raise ConfigError(f"There is no cache {cache}. Name images with --rows {cache}.")
-        settings = load_for_cache("inspect", cache, config, overrides)
-        from pipeline.inspection import gallery
+    if neighbours and not (keys or pictures):
+        raise ConfigError("--neighbours: of which images? Name them with --rows.")
+    if cache is not None and not cache.exists():
+        raise ConfigError(f"There is no cache {cache}", remedy=f"Name images with --rows {cache}.")
+    settings = arguments.load_for_cache("inspect", cache, config, overrides)
+    from pipeline.inspection import gallery
 
-        wanted = (8 if keys else 0) if neighbours is None else neighbours
-        options = gallery.InspectOptions(tuple(keys), wanted, among, images, seed)
-        contents = inspect(settings, is_configured=cache is None or config is not None)
-        if not keys:
-            gallery.show_contents(contents)
-        if not (keys or pictures):
-            return
-        chosen = gallery.select(contents, options)
-        if keys:
-            gallery.show_images(chosen)
-        if pictures:
-            page = gallery.write_gallery(settings.encode, contents, chosen, out)
-            typer.echo(f"{page}: {len(chosen.rows):,} images")
+    wanted = (8 if keys else 0) if neighbours is None else neighbours
+    options = gallery.InspectOptions(tuple(keys), wanted, among, images, seed)
+    contents = inspect(settings, is_configured=cache is None or config is not None)
+    if not keys:
+        gallery.show_contents(contents)
+    if not (keys or pictures):
+        return
+    chosen = gallery.select(contents, options)
+    if keys:
+        gallery.show_images(chosen)
+    if pictures:
+        page = gallery.write_gallery(settings.encode, contents, chosen, out)
+        typer.echo(f"{page}: {len(chosen.rows):,} images")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import FAILED, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import FAILED
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -43,9 +43,8 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: bytes, seconds, per second.")
     ] = False,
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Say what a cache will cost and what it will gain, before anything runs.
 
@@ -53,15 +52,14 @@ def command(
 
     Example: repa-cache plan --images 1281167
     """
-    with reported_errors(debug):
-        made = plan(load("plan", config, overrides), images, gpus, is_measured=measure)
-        if as_json:
-            from pipeline.plan.plan_views import exported
+    made = plan(arguments.load("plan", config, overrides), images, gpus, is_measured=measure)
+    if as_json:
+        from pipeline.plan.plan_views import exported
 
-            typer.echo(json.dumps(exported(made), indent=2))
-        else:
-            from pipeline.plan.plan_views import show_plan
+        typer.echo(json.dumps(exported(made), indent=2))
+    else:
+        from pipeline.plan.plan_views import show_plan
 
-            show_plan(made)
-        if not made.space.fits:
-            raise typer.Exit(FAILED)
+        show_plan(made)
+    if not made.space.fits:
+        raise typer.Exit(FAILED)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import reported_errors
+from pipeline.commands import arguments
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> tuple[Path, int]:
@@ -32,9 +31,8 @@ def command(
             help="The page; default: report.html, of one run in its folder, of several here.",
         ),
     ] = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Write one page on a run, or on several side by side, during and after training.
 
@@ -42,7 +40,6 @@ def command(
 
     Example: repa-cache report runs/depth-2 runs/depth-8 --out depths.html
     """
-    with reported_errors(debug):
-        page, count = report(runs or [load("report", config, overrides).train.run], out)
-        what = "1 run" if count == 1 else f"{count} runs"
-        typer.echo(f"{page}: {what}, {page.stat().st_size / 1e6:.1f} MB; it needs no other file")
+    page, count = report(runs or [arguments.load("report", config, overrides).train.run], out)
+    what = "1 run" if count == 1 else f"{count} runs"
+    typer.echo(f"{page}: {what}, {page.stat().st_size / 1e6:.1f} MB; it needs no other file")

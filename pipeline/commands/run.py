@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands import build, evaluate, sample, train
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import reported_errors
+from pipeline.commands import arguments, build, evaluate, sample, train
 
 if TYPE_CHECKING:
     from cache.layout import Column
@@ -103,16 +101,14 @@ def _show(summary: Summary) -> None:
 
 
 def command(
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Build, train, sample and evaluate; every part goes on where it stopped.
 
     Example: repa-cache run --config pipeline.toml
     """
-    with reported_errors(debug):
-        settings = load("run", config, overrides)
-        for show_part in _parts(settings):
-            show_part()
-        _show(_summarise(settings))
+    settings = arguments.load("run", config, overrides)
+    for show_part in _parts(settings):
+        show_part()
+    _show(_summarise(settings))

@@ -5,16 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    CheckpointStep,
-    ChosenConfig,
-    ChosenRun,
-    Debug,
-    Overrides,
-    WhichWeights,
-    load_for_run,
-)
-from pipeline.exits import ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import ConfigError
 from stages.processes import rank
 from stages.weights.export_options import Layout, Weights
 
@@ -49,8 +41,8 @@ def show(drawn: "Drawn") -> None:
 
 
 def command(
-    run: ChosenRun = None,
-    step: CheckpointStep = None,
+    run: arguments.ChosenRun = None,
+    step: arguments.CheckpointStep = None,
     official: Annotated[
         Path | None,
         typer.Option(
@@ -64,14 +56,13 @@ def command(
             "noise in those of sit and sit-no-sigma."
         ),
     ] = None,
-    weights: WhichWeights = Weights.EMA,
+    weights: arguments.WhichWeights = Weights.EMA,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; default: RUN/samples/CHECKPOINT."),
     ] = None,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Draw images with a run's weights or published ones, drawing only those that are missing.
 
@@ -79,14 +70,13 @@ def command(
 
     Example: repa-cache sample runs/demo --set sample.steps=50
     """
-    with reported_errors(debug):
-        if official is not None and step is not None:
-            raise ConfigError("--checkpoint is of a run, --official of none: give either.")
-        if layout is not None and official is None:
-            raise ConfigError("--layout: of which file? Name it with --official.")
-        settings = load_for_run("sample", run, config, overrides)
-        from stages.sample.sampled_weights import SampleOptions
+    if official is not None and step is not None:
+        raise ConfigError("--checkpoint is of a run, --official of none: give either.")
+    if layout is not None and official is None:
+        raise ConfigError("--layout: of which file? Name it with --official.")
+    settings = arguments.load_for_run("sample", run, config, overrides)
+    from stages.sample.sampled_weights import SampleOptions
 
-        drawn = sample(settings, SampleOptions(official, layout, step, weights, out))
-        if rank() == 0:
-            show(drawn)
+    drawn = sample(settings, SampleOptions(official, layout, step, weights, out))
+    if rank() == 0:
+        show(drawn)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cache.files import write_atomically
-from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
-from pipeline.exits import reported_errors
+from pipeline.commands import arguments
 from stages.processes import rank
 
 if TYPE_CHECKING:
@@ -54,16 +53,14 @@ def show(config: "Config", reached: "TrainSummary") -> None:
 
 
 def command(
-    config: ConfigPath = DEFAULT_CONFIG,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Train from the cache, or go on from the last checkpoint.
 
     Example: repa-cache train --config pipeline.toml
     """
-    with reported_errors(debug):
-        settings = load("train", config, overrides)
-        reached = train(settings)
-        if rank() == 0:
-            show(settings, reached)
+    settings = arguments.load("train", config, overrides)
+    reached = train(settings)
+    if rank() == 0:
+        show(settings, reached)

@@ -4,14 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.shared_arguments import (
-    ChosenCache,
-    ChosenConfig,
-    Debug,
-    Overrides,
-    load_for_cache,
-)
-from pipeline.exits import FAILED, ConfigError, reported_errors
+from pipeline.commands import arguments
+from pipeline.exits import FAILED, ConfigError
 
 if TYPE_CHECKING:
     from cache.verify import Fault
@@ -37,29 +31,28 @@ def fidelity(config: "Config", rows: int) -> "list[Fidelity]":
 
 def _show_fidelity(measured: "list[Fidelity]") -> None:
     """Print how true stored tensors are."""
-    from pipeline.tables import new_table, print_table
+    from pipeline.tables import show_table
 
-    table = new_table("array", "storage", "rows", *("cosine: mean", "1st percentile", "minimum"))
-    for title in ("relative error", "alignment loss"):
-        table.add_column(title)
+    rows = []
     for one in measured:
         change = "" if one.loss_change is None else f"{one.loss_change:+.1e}"
         cosines = (f"{value:.6f}" for value in (one.mean, one.percentile1, one.minimum))
-        table.add_row(one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change)
-    print_table(table)
+        rows.append((one.array, one.storage, f"{one.rows:,}", *cosines, f"{one.error:.1e}", change))
+    cosine_titles = ("cosine: mean", "1st percentile", "minimum")
+    titles = ("array", "storage", "rows", *cosine_titles, "relative error", "alignment loss")
+    show_table(titles, rows)
 
 
 def command(
-    cache: ChosenCache = None,
+    cache: arguments.ChosenCache = None,
     rows: Annotated[
         int,
         typer.Option(
             "--fidelity", metavar="ROWS", help="Also encode this many images again and compare."
         ),
     ] = 0,
-    config: ChosenConfig = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default; nobody changes it
-    debug: Debug = False,
+    config: arguments.ChosenConfig = None,
+    overrides: arguments.Overrides = [],
 ) -> None:
     """Read the whole cache and list what is wrong with it, and how to fix it.
 
@@ -67,19 +60,18 @@ def command(
 
     Example: repa-cache verify demo.zarr
     """
-    with reported_errors(debug):
-        if rows and cache is not None and config is None:
-            raise ConfigError(
-                f"--fidelity encodes images again, and {cache} does not tell where these and the "
-                "weights of the networks are",
-                remedy="Name the configuration with --config.",
-            )
-        settings = load_for_cache("verify", cache, config, overrides)
-        from pipeline.tables import show_faults
+    if rows and cache is not None and config is None:
+        raise ConfigError(
+            f"--fidelity encodes images again, and {cache} does not tell where these and the "
+            "weights of the networks are",
+            remedy="Name the configuration with --config.",
+        )
+    settings = arguments.load_for_cache("verify", cache, config, overrides)
+    from pipeline.tables import show_faults
 
-        if faults := verify(settings):
-            show_faults(faults)
-            raise typer.Exit(FAILED)
-        typer.echo(f"{settings.cache.path}: complete, and every byte is what was written")
-        if rows:
-            _show_fidelity(fidelity(settings, rows))
+    if faults := verify(settings):
+        show_faults(faults)
+        raise typer.Exit(FAILED)
+    typer.echo(f"{settings.cache.path}: complete, and every byte is what was written")
+    if rows:
+        _show_fidelity(fidelity(settings, rows))

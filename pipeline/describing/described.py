@@ -22,6 +22,9 @@ BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
+SCHEMA_FILE = "pipeline.schema.json"
+# The first line of a pipeline.toml that has its schema beside it, as taplo reads it.
+SCHEMA_LINE = f"#:schema ./{SCHEMA_FILE}"
 TYPES = {"integer": "whole number", "number": "number"}
 
 Form: TypeAlias = Literal["one", "named", "listed"]
@@ -180,11 +183,6 @@ def in_words(schema: Mapping[str, Any]) -> str:
     limits = {word: schema.get(key, LARGE) for key, word in BOUNDS.items()}
     bounds = [f"{word} {as_toml(limit)}" for word, limit in limits.items() if limit < LARGE]
     return f"{TYPES[schema['type']]} {' and '.join(bounds)}".rstrip()
-
-
-SCHEMA_FILE = "pipeline.schema.json"
-# The first line of a pipeline.toml that has its schema beside it, as taplo reads it.
-SCHEMA_LINE = f"#:schema ./{SCHEMA_FILE}"
 
 
 class _OfToml(GenerateJsonSchema):

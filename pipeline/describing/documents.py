@@ -20,6 +20,14 @@ HEAD = f"""\
 # checks in an editor (Even Better TOML, taplo), make the schema and take this as the first line:
 #   repa-cache config --schema > {SCHEMA_FILE}
 #   {SCHEMA_LINE}"""
+PAGE = Path(__file__).parents[1] / "settings.md"
+PAGE_HEAD = """\
+# All settings
+
+Made from the descriptions in the code by `python -m pipeline.describing.documents`. The same
+stands above each setting in what `repa-cache config` prints: your `pipeline.toml` with all defaults
+filled in.
+"""
 
 
 def commented(
@@ -99,16 +107,6 @@ def _unset(setting: Setting) -> str:
 
 def _comment(text: str) -> list[str]:
     return wrap(text, COLUMNS, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-
-
-PAGE = Path(__file__).parents[1] / "settings.md"
-PAGE_HEAD = """\
-# All settings
-
-Made from the descriptions in the code by `python -m pipeline.describing.documents`. The same
-stands above each setting in what `repa-cache config` prints: your `pipeline.toml` with all defaults
-filled in.
-"""
 
 
 def reference() -> str:

@@ -11,26 +11,11 @@ import typer
 from torch import Tensor
 
 from cache.errors import IncompleteCacheError
-from cache.rows import RowTable
-from pipeline.inspection.contents import Contents, encoder_of
-from pipeline.inspection.inspection_page import Story, write_pictures
-from pipeline.inspection.listings import Listing, cache_listings, headline, show_listings
-from pipeline.inspection.picture_data import (
-    PictureData,
-    gather_picture_data,
-    read_crops,
-)
-from pipeline.inspection.shown_images import (
-    Neighbours,
-    RowNumbers,
-    drawn_rows,
-    find_neighbours,
-    find_rows,
-    image_listings,
-    neighbour_listings,
-    shown_columns,
-    spread_rows,
-)
+from pipeline.inspection import shown_images
+from pipeline.inspection.contents import Contents
+from pipeline.inspection.inspection_page import Selection, write_pictures
+from pipeline.inspection.listings import cache_listings, headline, show_listings
+from pipeline.inspection.picture_data import PictureData, gather_picture_data, read_crops
 from stages.encode.build_settings import EncodeSettings
 
 
@@ -50,21 +35,6 @@ class InspectOptions:
     seed: int | None = None
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Images that are looked at.
-
-    rows: theirs, [R]; columns: those that have them all; neighbours: of each; listings: what
-    there is to say of them.
-    """
-
-    table: RowTable
-    rows: RowNumbers
-    columns: list[str]
-    neighbours: Neighbours
-    listings: list[Listing]
-
-
 def show_contents(contents: Contents) -> None:
     """Print what a cache holds."""
     for line in headline(contents):
@@ -80,28 +50,28 @@ def select(contents: Contents, options: InspectOptions) -> Selection:
     """
     table, asked = contents.readable_rows, None
     if options.keys:
-        asked = find_rows(options.keys, table, options.images)
-    columns, there = shown_columns(contents, asked)
+        asked = shown_images.find_rows(options.keys, table, options.images)
+    columns, there = shown_images.shown_columns(contents, asked)
     if asked is not None:
         rows = asked
     elif options.seed is None:
-        rows = spread_rows(there, table.label, options.images)
+        rows = shown_images.spread_rows(there, table.label, options.images)
     else:
-        rows = drawn_rows(there, options.images, options.seed)
+        rows = shown_images.drawn_rows(there, options.images, options.seed)
     if not columns:
         raise IncompleteCacheError(
             "no image is finished in any column",
             where=contents.path,
             remedy="Run `repa-cache build`.",
         )
-    neighbours = find_neighbours(contents, rows, options.neighbours, options.among)
-    listings = image_listings(contents, table, rows) if options.keys else []
+    neighbours = shown_images.find_neighbours(contents, rows, options.neighbours, options.among)
+    listings = shown_images.image_listings(contents, table, rows) if options.keys else []
     return Selection(table, rows, columns, neighbours, listings)
 
 
 def show_images(chosen: Selection) -> None:
     """Print what a cache has of some images, and which others resemble them."""
-    nearest = neighbour_listings(chosen.table, chosen.rows, chosen.neighbours)
+    nearest = shown_images.neighbour_listings(chosen.table, chosen.rows, chosen.neighbours)
     show_listings([*chosen.listings, *nearest])
 
 
@@ -116,20 +86,9 @@ def write_gallery(
         for held in contents.columns
         if held.name not in chosen.columns
     ]
-    story = Story(
-        title=contents.path.name,
-        lines=headline(contents),
-        listings=[*cache_listings(contents), *chosen.listings],
-        table=chosen.table,
-        resolution=settings.dataset.resolution,
-        storages={
-            encoder_of(held.name): str(held.column.recipe["storage"]) for held in contents.columns
-        },
-        neighbours=chosen.neighbours,
-        nearby=_nearby(settings, chosen, data),
-    )
+    data.nearby = _nearby(settings, chosen, data)
     folder = folder or contents.path.with_name(f"{contents.path.stem}-inspect")
-    return write_pictures(folder, story, data)
+    return write_pictures(folder, contents, chosen, data)
 
 
 def _as_cached(settings: EncodeSettings, contents: Contents) -> EncodeSettings:

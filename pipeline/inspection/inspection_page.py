@@ -10,17 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from cache.rows import RowTable
+from pipeline.inspection import picture_data
+from pipeline.inspection.contents import Contents, encoder_of
 from pipeline.inspection.drawings import draw_overview, drawings, sheets
-from pipeline.inspection.listings import Listing
-from pipeline.inspection.picture_data import (
-    EncoderView,
-    PictureData,
-    Pixels,
-    middle,
-    palette,
-    view_encoders,
-)
-from pipeline.inspection.shown_images import Neighbours, class_of
+from pipeline.inspection.listings import Listing, cache_listings, headline
+from pipeline.inspection.shown_images import Neighbours, RowNumbers, class_of
 from pipeline.pages import compressed, embedded, write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
 from stages.analyze.neighbours import Neighbour
@@ -34,27 +28,29 @@ SHEET_COLUMNS, SHEET_SIDE = 8, 128
 
 
 @dataclass(frozen=True)
-class Story:
-    """What a page tells, besides the pictures of its images.
+class Selection:
+    """Images that are looked at.
 
-    title: the cache's name; lines: about the cache as a whole; listings: tables; table: all rows;
-    resolution: side of the crops in px; storages: how tokens are stored, by encoder; neighbours:
-    of every image; nearby: the crops of these, uint8 [3, S, S], by row.
+    rows: theirs, [R]; columns: those that have them all; neighbours: of each; listings: what
+    there is to say of them.
     """
 
-    title: str
-    lines: Sequence[str]
-    listings: Sequence[Listing]
     table: RowTable
-    resolution: int
-    storages: Mapping[str, str]
+    rows: RowNumbers
+    columns: list[str]
     neighbours: Neighbours
-    nearby: Mapping[int, Tensor]
+    listings: list[Listing]
 
 
-def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
+def write_pictures(
+    folder: Path, contents: Contents, chosen: Selection, data: picture_data.PictureData
+) -> Path:
     """Write the page and its PNG files into a folder; returns the page."""
-    views = view_encoders(data.tokens)
+    storages = {
+        encoder_of(held.name): str(held.column.recipe["storage"]) for held in contents.columns
+    }
+    listings = [*cache_listings(contents), *chosen.listings]
+    views = picture_data.view_encoders(data.tokens)
     found = sheets(data, views)
     folder.mkdir(parents=True, exist_ok=True)
     for sheet in found:
@@ -63,42 +59,45 @@ def write_pictures(folder: Path, story: Story, data: PictureData) -> Path:
     with styled():
         if found:
             save_png(draw_overview(found), folder / "overview.png")
-        for drawing in drawings(data, story.table, story.storages):
+        for drawing in drawings(data, chosen.table, storages):
             save_png(drawing.figure, folder / f"{drawing.name}.png")
             figures.append({"svg": inline_svg(drawing.figure), "caption": drawing.caption})
     page = folder / "index.html"
     write_page(
         page,
         "inspect.html",
-        title=story.title,
-        lines=story.lines,
-        resolution=story.resolution,
-        listings=[listing for listing in story.listings if listing.rows],
+        title=contents.path.name,
+        lines=headline(contents),
+        resolution=contents.columns[0].column.recipe["resolution"],
+        listings=[listing for listing in listings if listing.rows],
         notes=data.notes,
         encoders=views,
-        storages=story.storages,
-        middle=middle([view.grid for view in views]) if views else 0.5,
-        strips=[_strip(place, story, data, views) for place in range(len(data.rows))],
+        storages=storages,
+        middle=picture_data.middle([view.grid for view in views]) if views else 0.5,
+        strips=[_strip(place, chosen, data, views) for place in range(len(data.rows))],
         figures=figures,
         data=_data(views),
     )
     return page
 
 
-def _enlarged(pictures: Pixels) -> list[Pixels]:
+def _enlarged(pictures: picture_data.Pixels) -> list[picture_data.Pixels]:
     """Pictures [R, side, side, 3] whose pixels are squares, large enough to be looked at."""
     times = -(-SHEET_SIDE // pictures.shape[1])
     return list(pictures.repeat(times, axis=1).repeat(times, axis=2))
 
 
 def _strip(
-    place: int, story: Story, data: PictureData, views: Sequence[EncoderView]
+    place: int,
+    chosen: Selection,
+    data: picture_data.PictureData,
+    views: Sequence[picture_data.EncoderView],
 ) -> dict[str, Any]:
     """What the page shows of one image. place: which of those that are shown."""
     row = int(data.rows[place])
     return {
-        "key": str(story.table.key[row]),
-        "class": class_of(story.table, row),
+        "key": str(chosen.table.key[row]),
+        "class": class_of(chosen.table, row),
         "photographs": list(_photographs(place, data)),
         "encoders": [
             {
@@ -110,13 +109,13 @@ def _strip(
             for view in views
         ],
         "neighbours": [
-            _thumbnails(encoder, lists[place], row, story)
-            for encoder, lists in story.neighbours.items()
+            _thumbnails(encoder, lists[place], row, chosen.table, data.nearby)
+            for encoder, lists in chosen.neighbours.items()
         ],
     }
 
 
-def _photographs(place: int, data: PictureData) -> Iterator[dict[str, Any]]:
+def _photographs(place: int, data: picture_data.PictureData) -> Iterator[dict[str, Any]]:
     if data.crops is not None:
         yield _photograph(data.crops[place], "crop")
     if (decoded := data.decoded) is not None:
@@ -132,18 +131,22 @@ def _photograph(image: Tensor, caption: str) -> dict[str, Any]:
 
 
 def _thumbnails(
-    encoder: str, nearest: Sequence[Neighbour], row: int, story: Story
+    encoder: str,
+    nearest: Sequence[Neighbour],
+    row: int,
+    table: RowTable,
+    nearby: Mapping[int, Tensor],
 ) -> dict[str, Any]:
     """The neighbours of an image by one encoder."""
-    own = class_of(story.table, row)
+    own = class_of(table, row)
     thumbnails = [
         {
-            "key": str(story.table.key[near.row]),
-            "class": (name := class_of(story.table, near.row)),
+            "key": str(table.key[near.row]),
+            "class": (name := class_of(table, near.row)),
             "is_own": name == own,
             "similarity": near.similarity,
-            "source": _compressed(_picture(story.nearby[near.row]), THUMBNAIL_SIDE)
-            if near.row in story.nearby
+            "source": _compressed(_picture(nearby[near.row]), THUMBNAIL_SIDE)
+            if near.row in nearby
             else None,
         }
         for near in nearest
@@ -161,7 +164,7 @@ def _compressed(picture: Image.Image, side: int) -> str:
     return compressed(picture, QUALITY)
 
 
-def _data(views: Sequence[EncoderView]) -> dict[str, Any]:
+def _data(views: Sequence[picture_data.EncoderView]) -> dict[str, Any]:
     """What the page computes similarities from, when a patch is chosen."""
     encoders = [
         {
@@ -171,4 +174,4 @@ def _data(views: Sequence[EncoderView]) -> dict[str, Any]:
         }
         for view in views
     ]
-    return {"palette": palette().flatten().tolist(), "encoders": encoders}
+    return {"palette": picture_data.palette().flatten().tolist(), "encoders": encoders}

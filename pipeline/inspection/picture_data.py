@@ -1,8 +1,7 @@
 """What the pictures of a cache are drawn from: crops, decoded latents, tokens in colours.
 
-R images, T tokens on a square grid, D features, K dimensions, g side of a grid.
-
-R images that are shown, S their side in px, T tokens, D features.
+R images that are shown, S their side in px, T tokens on a square grid, g its side, D features, K
+dimensions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +50,8 @@ PALETTE = "viridis"
 DIRECTION_DIMS = 128
 DIRECTION_BYTES = 2_500_000
 CODES = 127
+# Images whose tokens show how norms are distributed.
+NORM_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,6 @@ def _coded(directions: npt.NDArray[np.float64]) -> Directions:
     return Directions(np.rint(directions / scales).astype(np.int8), scales)
 
 
-# Images whose tokens show how norms are distributed.
-NORM_IMAGES = 256
-
-
 @dataclass(frozen=True)
 class Errors:
     """How far stored tokens are from fresh ones, relative to their norms, [R, T].
@@ -151,7 +148,8 @@ class PictureData:
 
     crops: uint8 [R, 3, S, S]; decoded: from the mean of their latents; tokens: float32
     [R, T, D] by encoder; norms: of the tokens of a sample of images, [images, T]; errors: of
-    encoders that are stored with loss; notes: what could not be had, and why.
+    encoders that are stored with loss; nearby: crops of neighbours, uint8 [3, S, S], by row;
+    notes: what could not be had, and why.
     """
 
     rows: RowNumbers
@@ -160,6 +158,7 @@ class PictureData:
     tokens: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, Errors] = field(default_factory=dict)
+    nearby: dict[int, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @contextmanager

@@ -1,8 +1,6 @@
 """Which images of a cache are shown, what is stored of each, and which others resemble them.
 
 N rows of the cache, R images that are shown.
-
-R images that are looked at.
 """
 
 from bisect import bisect_left
@@ -27,6 +25,14 @@ Mask = npt.NDArray[np.bool_]
 
 # Of the keys that a part of a key fits, or that lie near to one.
 NAMED_KEYS = 6
+# Images among which neighbours are looked for where all tokens of each have to be read.
+AMONG_TOKENS = 50_000
+
+# Instead of three lengths.
+NOTHING = ("", "", "")
+
+# Neighbours of each image, by encoder.
+Neighbours = Mapping[str, Sequence[Sequence[Neighbour]]]
 
 
 class UnknownKeyError(RepaCacheError):
@@ -108,16 +114,6 @@ def drawn_rows(there: Mask, count: int, seed: int) -> RowNumbers:
     """Up to `count` rows at random, [R]."""
     rows = np.flatnonzero(there)
     return np.random.default_rng(seed).permutation(rows)[:count]
-
-
-# Images among which neighbours are looked for where all tokens of each have to be read.
-AMONG_TOKENS = 50_000
-
-# Instead of three lengths.
-NOTHING = ("", "", "")
-
-# Neighbours of each image, by encoder.
-Neighbours = Mapping[str, Sequence[Sequence[Neighbour]]]
 
 
 def image_listings(contents: Contents, table: RowTable, rows: RowNumbers) -> list[Listing]:

@@ -30,22 +30,20 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     write_atomically(path, page.encode(errors="backslashreplace"))
 
 
-def embedded(picture: Path | bytes | Image.Image) -> str:
-    """A PNG as an address for `src`: its file, its bytes, or an image."""
-    if isinstance(picture, Path):
-        picture = picture.read_bytes()
-    elif isinstance(picture, Image.Image):
-        stream = io.BytesIO()
-        picture.save(stream, "png")
-        picture = stream.getvalue()
-    return _address("png", picture)
+def embedded(picture: Path | Image.Image) -> str:
+    """A PNG as an address for `src`: its file, or an image."""
+    return _address("png", picture.read_bytes() if isinstance(picture, Path) else _saved(picture))
 
 
 def compressed(picture: Image.Image, quality: int) -> str:
     """A picture as an address for `src`, as WebP of a quality from 0 to 100."""
+    return _address("webp", _saved(picture, "webp", quality=quality))
+
+
+def _saved(picture: Image.Image, kind: str = "png", **options: int) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "webp", quality=quality)
-    return _address("webp", stream.getvalue())
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def _address(kind: str, content: bytes) -> str:

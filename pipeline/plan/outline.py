@@ -8,17 +8,7 @@ from rich.filesize import decimal
 
 from cache.layout import FLIPPED
 from pipeline.config import Config
-from pipeline.plan.durations import (
-    BuildTime,
-    Measured,
-    Pace,
-    ReadRate,
-    assumed_pace,
-    build_time,
-    measure,
-    read_rate,
-    step_flops,
-)
+from pipeline.plan import durations
 from pipeline.plan.gains import Gains, find_gains
 from pipeline.plan.space import PHOTOGRAPHS_COMPRESSED, Space, find_space
 from pipeline.tables import count, duration, percent
@@ -29,6 +19,11 @@ from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, mea
 from stages.encode.measuring.foresight import ForeseenColumn, Images, count_images, foresee
 from stages.placement import find_device
 
+# Below this share of a run, a cache is not worth its disk and its build for that run alone.
+LITTLE = 0.1
+# A sweep.
+SWEEP_RUNS = 10
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,11 +33,11 @@ class Plan:
     images: Images
     foreseen: tuple[ForeseenColumn, ...]
     space: Space
-    pace: Pace
-    build: BuildTime
-    rate: ReadRate
+    pace: durations.Pace
+    build: durations.BuildTime
+    rate: durations.ReadRate
     gains: Gains
-    measured: Measured | None
+    measured: durations.Measured | None
 
     @property
     def device_name(self) -> str:
@@ -69,17 +64,17 @@ def make_plan(config: Config, count: int | None, gpus: int, *, is_measured: bool
     measured = None
     if is_measured:
         device = find_device(config.build.device)
-        measured = measure(config, images, foreseen, space, decoding, device)
-    pace = measured.pace if measured else assumed_pace(config, foreseen)
-    flops = step_flops(config, foreseen, len(images.table.classes))
+        measured = durations.measure(config, images, foreseen, space, decoding, device)
+    pace = measured.pace if measured else durations.assumed_pace(config, foreseen)
+    flops = durations.step_flops(config, foreseen, len(images.table.classes))
     return Plan(
         config=config,
         images=images,
         foreseen=tuple(foreseen),
         space=space,
         pace=pace,
-        build=build_time(foreseen, space, pace, measured),
-        rate=read_rate(config, foreseen, flops, gpus),
+        build=durations.build_time(foreseen, space, pace, measured),
+        rate=durations.read_rate(config, foreseen, flops, gpus),
         gains=find_gains(config, foreseen, images.count, flops, pace),
         measured=measured,
     )
@@ -94,12 +89,6 @@ def _decoding(config: Config, images: Images, *, is_measured: bool) -> Decoding 
     if source is None or not (is_measured or config.dataset.pixels):
         return None
     return measure_decoding(source, config.encode, MEASURE_SECONDS if is_measured else 0)
-
-
-# Below this share of a run, a cache is not worth its disk and its build for that run alone.
-LITTLE = 0.1
-# A sweep.
-SWEEP_RUNS = 10
 
 
 def advice(plan: Plan) -> list[str]:

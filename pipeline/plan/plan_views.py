@@ -8,7 +8,6 @@ reading     image_bytes, gpus, what one and all of them need, and what was measu
 gains       operations, epochs, break-even and savings, as shares of a run
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +18,14 @@ from rich.table import Table
 
 from cache.arrays import physical_memory_bytes
 from cache.layout import FLIPPED
-from cache.sizes import Size
 from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import SWEEP_RUNS, Plan, advice
 from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
 from stages.encode.building.columns import features_column
+
+# Arrays that are small and in every column.
+BESIDE = ("valid", "crc32c", "ledger")
 
 
 def exported(plan: Plan) -> dict[str, Any]:
@@ -36,8 +37,22 @@ def exported(plan: Plan) -> dict[str, Any]:
         "model": plan.config.train.model,
         "encoders": list(plan.config.train.encoders),
         "disk": _disk(plan),
-        "networks": _networks(plan),
-        "build": _build(plan),
+        "networks": {
+            one.column.name: {
+                "flops": one.flops,
+                "build_seconds_per_image": plan.pace.building[one.column.name],
+                "online_seconds_per_image": plan.pace.online[one.column.name],
+                "missing_images": one.missing_rows,
+            }
+            for one in plan.foreseen
+        },
+        "build": {
+            "is_measured": plan.measured is not None,
+            "device": plan.device_name,
+            "parts": plan.build.parts,
+            "seconds": plan.build.seconds,
+            "slowest": plan.build.slowest,
+        },
         "reading": _reading(plan),
         "gains": _gains(plan),
         "advice": advice(plan),
@@ -52,47 +67,21 @@ def _disk(plan: Plan) -> dict[str, Any]:
             "array": one.array.name,
             "dtype": one.array.dtype,
             "row_shape": list(one.array.row_shape),
-            "whole": _size(one.whole),
-            "missing": _size(one.missing),
+            "whole": asdict(one.whole),
+            "missing": asdict(one.missing),
         }
         for one in space.arrays
     ]
     return {
         "arrays": arrays,
-        "metadata": {"whole": _size(space.metadata), "missing": _size(space.missing_metadata)},
-        "whole": _size(space.whole),
-        "missing": _size(space.missing),
+        "metadata": {"whole": asdict(space.metadata), "missing": asdict(space.missing_metadata)},
+        "whole": asdict(space.whole),
+        "missing": asdict(space.missing),
         "compressed": space.compressed,
         "needed_bytes": space.needed_bytes,
         "free_bytes": space.free_bytes,
         "folder": str(space.folder),
         "fits": space.fits,
-    }
-
-
-def _size(size: Size) -> dict[str, int]:
-    return asdict(size)
-
-
-def _networks(plan: Plan) -> dict[str, Any]:
-    return {
-        one.column.name: {
-            "flops": one.flops,
-            "build_seconds_per_image": plan.pace.building[one.column.name],
-            "online_seconds_per_image": plan.pace.online[one.column.name],
-            "missing_images": one.missing_rows,
-        }
-        for one in plan.foreseen
-    }
-
-
-def _build(plan: Plan) -> dict[str, Any]:
-    return {
-        "is_measured": plan.measured is not None,
-        "device": plan.device_name,
-        "parts": plan.build.parts,
-        "seconds": plan.build.seconds,
-        "slowest": plan.build.slowest,
     }
 
 
@@ -122,10 +111,6 @@ def _gains(plan: Plan) -> dict[str, Any]:
         "saving_of_one_run": gains.saving(1),
         f"saving_of_{SWEEP_RUNS}_runs": gains.saving(SWEEP_RUNS),
     }
-
-
-# Arrays that are small and in every column.
-BESIDE = ("valid", "crc32c", "ledger")
 
 
 def show_plan(plan: Plan) -> None:
@@ -169,8 +154,10 @@ def _show_space(plan: Plan) -> None:
     whole = sum((one.whole for one in small), space.metadata)
     missing = sum((one.missing for one in small), space.missing_metadata)
     blank = ("",) * 2
-    table.add_row("rows, checksums, metadata", *blank, *_sizes(whole, missing))
-    table.add_row("all", *blank, *_sizes(space.whole, space.missing), style="bold")
+    small_sizes = decimal(whole.bytes), decimal(missing.bytes)
+    sizes = decimal(space.whole.bytes), decimal(space.missing.bytes)
+    table.add_row("rows, checksums, metadata", *blank, *small_sizes)
+    table.add_row("all", *blank, *sizes, style="bold")
     table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
     if space.needed_bytes != space.missing.bytes:
         table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
@@ -178,10 +165,6 @@ def _show_space(plan: Plan) -> None:
     free = decimal(space.free_bytes)
     table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
     _print("Disk", table)
-
-
-def _sizes(whole: Size, missing: Size) -> Sequence[str]:
-    return decimal(whole.bytes), decimal(missing.bytes)
 
 
 def _show_networks(plan: Plan) -> None:

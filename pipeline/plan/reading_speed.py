@@ -29,6 +29,9 @@ from stages.train.train_settings import CachedTensors, TrainSettings
 
 SCRATCH_BYTES = 1_000_000_000
 BATCH_BYTES = 32 << 20
+MEASURE_SECONDS = 5.0
+# What a well-tuned training step reaches on an H100: 40 % of its dense bfloat16 peak.
+GPU_FLOPS = 400e12
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,6 @@ def _random(array: ArraySpec, rows: int, generator: np.random.Generator) -> npt.
         return generator.random(shape, np.float32).astype(array.dtype)
     limits = np.iinfo(array.dtype)
     return generator.integers(limits.min, limits.max, shape, array.dtype, endpoint=True)
-
-
-MEASURE_SECONDS = 5.0
-# What a well-tuned training step reaches on an H100: 40 % of its dense bfloat16 peak.
-GPU_FLOPS = 400e12
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from cache.recipe import flatten
 from pipeline.pages.figures import COLOURS, inline_svg, styled
 from pipeline.report.curves import SMALL, Panel, new_panel, run_key, set_step_axis
 from pipeline.report.records import RunRecord, SampleRecord
+from stages.evaluate.evaluate_settings import INCEPTION_METRICS
 from stages.evaluate.results import OF_MANIFEST, Result
 
 # The folder of a run is its name, and not a setting to compare.
@@ -20,6 +21,12 @@ ALIGNMENTS, NO_ALIGNMENT = "train.align.", "train.align"
 OF_IMAGES = frozenset({"resolution", "flip"})
 # Settings without which losses mean something else; the family is that of the model's name.
 MEANING = ("dataset.resolution", "latents.vae", "train.interpolant", "train.times")
+# What decides the images that are judged, beside the weights.
+WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
+DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
+# Of a sha256, of 64.
+SHOWN_DIGITS = 8
+LOOKS = ("-", "--", ":", "-.")
 
 
 class Missing(Enum):
@@ -117,15 +124,6 @@ def columns_read(records: Sequence[RunRecord]) -> list[ColumnRow]:
     ]
 
 
-# What decides the images that are judged, beside the weights.
-WEIGHTS = ("model", "checkpoint", "checkpoint_sha256", "layout")
-DRAWN_BY = tuple(name for name in OF_MANIFEST if name not in WEIGHTS)
-HIGHER_IS_BETTER = frozenset({"is", "precision", "recall"})
-# Of a sha256, of 64.
-SHOWN_DIGITS = 8
-LOOKS = ("-", "--", ":", "-.")
-
-
 @dataclass(frozen=True)
 class Judged:
     """Samples with metrics that were measured alike.
@@ -211,7 +209,9 @@ def metric_names(judged: Sequence[Judged]) -> list[str]:
 
 def direction(metric: str) -> str:
     """Which values are better, as an arrow."""
-    return "\N{UPWARDS ARROW}" if metric in HIGHER_IS_BETTER else "\N{DOWNWARDS ARROW}"
+    known = INCEPTION_METRICS.get(metric)
+    is_higher_better = known is not None and known.is_higher_better
+    return "\N{UPWARDS ARROW}" if is_higher_better else "\N{DOWNWARDS ARROW}"
 
 
 def remarks(judged: Sequence[Judged]) -> dict[str, list[str]]:

@@ -17,16 +17,7 @@ from stages.evaluate.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
 from stages.train.log import log_path, read_log
 from stages.train.train_settings import in_todays_form
-from stages.weights.run_folder import (
-    checkpoint_paths,
-    config_path,
-    fault_of,
-    grid_paths,
-    read_state,
-    samples_path,
-    step_of,
-    weights_path,
-)
+from stages.weights import run_folder
 
 Log = list[dict[str, float]]
 
@@ -85,7 +76,7 @@ class SampleRecord:
     def step(self) -> int | None:
         """The step of training, unless the weights are not the run's."""
         try:
-            return step_of(self.checkpoint)
+            return run_folder.step_of(self.checkpoint)
         except ValueError:
             return None
 
@@ -175,7 +166,7 @@ class RunRecord:
 
 def is_run(folder: Path) -> bool:
     """Whether training has begun in a folder."""
-    return config_path(folder).is_file() or log_path(folder).is_file()
+    return run_folder.config_path(folder).is_file() or log_path(folder).is_file()
 
 
 def read_run(folder: Path, name: str | None = None) -> RunRecord:
@@ -188,10 +179,12 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 
 def _read(folder: Path, name: str) -> RunRecord:
-    path = config_path(folder)
-    checkpoints = [path for path in checkpoint_paths(folder) if fault_of(path) is None]
+    path = run_folder.config_path(folder)
+    checkpoints = [
+        path for path in run_folder.checkpoint_paths(folder) if run_folder.fault_of(path) is None
+    ]
     config = json.loads(path.read_bytes()) if path.is_file() else {}
-    state = read_state(checkpoints[-1]) if checkpoints else {}
+    state = run_folder.read_state(checkpoints[-1]) if checkpoints else {}
     settings = in_todays_form(config.get("train") or state.get("settings", {}))
     if "train" in config:
         config["train"] = settings
@@ -201,7 +194,7 @@ def _read(folder: Path, name: str) -> RunRecord:
         config=config,
         log=read_log(log_path(folder)),
         state=state,
-        grids={step_of(path.stem): path for path in grid_paths(folder)},
+        grids={run_folder.step_of(path.stem): path for path in run_folder.grid_paths(folder)},
         samples=list(_samples(folder)),
         parameters=_parameters(checkpoints[-1]) if checkpoints else None,
         settings=settings,
@@ -211,7 +204,9 @@ def _read(folder: Path, name: str) -> RunRecord:
 def check_run(folder: Path) -> None:
     """Raise ReportError if a folder is no run, with what may have been meant."""
     if not folder.is_dir():
-        raise ReportError(f"There is no folder {folder}. Name the folder of a run (train.run).")
+        raise ReportError(
+            f"There is no folder {folder}", remedy="Name the folder of a run (train.run)."
+        )
     if is_run(folder):
         return
     below = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and is_run(entry))
@@ -221,7 +216,7 @@ def check_run(folder: Path) -> None:
         else "Run `repa-cache train` first, or name another folder"
     )
     raise ReportError(
-        f"{folder} is no run: it has neither {config_path(folder).name} nor "
+        f"{folder} is no run: it has neither {run_folder.config_path(folder).name} nor "
         f"{log_path(folder).name}",
         remedy=f"{advice}.",
     )
@@ -229,10 +224,10 @@ def check_run(folder: Path) -> None:
 
 def _samples(run: Path) -> Iterator[SampleRecord]:
     """Samples in the order of their names; their images need not be there any more."""
-    folder = samples_path(run, "")
+    folder = run_folder.samples_path(run, "")
     entries = [entry for entry in folder.glob("[!.]*") if entry.is_dir() or entry.suffix == ".json"]
     for title in sorted({e.name if e.is_dir() else e.name[: -len(".json")] for e in entries}):
-        samples = Samples(samples_path(run, title), 0)
+        samples = Samples(run_folder.samples_path(run, title), 0)
         records = read_records(samples.folder)
         drawn = read_manifest(samples.folder) or next((one.drawn for one in records), {})
         of_these = [one for one in records if are_same_images(one.drawn, drawn)]
@@ -245,6 +240,6 @@ def _samples(run: Path) -> Iterator[SampleRecord]:
 
 def _parameters(checkpoint: Path) -> int:
     """Number of trained parameters, by the header of the file alone."""
-    with safe_open(weights_path(checkpoint, "model"), "np") as file:
+    with safe_open(run_folder.weights_path(checkpoint, "model"), "np") as file:
         names = [name for name in file.keys() if name != POSITIONS]  # noqa: SIM118
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)

@@ -9,30 +9,13 @@ from typing import Any
 
 from pipeline.pages import write_page
 from pipeline.pages.figures import COLOURS
-from pipeline.report.compared_runs import (
-    Missing,
-    columns_read,
-    different_settings,
-    direction,
-    judged_samples,
-    metric_names,
-    metric_panels,
-    reasons_against_comparing,
-    remarks,
-)
-from pipeline.report.curves import (
-    all_levels,
-    level_colour,
-    level_panels,
-    loss_panels,
-    machine_panels,
-    run_key,
-    save_curves,
-)
+from pipeline.report import compared_runs, curves
 from pipeline.report.grid_pictures import Frame, other_frames, strips
 from pipeline.report.records import ReportError, RunRecord, read_run
 
 LACKING = "\N{EN DASH}"
+# Runs that their colours tell apart.
+MOST_RUNS = len(COLOURS)
 
 
 @dataclass(frozen=True)
@@ -116,10 +99,6 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-# Runs that their colours tell apart.
-MOST_RUNS = len(COLOURS)
-
-
 def page_path(run: Path) -> Path:
     """The page of a run in its folder."""
     return run / "report.html"
@@ -134,7 +113,7 @@ def write_own_report(run: Path) -> None:
     """Write page and curves into the folder of a run."""
     record = read_run(run)
     if record.losses:
-        save_curves(record, curves_path(run))
+        curves.save_curves(record, curves_path(run))
     write_page_of([record], page_path(run))
 
 
@@ -164,7 +143,7 @@ def read_runs(runs: Sequence[Path]) -> list[RunRecord]:
 
 def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
     """Write the page of what was read."""
-    judged, groups = judged_samples(records)
+    judged, groups = compared_runs.judged_samples(records)
     pictures = zip(records, strips(records), other_frames(records), strict=True)
     runs = [_run(*numbered) for numbered in enumerate(pictures)]
     frames = [frame for run in runs for frame in run["frames"]]
@@ -176,29 +155,33 @@ def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
         fact_names=list(dict.fromkeys(name for run in runs for name in run["facts"])),
         differences={
             name: [_in_words(value) for value in values]
-            for name, values in different_settings(records).items()
+            for name, values in compared_runs.different_settings(records).items()
         },
-        against=reasons_against_comparing(records),
-        loss_panels=loss_panels(records),
-        levels={level: level_colour(level) for level in all_levels(records)},
-        level_panels=level_panels(records),
-        machine_panels=machine_panels(records) if any(record.log for record in records) else [],
+        against=compared_runs.reasons_against_comparing(records),
+        loss_panels=curves.loss_panels(records),
+        levels={level: curves.level_colour(level) for level in curves.all_levels(records)},
+        level_panels=curves.level_panels(records),
+        machine_panels=curves.machine_panels(records)
+        if any(record.log for record in records)
+        else [],
         frames=len(frames),
         others=any(run["others"] for run in runs),
         are_exact=all(frame.picture.is_exact for frame in frames),
         judged=judged,
         groups=groups,
         has_floors=any(r.floor is not None for one in judged for r in one.results.values()),
-        metrics={metric: direction(metric) for metric in metric_names(judged)},
-        metric_panels=metric_panels(judged),
-        remarks=remarks(judged),
-        columns=columns_read(records),
+        metrics={
+            metric: compared_runs.direction(metric) for metric in compared_runs.metric_names(judged)
+        },
+        metric_panels=compared_runs.metric_panels(judged),
+        remarks=compared_runs.remarks(judged),
+        columns=compared_runs.columns_read(records),
     )
 
 
 def _in_words(value: Any) -> tuple[str, bool]:
     """A setting for people, and whether a run has it."""
-    if isinstance(value, Missing):
+    if isinstance(value, compared_runs.Missing):
         return value.value, False
     return value if isinstance(value, str) else json.dumps(value), True
 
@@ -208,7 +191,7 @@ def _run(number: int, read: tuple[RunRecord, list[Frame], list[Frame]]) -> dict[
     record, frames, others = read
     return {
         "name": record.name,
-        "key": run_key(number),
+        "key": curves.run_key(number),
         "colour": COLOURS[number],
         "about": about(record),
         "facts": facts_of(record),

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cache.layout import FEATURES, Column
+from cache.layout import FEATURES
 from cache.order import evenly
 from cache.reader import Cache
-from cache.rows import RowTable
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
-from stages.analyze.probe import Accuracy, Split, probe, split_images
+from stages.analyze.probe import Accuracy, Prober
 from stages.analyze.subject import check_has_encoders, find_encoders, spread_rows
-from stages.analyze.tokens import Rows, Structure, class_tokens, mean_tokens, measure_structure
+from stages.analyze.tokens import Structure, class_tokens, mean_tokens, measure_structure
 
 # Means over this many images are sharp; reading their tokens is what takes time.
 STRUCTURE_ROWS = 1_000
@@ -72,69 +70,33 @@ def compare_encoders(
     cache = Cache(path)
     readers = {name: cache.column(FEATURES + name) for name in names}
     chosen = spread_rows(list(readers.values()), rows)
-    judge = None if how is None else _Judge.of(cache.rows, chosen, how, device)
+    classes = len(cache.rows.classes)
+    prober = Prober(cache.rows.label[chosen], classes, how, device) if how else None
     pooled = {name: mean_tokens(reader, chosen).to(device) for name, reader in readers.items()}
     few = evenly(chosen, STRUCTURE_ROWS)
     structures = {name: measure_structure(reader, few, device) for name, reader in readers.items()}
-    scores = [
-        _scores(
-            reader.column,
-            structures[name],
-            judge(f"{name}, mean token", pooled[name]) if judge else None,
-            judge(f"{name}, class token", class_tokens(reader, chosen)) if judge else None,
+    scores = []
+    for name, reader in readers.items():
+        mean = classified = None
+        if prober is not None:
+            mean = prober.accuracy(f"probe of {name}, mean token", pooled[name])
+            if (tokens := class_tokens(reader, chosen)) is not None:
+                classified = prober.accuracy(f"probe of {name}, class token", tokens)
+        tokens_per_image, features = reader.column.array("tokens").row_shape
+        scores.append(
+            EncoderScores(
+                name=name,
+                tokens=tokens_per_image,
+                features=features,
+                storage=str(reader.column.recipe["storage"]),
+                row_bytes=reader.column.row_bytes,
+                structure=structures[name],
+                mean_token=mean,
+                class_token=classified,
+            )
         )
-        for name, reader in readers.items()
-    ]
     scores.sort(key=lambda one: -one.structure.lds)
-    trained = len(judge.split.trained) if judge else 0
-    classes = len(cache.rows.classes)
-    return EncoderComparison(path, scores, _pairs(pooled), len(chosen), classes, trained)
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Probes features [N, D] of the images, if an encoder has them."""
-
-    labels: Tensor
-    split: Split
-    options: ProbeOptions
-    classes: int
-
-    @classmethod
-    def of(
-        cls, table: RowTable, rows: Rows, options: ProbeOptions, device: torch.device
-    ) -> "_Judge":
-        labels = table.label[rows]
-        there = torch.from_numpy(labels).long().to(device)
-        return cls(there, split_images(labels, options), options, len(table.classes))
-
-    def __call__(self, name: str, features: Tensor | None) -> Accuracy | None:
-        if features is None:
-            return None
-        there, title = features.to(self.labels.device), f"probe of {name}"
-        sizes = self.labels, self.split, self.options, self.classes
-        (found,) = probe(there[None], *sizes, title)
-        return found
-
-
-def _scores(
-    column: Column, structure: Structure, mean: Accuracy | None, classified: Accuracy | None
-) -> EncoderScores:
-    tokens, features = column.array("tokens").row_shape
-    return EncoderScores(
-        name=column.name.removeprefix(FEATURES),
-        tokens=tokens,
-        features=features,
-        storage=str(column.recipe["storage"]),
-        row_bytes=column.row_bytes,
-        structure=structure,
-        mean_token=mean,
-        class_token=classified,
-    )
-
-
-def _pairs(pooled: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
-    """CKNNA between any two encoders' mean tokens."""
-    how = AlignmentOptions()
-    found = {name: pooled_neighbours(features, how) for name, features in pooled.items()}
-    return {(one, other): cknna(found[one], found[other]) for one in found for other in found}
+    trained = len(prober.split.trained) if prober else 0
+    near = {name: pooled_neighbours(means, AlignmentOptions()) for name, means in pooled.items()}
+    pairs = {(one, other): cknna(near[one], near[other]) for one in near for other in near}
+    return EncoderComparison(path, scores, pairs, len(chosen), classes, trained)

@@ -1,9 +1,7 @@
 """Hidden states of a transformer: what each block makes of noisy latents, compared and probed.
 
-B images of a batch, N images, K blocks, T tokens, W the transformer's width, C latent channels, h
-and w the latent's sides.
-
-N images, K blocks, L levels of noise, D features.
+N images, B of a batch, K blocks, L levels of noise, T tokens, W the transformer's width, D
+features, C latent channels, h and w the latent's sides.
 """
 
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
-from stages.analyze.probe import Accuracy, probe, split_images
+from stages.analyze.probe import Accuracy, Prober
 from stages.analyze.subject import Subject, check_has_encoders
 from stages.analyze.tokens import class_tokens, mean_latents, mean_tokens
 from stages.progress import progress
@@ -154,23 +152,19 @@ def measure_probes(subject: Subject, options: ProbeOptions, device: torch.device
     The blocks of a level are probed side by side; in memory are their hidden states, float32
     [K, N, W], and four times the weights of their probes.
     """
-    labels, levels = subject.labels, subject.options.levels
     classes = len(subject.cache.rows.classes)
-    split = split_images(labels, options)
-    there = torch.from_numpy(labels).long().to(device)
-
-    def judged(title: str, features: Tensor) -> list[Accuracy]:
-        return probe(features.to(device), there, split, options, classes, title)
-
-    references = {}
-    for name, features in _references(subject).items():
-        (references[name],) = judged(f"probe of {name}", features[None])
+    prober = Prober(subject.labels, classes, options, device)
+    references = {
+        name: prober.accuracy(f"probe of {name}", features)
+        for name, features in _references(subject).items()
+    }
     hidden = HiddenStates(subject, device)
     by_level = [
-        judged(f"probes of blocks at noise {level:g}", hidden.at(level)) for level in levels
+        prober.accuracies(f"probes of blocks at noise {level:g}", hidden.at(level))
+        for level in subject.options.levels
     ]
     by_block = [list(accuracies) for accuracies in zip(*by_level, strict=True)]
-    trained, held_out = len(split.trained), len(split.held_out)
+    trained, held_out = len(prober.split.trained), len(prober.split.held_out)
     return ProbeScores(subject, by_block, references, classes, trained, held_out)
 
 

@@ -1,9 +1,8 @@
 """Nearest neighbours by features: images like one, and how alike two sets are (CKNNA).
 
 Centred kernel nearest-neighbour alignment (Huh et al. 2024, arXiv 2405.07987) in the form of REPA
-(arXiv 2410.06940, eq. 22 to 24). N images, D features of an image, k neighbours.
-
-Q images that are looked for, K neighbours, P rows of a part, D features.
+(arXiv 2410.06940, eq. 22 to 24). N images, D features of an image, k
+neighbours, Q images that are looked for, P rows of a part.
 """
 
 import math
@@ -15,7 +14,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cache.reader import ColumnReader
 from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
@@ -26,6 +24,12 @@ from stages.train.compute import arithmetic
 CHUNK_ROWS = 1024
 # Features that vary less than this, relative to their length, vary by rounding alone.
 ROUNDING = 1e-6
+# Of tokens, as float32, that are in memory at once.
+PART_BYTES = 16 << 20
+# Of cosines: further digits depend on how many are computed at once.
+DECIMALS = 9
+
+RowNumbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,6 @@ def _align(one: Neighbours, other: Neighbours) -> float:
     return total
 
 
-RowNumbers = npt.NDArray[np.int64]
-
-# Of tokens, as float32, that are in memory at once.
-PART_BYTES = 16 << 20
-DECIMALS = 9
-
-
 @dataclass(frozen=True)
 class Neighbour:
     """An image that resembles another: its row, and the cosine between their vectors."""
@@ -140,7 +137,6 @@ def find_nearest(
     title = f"neighbours by {reader.column.title}"
     with progress(title, len(among), "images") as advance:
         for part in _parts(reader, among, part_bytes):
-            # Rounding hides how a product is summed up, which depends on the size of the part.
             cosines = (wanted @ _directions(reader, part).T).round(decimals=DECIMALS)
             numbers = torch.from_numpy(part).expand(len(rows), -1)
             cosines[numbers == torch.from_numpy(rows)[:, None]] = -torch.inf
@@ -163,4 +159,4 @@ def _parts(reader: ColumnReader, among: RowNumbers, part_bytes: int) -> Iterator
 
 def _directions(reader: ColumnReader, rows: RowNumbers) -> Tensor:
     """The vectors of rows, of length 1, float64 [P, D]."""
-    return normalize(torch.from_numpy(reader.vectors(rows)).double(), dim=-1)
+    return F.normalize(torch.from_numpy(reader.vectors(rows)).double(), dim=-1)

@@ -105,6 +105,34 @@ def probe(
         return _judge(probes.eval(), features, labels, split, options.batch_size)
 
 
+class Prober:
+    """Probes sets of features of the same images.
+
+    labels: [N]; classes: how many there are. Raises AnalysisError if the images cannot be split.
+    """
+
+    def __init__(
+        self,
+        labels: npt.NDArray[np.int32],
+        classes: int,
+        options: ProbeOptions,
+        device: torch.device,
+    ) -> None:
+        self.split = split_images(labels, options)
+        self._labels = torch.from_numpy(labels).long().to(device)
+        self._classes, self._options = classes, options
+
+    def accuracies(self, title: str, features: Tensor) -> list[Accuracy]:
+        """Those of P sets of features, [P, N, D]."""
+        there = features.to(self._labels.device)
+        return probe(there, self._labels, self.split, self._options, self._classes, title)
+
+    def accuracy(self, title: str, features: Tensor) -> Accuracy:
+        """That of features [N, D]."""
+        (found,) = self.accuracies(title, features[None])
+        return found
+
+
 def _trained(
     features: Tensor,
     labels: Tensor,

@@ -94,14 +94,16 @@ def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
     for name in wanted:
         if name not in names:
             hint = nearest(name, names) if names else "it has none"
-            raise AnalysisError(f"--encoders: {path} has no encoder {name!r}; {hint}.")
+            raise AnalysisError(f"{path} has no encoder {name!r}; {hint}.", where="--encoders")
     return list(wanted) or names
 
 
 def check_has_encoders(path: Path, names: Collection[str]) -> None:
     """Raise AnalysisError if there is no encoder to look at in the cache at `path`."""
     if not names:
-        raise AnalysisError(f"{path} has no encoder. Add a section [encoders.NAME] and build it.")
+        raise AnalysisError(
+            f"{path} has no encoder", remedy="Add a section [encoders.NAME] and build it."
+        )
 
 
 def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64]:
@@ -151,5 +153,7 @@ def _blocks(found: Checkpoint, wanted: tuple[int, ...]) -> tuple[int, ...]:
     depth = found.model.depth
     for block in wanted:
         if not 1 <= block <= depth:
-            raise AnalysisError(f"--blocks: the model has blocks 1 to {depth}, but no {block}.")
+            raise AnalysisError(
+                f"the model has blocks 1 to {depth}, but no {block}.", where="--blocks"
+            )
     return tuple(sorted(set(wanted))) or tuple(range(1, depth + 1))

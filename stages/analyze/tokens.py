@@ -1,11 +1,8 @@
 """What an encoder's tokens show: pooled to one vector, as colours, and their spatial structure.
 
-N images, B images that are read at once, D features.
-
-R images, T tokens of an image, D features, K components, S side of an image in px.
-
-Metrics of iREPA (arXiv 2512.10794, appendix B) and others. R images, T = S x S tokens of an image,
-D features.
+Metrics of structure are those of iREPA (arXiv 2512.10794, appendix B) and others. N images of which
+vectors are read, B at once; R images that are looked at, T tokens of an image on a square grid, D
+features, K components, S side of an image in px.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +13,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cache.reader import ColumnReader
 from stages.evaluate.metrics import Gaussian, RunningGaussian
@@ -25,6 +21,11 @@ from stages.progress import progress
 # 64 rows of 1,024 tokens of 1,536 features are 400 MB.
 READ_ROWS = 64
 
+# Tokens of this many times the median length are outliers, in which vision transformers keep what
+# is of no place (arXiv 2309.16588).
+OUTLIER_LENGTH = 3.0
+
+Values = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 
@@ -109,7 +110,7 @@ def similarities(tokens: Tensor, patch: int) -> Tensor:
 
     tokens: [R, T, D]; patch: which token, counted row by row.
     """
-    unit = normalize(tokens.float(), dim=-1)
+    unit = F.normalize(tokens.float(), dim=-1)
     return torch.einsum("rtd,rd->rt", unit, unit[:, patch])
 
 
@@ -119,7 +120,7 @@ def embedded_directions(tokens: Tensor, dims: int) -> Tensor:
     tokens: [R, T, D]; returns float64 [R, T, K], K being D where that is less than `dims`. No
     other K dimensions keep the matrix of all cosines better (Eckart and Young, 1936).
     """
-    unit = normalize(tokens.flatten(0, 1).double(), dim=-1)
+    unit = F.normalize(tokens.flatten(0, 1).double(), dim=-1)
     _, axes = _main_axes(unit, dims)
     directions: Tensor = (unit @ axes).unflatten(0, tokens.shape[:2])
     return directions
@@ -136,13 +137,6 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     errors = (images.double() - others.double()).square().mean(dim=(1, 2, 3))
     decibels: Tensor = 10 * torch.log10(255**2 / errors.clamp(min=1e-12))
     return decibels
-
-
-# Tokens of this many times the median length are outliers, in which vision transformers keep what
-# is of no place (arXiv 2309.16588).
-OUTLIER_LENGTH = 3.0
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache.recipe import Recipe
+from cache.recipe import Recipe, differences
 from stages.encode.build_settings import EncoderSettings, EncodeSettings
 from stages.encode.building.columns import load_features_maker
 from stages.encode.networks.registry import EncoderError
-from stages.evaluate.comparison import BY_IMAGE, FRECHET, Comparison
+from stages.evaluate.comparison import Comparison
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS, EvaluateSettings
-from stages.evaluate.image_sets import NoiseImages
-from stages.evaluate.measure import EncoderVectors, Network, Wanted, measure
-from stages.evaluate.metrics import LOGITS, POOL, frechet_distance
+from stages.evaluate.image_sets import FolderImages, ImageSet, NoiseImages, NpzFile, NpzImages
+from stages.evaluate.measure import EncoderVectors, Measured, Network, Wanted, measure
+from stages.evaluate.metrics import frechet_distance
 from stages.evaluate.reference import Reference, check_networks, open_reference, save_reference
 from stages.evaluate.results import (
     EvaluateError,
-    Judged,
     Result,
     installed_versions,
     read_records,
     write_results,
 )
 from stages.placement import Placement
+from stages.sample.sample_settings import SampleSettings
+from stages.sample.samples import MANIFEST, Samples, read_manifest
 
 # Features of noise hardly vary: with more of it, its distance would change by 2 %.
 NOISE_IMAGES = 16
@@ -55,6 +56,53 @@ class Networks:
             weights_sha256=network.weights_sha256,
             versions=installed_versions(),
         )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples to be judged.
+
+    path: a folder, or a file in ADM's format; manifest: what they were drawn from and how, as far
+    as it is known.
+    """
+
+    path: Path
+    images: ImageSet
+    manifest: Mapping[str, Any]
+
+    def drawn_otherwise(self, settings: SampleSettings, vae: str) -> list[str]:
+        """How they were drawn otherwise than now configured, a line for each setting.
+
+        vae: that decodes.
+        """
+        configured = {**settings.model_dump(mode="json"), "vae": vae}
+        known = {
+            name: value
+            for name, value in configured.items()
+            if name in self.manifest and value != "auto"
+        }
+        return differences({name: self.manifest[name] for name in known}, known, "drawn with")
+
+
+def open_samples(path: Path, threads: int) -> Judged:
+    """Open samples: a folder, of which its manifest says how many images there are, or a file.
+
+    Raises EvaluateError if they are not there, or not all.
+    """
+    if not path.exists():
+        raise EvaluateError(f"There is no {path}", remedy="Run `repa-cache sample` first.")
+    if not path.is_dir():
+        return Judged(path, NpzImages(NpzFile(path)), read_manifest(path.with_suffix("")) or {})
+    manifest = read_manifest(path) or {}
+    wanted = manifest.get("images")
+    if wanted and (lacking := Samples(path, wanted).missing()):
+        raise EvaluateError(
+            f"{len(lacking)} of {wanted} images are missing",
+            where=path,
+            remedy=f"Run `repa-cache sample` once more with the settings in its {MANIFEST}, which "
+            "draws these.",
+        )
+    return Judged(path, FolderImages(path, threads, count=wanted), manifest)
 
 
 def evaluate(
@@ -90,13 +138,16 @@ def evaluate(
     of_noise = Wanted(of_reference.gaussians)
     random = measured("noise", NoiseImages(side, NOISE_IMAGES), wanted=of_noise).gaussians
     noise = {name: frechet_distance(random[name], reference.gaussians[name]) for name in random}
+    comparison = Comparison(reference, metrics, noise, place.device)
     results = []
     for one in samples:
         title = "samples" if len(samples) == 1 else str(one.path)
         found = measured(title, one.images, wanted=of_samples)
         if place.is_main:
-            comparison = Comparison(found, reference, len(one.images), noise, place.device)
-            own = [networks.signed(r) for r in _results(comparison, metrics, networks, one, encode)]
+            own = [
+                networks.signed(result)
+                for result in _results(comparison, found, networks, one, encode)
+            ]
             weights = {network.name: network.weights_sha256 for network in networks.all}
             write_results(one.path, own, one.manifest, weights)
             results.append(own)
@@ -121,25 +172,23 @@ def _load_networks(
         from stages.evaluate.inception import Inception  # seconds: only where it is used
 
         inception = Inception(settings.inception_weights, place)
-    encoders = {name: _vectors(name, encode, place) for name in settings.frechet_encoders}
+    encoders = {}
+    for name in settings.frechet_encoders:
+        # By its section in the configuration, if it has one.
+        sections = {name: EncoderSettings(), **encode.encoders}
+        maker = load_features_maker(
+            encode.model_copy(update={"encoders": sections}), name, place.device
+        )
+        encoders[name] = EncoderVectors(name, maker)
     return Networks(inception, encoders)
-
-
-def _vectors(encoder: str, encode: EncodeSettings, place: Placement) -> EncoderVectors:
-    """An encoder's vectors, by its section in the configuration if it has one."""
-    sections = {encoder: EncoderSettings(), **encode.encoders}
-    settings = encode.model_copy(update={"encoders": sections})
-    return EncoderVectors(encoder, load_features_maker(settings, encoder, place.device))
 
 
 def _possible(
     settings: EvaluateSettings, reference: Reference, encoders: Sequence[EncoderVectors]
 ) -> tuple[str, ...]:
     """The metrics of Inception that are asked for, by default all that the reference allows."""
-    frechet = FRECHET | {vectors.name: vectors.name for vectors in encoders}
-    lacking = {metric for metric, features in frechet.items() if not reference.has(features)}
-    if not reference.has_features:
-        lacking |= BY_IMAGE
+    lacking = {vectors.name for vectors in encoders if not reference.has(vectors.name)}
+    lacking |= {name for name, one in INCEPTION_METRICS.items() if not reference.allows(one)}
     metrics = settings.metrics
     if metrics is None:
         metrics = tuple(metric for metric in INCEPTION_METRICS if metric not in lacking)
@@ -155,24 +204,26 @@ def _wanted(
     settings: EvaluateSettings, metrics: Sequence[str], encoders: Sequence[EncoderVectors]
 ) -> tuple[Wanted, Wanted]:
     """What is needed of the reference's features, and of those of samples."""
-    frechet = frozenset({FRECHET[m] for m in metrics if m in FRECHET} | {e.name for e in encoders})
-    by_image = [POOL] if BY_IMAGE.intersection(metrics) else []
-    logits = [LOGITS] if "is" in metrics else []
-    kept = dict.fromkeys(by_image, settings.reference_features)
-    return Wanted(frechet, kept), Wanted(frechet, dict.fromkeys([*by_image, *logits]))
+    asked = [INCEPTION_METRICS[name] for name in metrics]
+    gaussians = {metric.features for metric in asked if metric.function is None}
+    frechet = frozenset(gaussians.union(vectors.name for vectors in encoders))
+    compared = {m.features: settings.reference_features for m in asked if m.is_by_image}
+    rows = dict.fromkeys(metric.features for metric in asked if metric.function is not None)
+    return Wanted(frechet, compared), Wanted(frechet, rows)
 
 
 def _results(
     comparison: Comparison,
-    metrics: Sequence[str],
+    found: Measured,
     networks: Networks,
     samples: Judged,
     encode: EncodeSettings,
 ) -> Iterator[Result]:
-    yield from comparison.of_inception(metrics)
+    images = len(samples.images)
+    yield from comparison.of_inception(found, images)
     for vectors in networks.encoders.values():
         notes = _alignment(vectors.recipe, samples.manifest, encode)
-        yield comparison.frechet(vectors.name, vectors.name, notes)
+        yield comparison.frechet(vectors.name, vectors.name, found, images, notes)
 
 
 def _alignment(recipe: Recipe, manifest: Mapping[str, Any], encode: EncodeSettings) -> list[str]:

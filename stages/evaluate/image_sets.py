@@ -1,8 +1,6 @@
 """Images to be measured: a folder of files, one file in ADM's format, or the cached data set.
 
-N images, S their side in px.
-
-B images, S their side in px.
+N images, B of a batch, S their side in px.
 """
 
 import re
@@ -34,6 +32,8 @@ from stages.encode.images.sources.folders import images_below, on_disk
 IMAGES, LABELS = "arr_0", "arr_1"
 # How files that are torn or of another kind fail.
 NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+# Batches that are decoded while a network works on another one.
+BATCHES_AHEAD = 2
 
 
 class NpzError(RepaCacheError):
@@ -76,7 +76,7 @@ class NpzFile:
             with np.load(self.path, allow_pickle=False) as file:
                 values: npt.NDArray[Any] = file[name]
         except NPZ_ERRORS as error:
-            raise NpzError(f"{self.path}: cannot read {name!r}: {error}.") from error
+            raise NpzError(f"cannot read {name!r}: {error}.", where=self.path) from error
         return values
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ class NpzFile:
                 count = min(batch, rows.stop - start)
                 content = entry.read(count * row_bytes)
                 if len(content) < count * row_bytes:
-                    raise NpzError(f"{self.path}: {name!r} ends in row {start}.")
+                    raise NpzError(f"{name!r} ends in row {start}.", where=self.path)
                 yield np.frombuffer(content, np.uint8).reshape(count, *row_shape)
 
     @contextmanager
@@ -105,14 +105,12 @@ class NpzFile:
                 read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
                 shape, is_fortran, dtype = read(entry)
                 if dtype != np.uint8 or is_fortran:
-                    raise NpzError(f"{self.path}: {name!r} is {dtype}, expected uint8 in C order.")
+                    raise NpzError(
+                        f"{name!r} is {dtype}, expected uint8 in C order.", where=self.path
+                    )
                 yield entry, shape
         except NPZ_ERRORS as error:
-            raise NpzError(f"{self.path}: cannot read {name!r}: {error}.") from error
-
-
-# Batches that are decoded while a network works on another one.
-BATCHES_AHEAD = 2
+            raise NpzError(f"cannot read {name!r}: {error}.", where=self.path) from error
 
 
 class ImageSetError(RepaCacheError):
@@ -185,7 +183,7 @@ class NpzImages:
         shape = file.shape(IMAGES)
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
             raise ImageSetError(
-                f"{file.path}: {IMAGES!r} has the shape {list(shape)}, expected [N, S, S, 3]."
+                f"{IMAGES!r} has the shape {list(shape)}, expected [N, S, S, 3].", where=file.path
             )
         self._images, self.side = shape[:2]
 
@@ -198,22 +196,22 @@ class NpzImages:
 
 
 class NoiseImages:
-    """Images whose pixels are random, the same everywhere. count: how many."""
+    """Images whose pixels are random, the same everywhere. images: how many."""
 
-    def __init__(self, side: int, count: int) -> None:
+    def __init__(self, side: int, images: int) -> None:
         self.side = side
-        self._count = count
+        self._images = images
 
     def __len__(self) -> int:
-        return self._count
+        return self._images
 
     def batches(self, rows: range, size: int) -> Iterator[Tensor]:
         for start in range(rows.start, rows.stop, size):
             part = range(start, min(start + size, rows.stop))
-            yield torch.stack([self._pixels(index) for index in part])
+            yield torch.stack([self._pixels(seed) for seed in part])
 
-    def _pixels(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(index)
+    def _pixels(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
         shape = (3, self.side, self.side)
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cache.errors import RepaCacheError
 from stages.encode.networks.frozen_networks import exact_float32
-from stages.evaluate.metrics import LOGITS, POOL, SPATIAL
+from stages.evaluate.evaluate_settings import LOGITS, POOL, SPATIAL
 from stages.placement import Placement, barrier
 from stages.vision import torch_fidelity
 from stages.weight_files import reading

@@ -15,8 +15,8 @@ from torch import Tensor
 
 Values = npt.NDArray[np.float64]
 
-# Features of Inception.
-POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
+# Images of a covariance.
+FEWEST = 2
 # Of ADM's evaluation.
 SPLIT_IMAGES = 5_000
 NEIGHBOURS = 3
@@ -167,10 +167,6 @@ def kernel_distance(samples: Tensor, reference: Tensor) -> tuple[float, float]:
         verbose=False,
     )
     return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
-
-
-# A covariance takes two.
-FEWEST = 2
 
 
 @dataclass(frozen=True)

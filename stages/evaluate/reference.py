@@ -6,7 +6,6 @@ D features, M images whose features are kept.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,14 +19,8 @@ from cache.metadata import check_recipe, has_column
 from cache.order import permutation
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
-from stages.evaluate.image_sets import (
-    IMAGES,
-    CachedImages,
-    FolderImages,
-    ImageSet,
-    NpzFile,
-    NpzImages,
-)
+from stages.evaluate import image_sets, metrics
+from stages.evaluate.evaluate_settings import POOL, SPATIAL, Metric
 from stages.evaluate.measure import (
     PART_SEED,
     EncoderVectors,
@@ -35,17 +28,6 @@ from stages.evaluate.measure import (
     Wanted,
     measure,
     measure_cached,
-)
-from stages.evaluate.metrics import (
-    FEWEST,
-    POOL,
-    SPATIAL,
-    Floor,
-    Gaussian,
-    fit_gaussian,
-    floor_of,
-    kernel_distance,
-    part_size,
 )
 from stages.placement import Placement
 
@@ -71,30 +53,30 @@ class Reference:
     """
 
     name: str
-    gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
+    gaussians: Mapping[str, metrics.Gaussian] = field(default_factory=dict)
     features: Tensor | None = None
-    images: ImageSet | None = None
+    images: image_sets.ImageSet | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[tuple[str, int], Gaussian] = field(default_factory=dict)
-    floors: Mapping[str, Mapping[int, Floor]] = field(default_factory=dict)
+    parts: Mapping[tuple[str, int], metrics.Gaussian] = field(default_factory=dict)
+    floors: Mapping[str, Mapping[int, metrics.Floor]] = field(default_factory=dict)
 
     def has(self, features: str) -> bool:
         """Whether the Gaussian of some features is known or can be measured."""
         return features in self.gaussians or self.images is not None
 
-    @property
-    def has_features(self) -> bool:
-        """Whether features of single images are known or can be measured."""
-        return self.features is not None or self.images is not None
+    def allows(self, metric: Metric) -> bool:
+        """Whether a metric in features of Inception can be computed."""
+        if metric.function is None:
+            return self.has(metric.features)
+        return not metric.is_compared or self.features is not None or self.images is not None
 
-    @cached_property
-    def kernel_floor(self) -> float | None:
-        """KID of two halves of the features, if there are any; their number does not shift it."""
-        if self.features is None or len(self.features) < 2 * FEWEST:
+    @property
+    def halves(self) -> tuple[Tensor, Tensor] | None:
+        """The features in two halves, drawn at random, if there are any of enough images."""
+        if self.features is None or len(self.features) < 2 * metrics.FEWEST:
             return None
-        order = permutation(len(self.features), PART_SEED)
-        halves = (self.features[half] for half in np.array_split(order, 2))
-        return kernel_distance(*halves)[0]
+        one, other = np.array_split(permutation(len(self.features), PART_SEED), 2)
+        return self.features[one], self.features[other]
 
     def why_no_floor(self, features: str) -> str:
         """Why there is no floor for some number of samples."""
@@ -154,7 +136,7 @@ class Reference:
         else:
             return {}
         is_apart = known is None or known.images is not None
-        sizes = {n: part_size(n, images, is_apart=is_apart) for n in counts}
+        sizes = {n: metrics.part_size(n, images, is_apart=is_apart) for n in counts}
         there = self.floors.get(features, {})
         return {n: size for n, size in sizes.items() if size is not None and n not in there}
 
@@ -164,16 +146,20 @@ class Reference:
         for features, of in sizes.items():
             for count, size in of.items():
                 if (part := self._part(features, size)) is not None:
-                    floor = floor_of(part, self.gaussians[features])
+                    floor = metrics.floor_of(part, self.gaussians[features])
                     floors.setdefault(features, {})[count] = floor
         return replace(self, floors=floors)
 
-    def _part(self, features: str, size: int) -> Gaussian | None:
+    def _part(self, features: str, size: int) -> metrics.Gaussian | None:
         """The Gaussian of so many images, or of as many as features are kept of."""
         if (features, size) in self.parts or features != POOL or self.features is None:
             return self.parts.get((features, size))
         drawn = permutation(len(self.features), PART_SEED)[:size]
-        return fit_gaussian([self.features[drawn].numpy()]) if len(drawn) >= FEWEST else None
+        return (
+            metrics.fit_gaussian([self.features[drawn].numpy()])
+            if len(drawn) >= metrics.FEWEST
+            else None
+        )
 
 
 def open_reference(
@@ -212,56 +198,59 @@ def _cached(
     path = encode.cache.path
     if not path.exists():
         raise ReferenceSetError(
-            f"There is no cache {path}, which is what samples are compared with by default. Name "
-            "statistics or images with --reference, or another cache with --set cache.path=PATH."
+            f"There is no cache {path}, which is what samples are compared with by default",
+            remedy="Name statistics or images with --reference, or another cache with --set "
+            "cache.path=PATH.",
         )
     cache, made_by = Cache(path), {}
-    gaussians: dict[str, Gaussian] = {}
-    parts: dict[tuple[str, int], Gaussian] = {}
+    gaussians: dict[str, metrics.Gaussian] = {}
+    parts: dict[tuple[str, int], metrics.Gaussian] = {}
     for vectors in encoders:
         if has_column(path, vectors.column):
             reader = cache.column(vectors.column)
             check_recipe(reader.column, vectors.recipe)
             valid = int(reader.valid.sum())
-            sizes = (part_size(count, valid, is_apart=True) for count in counts)
+            sizes = (metrics.part_size(count, valid, is_apart=True) for count in counts)
             parts_of = {size for size in sizes if size is not None}
             found = measure_cached(vectors.name, reader, parts_of, place)
             gaussians |= found.gaussians
             parts |= found.parts
             made_by[vectors.name] = vectors.identity
-    images = CachedImages(encode, encode.latents.column)
+    images = image_sets.CachedImages(encode, encode.latents.column)
     return Reference(str(path), gaussians, images=images, made_by=made_by, parts=parts)
 
 
 def _at(path: Path, side: int, encode: EncodeSettings) -> Reference:
     if path.is_dir():
-        return Reference(str(path), images=FolderImages(path, encode.build.threads, side))
-    file = NpzFile(path)
+        return Reference(
+            str(path), images=image_sets.FolderImages(path, encode.build.threads, side)
+        )
+    file = image_sets.NpzFile(path)
     about = json.loads(str(file.array(ABOUT))) if ABOUT in file.names else {}
     gaussians = {
-        name: Gaussian(
+        name: metrics.Gaussian(
             file.array(mean).astype(np.float64),
             file.array(covariance).astype(np.float64),
             about.get("images", {}).get(name),
         )
         for name, (mean, covariance) in _arrays_in(file).items()
     }
-    images = NpzImages(file) if IMAGES in file.names else None
+    images = image_sets.NpzImages(file) if image_sets.IMAGES in file.names else None
     if not gaussians and images is None:
         raise ReferenceSetError(
-            f"{path} has neither statistics (mu, sigma) nor images ({IMAGES}), but "
+            f"{path} has neither statistics (mu, sigma) nor images ({image_sets.IMAGES}), but "
             f"{', '.join(sorted(file.names)) or 'nothing'}."
         )
     features = torch.from_numpy(file.array(FEATURES)) if FEATURES in file.names else None
     floors = {
-        name: {int(count): Floor(*floor) for count, floor in kept.items()}
+        name: {int(count): metrics.Floor(*floor) for count, floor in kept.items()}
         for name, kept in about.get("floors", {}).items()
     }
     networks = about.get("networks", {})
     return Reference(str(path), gaussians, features, images, networks, floors=floors)
 
 
-def _arrays_in(file: NpzFile) -> dict[str, tuple[str, str]]:
+def _arrays_in(file: image_sets.NpzFile) -> dict[str, tuple[str, str]]:
     """The names of the arrays of mean and covariance, by those of features."""
     own = {
         name.removesuffix(".mu"): (name, f"{name.removesuffix('.mu')}.sigma")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from reading import ROW_LISTS, read
 from tiny_cache import COMPRESSED, DENSE, SHARDED, make_cache, values
 
-from cache.arrays import JoinedRows, MemoryRows, hold_small, open_rows
+from cache.arrays import CompressedRows, JoinedRows, MemoryRows, hold_small, open_rows
 from cache.reader import Cache
 from cache.shard_files import DirectRows
-from cache.storage import CompressedRows, compress, decompress, unwarned
+from cache.storage import compress, decompress, unwarned
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from runs import drawn_into
 from cache.errors import StaleCacheError
 from pipeline.config import Config, load_config
 from stages.encode.images.crop import centre_crop, decode
-from stages.evaluate.evaluate import evaluate
+from stages.evaluate.evaluate import evaluate, open_samples
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS
 from stages.evaluate.image_sets import FolderImages, ImageSetError, NpzError, write_images
 from stages.evaluate.inception import Inception
@@ -33,7 +33,6 @@ from stages.evaluate.results import (
     EvaluateError,
     Result,
     ResultsError,
-    open_samples,
     read_results,
     results_path,
 )

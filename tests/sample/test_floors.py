@@ -13,9 +13,11 @@ from cache.order import permutation
 from cache.reader import Cache
 from pipeline.config import Config
 from stages.encode.build_settings import EncodeSettings
+from stages.evaluate.comparison import Comparison
+from stages.evaluate.evaluate_settings import POOL
 from stages.evaluate.image_sets import write_images
 from stages.evaluate.measure import PART_SEED, Wanted
-from stages.evaluate.metrics import POOL, fit_gaussian, frechet_distance, kernel_distance, part_size
+from stages.evaluate.metrics import fit_gaussian, frechet_distance, kernel_distance, part_size
 from stages.evaluate.reference import Reference, open_reference, save_reference
 from stages.placement import Placement
 
@@ -53,6 +55,10 @@ def opened(path: Path, encode: EncodeSettings, *counts: int, rows: int | None = 
     reference = open_reference(path, 4, counts, encode, [], CPU)
     kept = {} if rows is None else {POOL: rows}
     return reference.completed(Wanted(frozenset({POOL}), kept), counts, [FirstPixels()], 7, CPU)
+
+
+def kid_floors(reference: Reference) -> dict[str, float]:
+    return Comparison(reference, ["kid"], {}, CPU.device).floors
 
 
 def expected_floor(features: np.ndarray, count: int) -> float:
@@ -161,8 +167,8 @@ def test_the_floor_of_kid_is_that_of_two_halves(
     reference = opened(tmp_path / "images.npz", encode, 8, rows=IMAGES)
     order = permutation(IMAGES, PART_SEED)
     halves = (torch.from_numpy(features_of(pixels)[half]) for half in (order[:20], order[20:]))
-    assert reference.kernel_floor == kernel_distance(*halves)[0]
-    assert opened(tmp_path / "images.npz", encode, 8).kernel_floor is None
+    assert kid_floors(reference) == {"kid": kernel_distance(*halves)[0]}
+    assert kid_floors(opened(tmp_path / "images.npz", encode, 8)) == {}
 
 
 def test_the_floor_of_a_cached_encoder_comes_from_the_cache_alone(

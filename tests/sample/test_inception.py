@@ -102,9 +102,8 @@ PUBLISHED = {"fid": 3.94, "sfid": 6.14, "is": 215.8, "precision": 0.827, "recall
     "VIRTUAL_imagenet256_labeled.npz and weights-inception-2015-12-05-6726825d.pth",
 )
 def test_published_samples_have_their_published_figures(tiny: Any) -> None:
-    from stages.evaluate.evaluate import evaluate
+    from stages.evaluate.evaluate import evaluate, open_samples
     from stages.evaluate.evaluate_settings import EvaluateSettings
-    from stages.evaluate.results import open_samples
 
     folder = Path(os.environ["REPA_CACHE_ADM"])
     settings = EvaluateSettings(

@@ -3,6 +3,11 @@ import pytest
 import scipy.linalg
 import torch
 
+from pipeline.report.compared_runs import direction
+from stages.evaluate import metrics
+from stages.evaluate.comparison import Comparison
+from stages.evaluate.evaluate_settings import INCEPTION_METRICS, POOL, EvaluateSettings, Metric
+from stages.evaluate.measure import Measured
 from stages.evaluate.metrics import (
     Gaussian,
     RunningGaussian,
@@ -12,6 +17,7 @@ from stages.evaluate.metrics import (
     kernel_distance,
     precision_and_recall,
 )
+from stages.evaluate.reference import Reference
 
 GENERATOR = np.random.default_rng(0)
 
@@ -148,3 +154,19 @@ def test_equal_sets_have_all_precision_and_no_kernel_distance() -> None:
     assert precision_and_recall(features, features) == (1, 1)
     # Without bias: two halves of one set.
     assert abs(kernel_distance(features[:750], features[750:])[0]) < 0.01
+
+
+def test_a_metric_is_added_by_a_function_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(own: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
+        return float(own.max()), float(other.max())
+
+    monkeypatch.setattr(metrics, "largest", largest, raising=False)
+    added = Metric(POOL, "largest", is_higher_better=True, has_floor=True)
+    monkeypatch.setitem(INCEPTION_METRICS, "max", added)
+    assert EvaluateSettings(metrics=("max",)).metrics == ("max",)
+    assert direction("max") == "\N{UPWARDS ARROW}"
+    own, other = activations(8, 4), activations(9, 4)
+    comparison = Comparison(Reference("a", features=other), ["max"], {}, torch.device("cpu"))
+    (result,) = comparison.of_inception(Measured({}, {POOL: own}), 8)
+    assert (result.metric, result.value, result.deviation) == ("max", own.max(), other.max())
+    assert (result.reference_images, result.floor) == (9, comparison.floors["max"])

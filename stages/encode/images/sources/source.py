@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from cache.errors import RepaCacheError
-from cache.rows import Keys
+
+if TYPE_CHECKING:
+    from cache.rows import Keys
 
 # Names shown for each reason.
 NAMED = 3
@@ -85,7 +87,7 @@ def printable(name: str) -> str:
 class KeyList(Sequence[str]):
     """Keys as an array [N] of numpy's strings, in half of the memory that a tuple takes."""
 
-    def __init__(self, array: Keys) -> None:
+    def __init__(self, array: "Keys") -> None:
         self.array = array
 
     @classmethod
@@ -110,7 +112,7 @@ class KeyList(Sequence[str]):
         return isinstance(other, KeyList) and np.array_equal(self.array, other.array)
 
 
-def key_array(keys: Sequence[str]) -> Keys:
+def key_array(keys: Sequence[str]) -> "Keys":
     """Keys as such an array, which is not copied if there is one."""
     return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array
 

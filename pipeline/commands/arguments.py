@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.exits import ConfigError
-from pipeline.process_group import DISTRIBUTED, check_launch
-from stages.processes import world_size
+from pipeline.launchers import checked_world
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
@@ -49,7 +47,6 @@ ChosenCache = Annotated[
     Path | None,
     typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def load(command: str, path: Path, overrides: list[str]) -> Config:
@@ -121,16 +118,3 @@ def with_packages(command: str, config: Config, path: Path) -> Config:
     if problems := list(missing_packages(command, config)):
         raise config_error(path, problems)
     return config
-
-
-def checked_world(command: str) -> int:
-    """The number of processes. Raises ConfigError if the command cannot run in so many."""
-    if command in DISTRIBUTED | {"run"}:
-        check_launch(command)
-    world = world_size()
-    if world > 1 and command not in DISTRIBUTED:
-        raise ConfigError(
-            f"`repa-cache {command}` runs in one process, not under torchrun, and WORLD_SIZE is "
-            f"{world}. If another launcher left that behind: unset WORLD_SIZE"
-        )
-    return world
