@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+import torch
 from places import ROOT
+from pydantic import PositiveFloat
 from tiny import TINY, write_images
 from typer.testing import CliRunner
 
 from pipeline.commands import app
+from stages.train.terms.term import Alignment
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "COMPARISON.md")),
@@ -199,6 +203,19 @@ def test_a_benchmark_has_the_options_that_it_is_called_with(command: str) -> Non
     options = {argument for argument in arguments if argument.startswith("--")}
     assert options <= set(known)
     assert ("FOLDER" in arguments) == ("folder" in known)
+
+
+def test_the_loss_that_contributors_are_shown_is_one() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (program,) = re.findall(r"^```python\n(class .*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = {"Alignment": Alignment, "Literal": Literal, "PositiveFloat": PositiveFloat}
+    found: dict[str, Any] = {**names, "Tensor": torch.Tensor}
+    exec(program, found)
+    term = found["Huber"](encoder="x", delta=0.5)
+    tokens = torch.randn(3, 4, 5)
+    assert term.kind == "huber"
+    assert torch.equal(term.loss(tokens, 2 * tokens) < 1e-12, torch.ones(3, dtype=torch.bool))
+    assert (term.loss(tokens, -tokens) > 1e-3).all()
 
 
 @pytest.mark.slow
