@@ -263,7 +263,7 @@ def test_the_page_of_all_settings_is_that_of_the_code() -> None:
 
 
 def test_the_line_that_switches_the_schema_on_is_named() -> None:
-    for text in (printed(), (ROOT / "README.md").read_text()):
+    for text in (printed(), (ROOT / "pipeline/README.md").read_text()):
         assert SCHEMA_LINE in text
     assert SCHEMA_LINE in " ".join(
         CliRunner().invoke(app, ["config", "--help"]).output.replace("│", "").split()

@@ -7,21 +7,28 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+import torch
 from places import ROOT
+from pydantic import PositiveFloat
 from tiny import TINY, write_images
 from typer.testing import CliRunner
 
 from pipeline.commands import app
+from stages.train.terms.term import Alignment
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "cache/README.md", "pipeline/settings.md")),
-    *sorted(ROOT.glob("stages/*/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "COMPARISON.md")),
+    *(ROOT / name for name in ("cache/README.md", "pipeline/README.md", "pipeline/settings.md")),
+    *sorted((ROOT / "stages").rglob("README.md")),
+    ROOT / "tests/benchmarks/README.md",
 ]
 CI = (ROOT / ".ci/run").read_text()
 # How the two commands begin that need nothing but a clean clone.
 INSTALLING = "python3 -m venv .venv"
+BENCHMARK, CHECKS = "python tests/benchmarks/", "ruff check"
 
 # What stands in the documents for things of the reader, and what stands for these in the tests.
 STANDING_FOR = {
@@ -71,6 +78,14 @@ def test_every_link_to_a_file_or_section_leads_there() -> None:
                 assert section in anchors, (document, link)
 
 
+def test_every_module_that_is_named_is_there() -> None:
+    for document in DOCUMENTS:
+        for path in re.findall(
+            r"`((?:cache|stages|pipeline|tests)/[\w/.]+)`", document.read_text()
+        ):
+            assert (ROOT / path).exists(), (document, path)
+
+
 def invoke(*arguments: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -116,7 +131,8 @@ def starting_with(*starts: str) -> list[str]:
 
 
 def test_no_command_is_left_out() -> None:
-    assert set(starting_with("repa-cache ", "torchrun ", INSTALLING)) == {
+    tested = ("repa-cache ", "torchrun ", INSTALLING, BENCHMARK, CHECKS)
+    assert set(starting_with(*tested)) == {
         command
         for command in commands()
         if command != "source .venv/bin/activate" and "pytest -m slow" not in command
@@ -171,6 +187,35 @@ def test_the_command_that_installs_the_tests_is_what_is_run_on_every_change() ->
     # It looks for this line in the README.
     assert r"grep -m1 -E '&& \.venv/bin/pytest$' README.md" in CI
     assert second.endswith("&& .venv/bin/pytest")
+
+
+def test_the_checks_of_contributors_are_those_of_ci() -> None:
+    (checks,) = starting_with(CHECKS)
+    lines = CI.splitlines()
+    first = lines.index(CHECKS + " .")
+    assert checks.split(" && ") == lines[first : first + 5]
+
+
+@pytest.mark.parametrize("command", starting_with(BENCHMARK))
+def test_a_benchmark_has_the_options_that_it_is_called_with(command: str) -> None:
+    _, program, *arguments = shlex.split(command)
+    known = re.findall(r'add_argument\(\s*"([-a-z]+)"', (ROOT / program).read_text())
+    options = {argument for argument in arguments if argument.startswith("--")}
+    assert options <= set(known)
+    assert ("FOLDER" in arguments) == ("folder" in known)
+
+
+def test_the_loss_that_contributors_are_shown_is_one() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (program,) = re.findall(r"^```python\n(class .*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = {"Alignment": Alignment, "Literal": Literal, "PositiveFloat": PositiveFloat}
+    found: dict[str, Any] = {**names, "Tensor": torch.Tensor}
+    exec(program, found)
+    term = found["Huber"](encoder="x", delta=0.5)
+    tokens = torch.randn(3, 4, 5)
+    assert term.kind == "huber"
+    assert torch.equal(term.loss(tokens, 2 * tokens) < 1e-12, torch.ones(3, dtype=torch.bool))
+    assert (term.loss(tokens, -tokens) > 1e-3).all()
 
 
 @pytest.mark.slow
