@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -15,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Choice
+from stages.encode.images.sources import SOURCES
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     AutoencoderError,
@@ -32,67 +31,13 @@ Precision = Literal["float32", "float16"]
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
-Name = Annotated[str, Field(min_length=1)]
-
-
-class DatasetSettings(Settings):
-    """What all sources have in common."""
-
-    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
-    """What the images lie in; sample-photos brings ten photographs along."""
-    resolution: Count = 256
-    """Side of the centre crop in px."""
-    flip: bool = False
-    """Whether the mirrored images are encoded too, for training to choose from."""
-    pixels: bool = False
-    """Whether the crops are kept, so that encoders can be added without the images."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
-    training never draws."""
-
-
-class EmbeddedSettings(DatasetSettings):
-    """Of a source that brings its images along."""
-
-    @property
-    def path(self) -> None:
-        """There is none to choose."""
-
-
-class FileSettings(DatasetSettings):
-    """Of a source that reads files."""
-
-    path: AnchoredPath | None = None
-    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
-    several."""
-
-
-class TableSettings(FileSettings):
-    """Of a source that reads files of tables."""
-
-    split: Name | None = None
-    """The one to use, where there are files of several."""
-    image_column: Name | None = None
-    """The name of the column of images, where the usual ones do not tell."""
-    label_column: Name | None = None
-    """The name of the column of labels, where the usual ones do not tell."""
-
-    @property
-    def choice(self) -> Choice:
-        """What it chooses of tables."""
-        return Choice(self.split, self.image_column, self.label_column)
-
-
-def _settings_of(source: str) -> type[DatasetSettings]:
-    if source in TABLE_SOURCES:
-        return TableSettings
-    return EmbeddedSettings if source in EMBEDDED_SOURCES else FileSettings
-
-
-DATASETS = Kinds("source", {source: _settings_of(source) for source in SOURCES})
+DATASETS = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
 # `[dataset]` of any source.
 if TYPE_CHECKING:
-    AnyDataset = EmbeddedSettings | FileSettings | TableSettings
+    from stages.encode.images.sources.samples import EmbeddedSettings
+    from stages.encode.images.sources.source import FileSettings
+
+    AnyDataset = EmbeddedSettings | FileSettings
 else:
     AnyDataset = DATASETS.union
 

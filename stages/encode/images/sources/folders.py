@@ -21,6 +21,7 @@ from stages.encode.images.sources.source import (
     LOOSE,
     OTHER,
     OURS,
+    FileSettings,
     KeyList,
     LeftOut,
     Source,
@@ -35,8 +36,9 @@ Identity = tuple[int, int]
 
 
 @collector_paused()
-def image_folder(path: Path | None, _resolution: int) -> Source:
+def image_folder(dataset: FileSettings) -> Source:
     """Class folders with image files below them, ordered and labelled as torchvision does."""
+    path = dataset.path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
     left_out = LeftOut()

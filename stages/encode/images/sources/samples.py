@@ -5,13 +5,11 @@ statement there (moon, motorcycle, lfw) are left out.
 """
 
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from stages.encode.images.sources.source import Source, SourceError
-from stages.packages import is_installed, needs
+from stages.encode.images.sources.source import DatasetSettings, Source, SourceError
 
 CC0 = "CC0"
 PUBLIC_DOMAIN = "public domain"
@@ -63,19 +61,26 @@ SAMPLE_GRID = 11
 SAMPLE_STEP = 1
 
 
-def sample_photos(_path: Path | None, resolution: int) -> Source:
+class EmbeddedSettings(DatasetSettings):
+    """Of a source that brings its images along."""
+
+    @property
+    def path(self) -> None:
+        """There is none to choose."""
+
+
+def sample_photos(dataset: DatasetSettings) -> Source:
     """Overlapping square crops around the subjects of ten photographs inside scikit-image.
 
     The label is the photograph.
     """
+    resolution = dataset.resolution
     reach = resolution + SAMPLE_STEP * (SAMPLE_GRID - 1)
     if reach > SAMPLE_SHORT_SIDE:
         raise SourceError(
             f"dataset.resolution: sample-photos has crops of at most "
             f"{SAMPLE_SHORT_SIDE - reach + resolution} px, got {resolution}."
         )
-    if not is_installed("skimage"):
-        raise SourceError(f"dataset.source: 'sample-photos' {needs('skimage')}")
     photographs = [open_photograph(name, SAMPLE_SHORT_SIDE) for name in SAMPLE_PHOTOGRAPHS]
     corners: list[tuple[int, int, int]] = []
     for label, (image, (x, y)) in enumerate(

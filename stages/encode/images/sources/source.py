@@ -1,9 +1,12 @@
-"""What a data set is to stage one: images by key and label, and what is left out of it."""
+"""What a data set is to stage one: images by key and label, and what is left out of it.
+
+Beside it stand the settings of `[dataset]` that all sources have, or all that read files.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,7 @@ import xxhash
 
 from cache.errors import RepaCacheError
 from cache.rows import Keys
+from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 # Names shown for each reason.
 NAMED = 3
@@ -153,6 +157,44 @@ class Source:
     are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class DatasetSettings(Settings):
+    """What all sources have in common."""
+
+    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
+    """What the images lie in; sample-photos brings ten photographs along."""
+    resolution: Count = 256
+    """Side of the centre crop in px."""
+    flip: bool = False
+    """Whether the mirrored images are encoded too, for training to choose from."""
+    pixels: bool = False
+    """Whether the crops are kept, so that encoders can be added without the images."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
+    training never draws."""
+
+
+class FileSettings(DatasetSettings):
+    """Of a source that reads files."""
+
+    path: AnchoredPath | None = None
+    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
+    several."""
+
+
+class SourceKind(NamedTuple):
+    """A value that `dataset.source` takes.
+
+    open: the data set of the settings; settings: their class; package: that it needs beyond those
+    that are always installed, as it is imported; reads_folder: whether `dataset.path` is always a
+    folder, and never a part of an archive or a pattern.
+    """
+
+    open: Callable[[Any], Source]
+    settings: type[DatasetSettings] = FileSettings
+    package: str | None = None
+    reads_folder: bool = False
 
 
 def is_image(name: str) -> bool:
