@@ -1,6 +1,7 @@
-"""The sections of pipeline.toml that stage one reads."""
+"""The sections of pipeline.toml that stage one reads, and what a single build is asked beside."""
 
 import re
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -115,7 +116,7 @@ class EncoderSettings(Settings):
     model: HubName | None = None
     """Its name in the registry or in its library, by default that of the section; one of
     transformers is a folder that begins with `.`, `/`, `~` or `$`, or a hub name."""
-    library: Annotated[str, OneOf("stages.encode.networks.libraries:LIBRARIES")] = "timm"
+    library: Annotated[str, OneOf("stages.encode.networks.registry:LIBRARIES")] = "timm"
     """The library that has the model."""
     weights: AnchoredPath | None = None
     """A local file to load instead of the published weights."""
@@ -208,3 +209,37 @@ class EncodeSettings(Settings):
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""
         return self.input_size(encoder) // self.spec(encoder).stride
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Dask workers that make the shards.
+
+    workers: processes to start on this machine, one per GPU if there are any; scheduler: the
+    address of a Dask scheduler that runs already, instead; dashboard: whether to serve Dask's.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    dashboard: bool = False
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may do beyond making what is missing, and how.
+
+    rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
+    over images and labels that changed; shards: those to make, of all; cluster: who makes them,
+    if not this process.
+    """
+
+    rebuild: frozenset[str] = frozenset()
+    repair: bool = False
+    update: bool = False
+    shards: slice = field(default_factory=lambda: slice(None))
+    cluster: Cluster | None = None
+
+    @property
+    def devices(self) -> int:
+        """How many devices are at work, as far as it is known."""
+        return max(self.cluster.workers, 1) if self.cluster else 1

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from cache.rows import UNREADABLE, Keys, RowTable, content_hash, find_keys
 from stages.encode.images.crop_batches import unreadable
 from stages.encode.images.sources import Source
+from stages.encode.images.sources.archives import in_order
 from stages.encode.images.sources.source import key_array
-from stages.encode.images.waiting import in_order
 from stages.progress import progress
 
 Image = tuple[int, int, int]

@@ -62,7 +62,9 @@ def compute(network: Network, inputs: Tensor, precision: Precision) -> dict[str,
             return _as_float32(network(inputs))
         with torch.autocast(inputs.device.type, torch.float16):
             outputs = _as_float32(network(inputs))
-        overflown = ~torch.stack([_are_finite(tensor) for tensor in outputs.values()]).all(0)
+        finite = [tensor.isfinite().flatten(1).all(1) for tensor in outputs.values()]
+        # [tensors, B] to [B]
+        overflown = ~torch.stack(finite).all(0)
         if overflown.any():
             for name, exact in _as_float32(network(inputs[overflown])).items():
                 outputs[name][overflown] = exact
@@ -83,11 +85,6 @@ def exact_float32() -> Iterator[None]:
 
 def _as_float32(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in outputs.items()}
-
-
-def _are_finite(tensor: Tensor) -> Tensor:
-    """Whether all values of an image are finite, [B]."""
-    return tensor.isfinite().flatten(1).all(1)
 
 
 State: TypeAlias = dict[str, Tensor]

@@ -21,7 +21,7 @@ from stages.encode.images.sources.names import (
     numbered,
 )
 from stages.encode.images.sources.source import FileSettings, Labels, Source, SourceError, stamp_of
-from stages.encode.images.sources.table_files import folder_of, passed_over, table_files
+from stages.encode.images.sources.table_files import folder_of, say_unread, table_files
 
 # What `datasets` gives images that have no class.
 UNLABELLED = -1
@@ -168,8 +168,8 @@ def open_tables(
             empty.append(archive.path)
     if not tables:
         raise next(iter(lacking.values()), SourceError(f"{path}: no rows."))
-    passed_over(list(lacking), path, "without a column of images")
-    passed_over(empty, path, "without rows")
+    say_unread(list(lacking), path, "without a column of images")
+    say_unread(empty, path, "without rows")
     return tables
 
 
@@ -186,9 +186,9 @@ def table_source(
     """
     root = folder_of(path)
     rows = TableRows(files, content, root)
-    labels, classes = (
-        _named_labels(files, path) if _are_named(files, path) else _labels(files, path)
-    )
+    if len({file.are_named for file in files}) > 1:
+        raise SourceError(f"{path}: labels are numbers in some files and names in others.")
+    labels, classes = (_named_labels if files[0].are_named else _labels)(files, path)
     return Source(
         keys=_keys(files, path),
         labels=labels,
@@ -215,13 +215,6 @@ def _keys(files: Sequence[Listing], where: object) -> tuple[str, ...]:
         return keys
     rows = [(file.archive.path.name, row) for file in files for row in range(len(file))]
     return tuple(f"{name}/{row}" for name, row in rows)
-
-
-def _are_named(files: Sequence[Listing], where: object) -> bool:
-    kinds = {file.are_named for file in files}
-    if len(kinds) > 1:
-        raise SourceError(f"{where}: labels are numbers in some files and names in others.")
-    return kinds.pop()
 
 
 def _named_labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str, ...]]:
