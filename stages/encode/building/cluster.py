@@ -39,6 +39,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 # By cluster and GPU. The system frees them when the process ends, however it does.
 _claims: dict[tuple[str, str], socket.socket] = {}
+CONNECT_SECONDS = 10
+# Per worker: while one is finished on the disk, the next one is computed.
+SHARDS_AT_ONCE = 2
 
 
 class NoGpuError(RepaCacheError):
@@ -90,11 +93,6 @@ def _is_claimed(cluster: str, gpu: str) -> bool:
             return False
         _claims[cluster, gpu] = claim
     return True
-
-
-CONNECT_SECONDS = 10
-# Per worker: while one is finished on the disk, the next one is computed.
-SHARDS_AT_ONCE = 2
 
 
 class ClusterError(RepaCacheError):

@@ -20,6 +20,24 @@ from stages.progress import say
 from stages.weight_files import read_weight_file, reading
 
 Network: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
+State: TypeAlias = dict[str, Tensor]
+
+# What stands for the digest of random weights, which no cached tensor is made with.
+UNTRAINED = "untrained"
+# Under these names training checkpoints keep the network beside the optimiser: of I-JEPA, whose
+# target encoder is not the one that is published as its result; of MAE; of most others.
+PARTS = ("encoder", "model", "state_dict")
+
+# MoCo v3 trains two encoders, and gives the trained one a projection head.
+MOCO_PREFIX = "base_encoder."
+MOCO_HEADS = ("head.", "fc.")
+# The published ViT-L counts its layers where others write 1 and 2.
+MOCO_MISNAMED = {
+    "blocks.13.norm13.": "blocks.13.norm1.",
+    "blocks.13.mlp.fc13.": "blocks.13.mlp.fc1.",
+    "blocks.14.norm14.": "blocks.14.norm2.",
+    "blocks.14.mlp.fc14.": "blocks.14.mlp.fc2.",
+}
 
 
 class FittingNetwork:
@@ -87,12 +105,6 @@ def _as_float32(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in outputs.items()}
 
 
-State: TypeAlias = dict[str, Tensor]
-
-# What stands for the digest of random weights, which no cached tensor is made with.
-UNTRAINED = "untrained"
-
-
 def weights_sha256(model: nn.Module) -> str:
     """The sha256 of a model's tensors as loaded: names, types, shapes and bytes, by name."""
     digest = hashlib.sha256()
@@ -130,22 +142,6 @@ def check_shape(name: str, found: State, expected: State, path: Path) -> None:
             f"{path} holds the weights of another network: {name} is "
             f"{list(found[name].shape)} there, expected {list(expected[name].shape)}."
         )
-
-
-# Under these names training checkpoints keep the network beside the optimiser: of I-JEPA, whose
-# target encoder is not the one that is published as its result; of MAE; of most others.
-PARTS = ("encoder", "model", "state_dict")
-
-# MoCo v3 trains two encoders, and gives the trained one a projection head.
-MOCO_PREFIX = "base_encoder."
-MOCO_HEADS = ("head.", "fc.")
-# The published ViT-L counts its layers where others write 1 and 2.
-MOCO_MISNAMED = {
-    "blocks.13.norm13.": "blocks.13.norm1.",
-    "blocks.13.mlp.fc13.": "blocks.13.mlp.fc1.",
-    "blocks.14.norm14.": "blocks.14.norm2.",
-    "blocks.14.mlp.fc14.": "blocks.14.mlp.fc2.",
-}
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -16,14 +16,10 @@ from stages.encode.images.sources.names import (
     place,
 )
 from stages.encode.images.sources.source import (
-    LEADS_BACK,
-    LEADS_NOWHERE,
-    LOOSE,
-    OTHER,
-    OURS,
     FileSettings,
     KeyList,
     LeftOut,
+    Reason,
     Source,
     SourceError,
     is_image,
@@ -44,7 +40,7 @@ def image_folder(dataset: FileSettings) -> Source:
     left_out = LeftOut()
     images = tree(path, left_out)
     for name in images.pop(""):
-        left_out.add(LOOSE, name)
+        left_out.add(Reason.LOOSE, name)
     labels, classes = label_folders(images, path, left_out)
     keys = KeyList(np.concatenate([names.array for names in images.values()]))
     # As bytes: names are UTF-8, whatever the locale says.
@@ -100,9 +96,9 @@ def _tree_below(
         inside, above = todo.pop()
         here, entries = _listed(on_disk(root, inside))
         if here in above:
-            left_out.add(LEADS_BACK, f"{inside}/")
+            left_out.add(Reason.LEADS_BACK, f"{inside}/")
         elif is_ours(entries):
-            left_out.add(OURS, f"{inside}/")
+            left_out.add(Reason.OURS, f"{inside}/")
         else:
             files, folders = _sorted_out(entries, f"{inside}/", left_out, is_wanted)
             check_text([*files, *folders], on_disk(root, inside))
@@ -142,9 +138,9 @@ def _sorted_out(
         elif is_wanted(name):
             files.append(name)
         elif not entry.is_symlink() or os.path.exists(entry.path):  # noqa: PTH110 - bytes
-            left_out.add(OTHER, f"{prefix}{name}")
+            left_out.add(Reason.OTHER, f"{prefix}{name}")
         elif prefix:
-            left_out.add(LEADS_NOWHERE, f"{prefix}{name}")
+            left_out.add(Reason.LEADS_NOWHERE, f"{prefix}{name}")
         else:
             raise SourceError(
                 f"{os.fsdecode(entry.path)} is a link that leads nowhere. If it is a class, the "

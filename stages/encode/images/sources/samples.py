@@ -29,19 +29,6 @@ LICENCES = {
     "retina": CC0,
     "rocket": PUBLIC_DOMAIN,
 }
-
-
-def open_photograph(name: str, short_side: int) -> Image.Image:
-    """The photograph in RGB, resized (Lanczos) so that its shorter side has `short_side` pixels."""
-    folder = files("skimage.data")
-    path = next(entry for entry in folder.iterdir() if entry.name in {f"{name}.png", f"{name}.jpg"})
-    with path.open("rb") as stream:
-        image = Image.open(stream).convert("RGB")
-    scale = short_side / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
 # Where the subject of each photograph is, as fractions of its width and height.
 SAMPLE_PHOTOGRAPHS = {
     "astronaut": (0.43, 0.24),
@@ -59,6 +46,17 @@ SAMPLE_SHORT_SIDE = 128
 # Crops per photograph along each side, and the px from one to the next.
 SAMPLE_GRID = 11
 SAMPLE_STEP = 1
+
+
+def open_photograph(name: str, short_side: int) -> Image.Image:
+    """The photograph in RGB, resized (Lanczos) so that its shorter side has `short_side` pixels."""
+    folder = files("skimage.data")
+    path = next(entry for entry in folder.iterdir() if entry.name in {f"{name}.png", f"{name}.jpg"})
+    with path.open("rb") as stream:
+        image = Image.open(stream).convert("RGB")
+    scale = short_side / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 class EmbeddedSettings(DatasetSettings):

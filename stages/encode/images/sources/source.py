@@ -6,6 +6,7 @@ Beside it stand the settings of `[dataset]` that all sources have, or all that r
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -18,28 +19,38 @@ from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 # Names shown for each reason.
 NAMED = 3
+Labels = npt.NDArray[np.int32]
 
-HIDDEN = "hidden"
-SYSTEM = "of the operating system"
-OURS = "of a cache or run"
-OTHER = "without an image's suffix"
-LOOSE = "in no class folder"
-LEADS_BACK = "linked back to a folder around it"
-LEADS_NOWHERE = "linked to nowhere"
-BESIDE_IMAGE = "beside a sample's image"
-EMPTY = "without images"
-BESIDE_TARS = "beside the tars"
+# What torchvision's ImageFolder lists, so that labels and order are the same.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Far above any photograph; what claims to be larger is a mistake or an attack.
+MAX_IMAGE_BYTES = 256 << 20
+
+
+class Reason(StrEnum):
+    """Why a file is left out of a data set, as it is told."""
+
+    HIDDEN = "hidden"
+    SYSTEM = "of the operating system"
+    OURS = "of a cache or run"
+    OTHER = "without an image's suffix"
+    LOOSE = "in no class folder"
+    LEADS_BACK = "linked back to a folder around it"
+    LEADS_NOWHERE = "linked to nowhere"
+    BESIDE_IMAGE = "beside a sample's image"
+    EMPTY = "without images"
+    BESIDE_TARS = "beside the tars"
 
 
 class LeftOut:
     """Files, and whole folders, that are left out. None counts twice."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[str]] = {}
-        self._folders: dict[str, set[str]] = {}
+        self.counts: Counter[Reason] = Counter()
+        self.first: dict[Reason, list[str]] = {}
+        self._folders: dict[Reason, set[str]] = {}
 
-    def add(self, reason: str, name: str) -> None:
+    def add(self, reason: Reason, name: str) -> None:
         """Leave out a file, or a folder with all that is in it, whose name has a slash behind."""
         if name.endswith("/"):
             folders = self._folders.setdefault(reason, set())
@@ -60,7 +71,7 @@ class LeftOut:
             folders = self._folders.setdefault(reason, set())
             folders.update(f"{prefix}{name}" for name in other.folders(reason))
 
-    def folders(self, reason: str) -> frozenset[str]:
+    def folders(self, reason: Reason) -> frozenset[str]:
         """The folders that are left out for a reason."""
         return frozenset(self._folders.get(reason, ()))
 
@@ -76,7 +87,7 @@ class LeftOut:
             for reason, count in self.counts.most_common()
         )
 
-    def _named(self, reason: str) -> str:
+    def _named(self, reason: Reason) -> str:
         names = ", ".join(map(printable, self.first[reason]))
         return f"{names}, ..." if self.counts[reason] > len(self.first[reason]) else names
 
@@ -117,14 +128,6 @@ class KeyList(Sequence[str]):
 def key_array(keys: Sequence[str]) -> Keys:
     """Keys as such an array, which is not copied if there is one."""
     return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array
-
-
-Labels = npt.NDArray[np.int32]
-
-# What torchvision's ImageFolder lists, so that labels and order are the same.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Far above any photograph; what claims to be larger is a mistake or an attack.
-MAX_IMAGE_BYTES = 256 << 20
 
 
 class SourceError(RepaCacheError):

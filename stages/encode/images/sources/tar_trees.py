@@ -12,11 +12,10 @@ import numpy as np
 from stages.encode.images.sources.archives import Archive, ReadAt, locate, means_several
 from stages.encode.images.sources.names import check_unique, class_folders, member_name, passed_over
 from stages.encode.images.sources.source import (
-    BESIDE_TARS,
-    EMPTY,
     MAX_IMAGE_BYTES,
     Labels,
     LeftOut,
+    Reason,
     SourceError,
     is_image,
 )
@@ -30,6 +29,9 @@ MAX_HEADER_BYTES = 1 << 20
 # First bytes of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
+# How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
+SYNSET = re.compile(r"n\d{8}")
+SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
 
 
 class Member(NamedTuple):
@@ -139,7 +141,7 @@ def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
         )
     for name in names:
         if name not in tars:
-            left_out.add(*(passed_over(name) or (BESIDE_TARS, name)))
+            left_out.add(*(passed_over(name) or (Reason.BESIDE_TARS, name)))
     return _files_of(path)
 
 
@@ -167,11 +169,6 @@ def _split_of(name: str) -> str:
     """The split that a file belongs to by its name."""
     match = SPLIT.search(name)
     return match[0] if match else "other"
-
-
-# How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
-SYNSET = re.compile(r"n\d{8}")
-SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -223,7 +220,7 @@ def tar_tree(
             )
     for path, members in zip(paths, listings, strict=True):
         if not any(images_in(members)):
-            left_out.add(EMPTY, path.name)
+            left_out.add(Reason.EMPTY, path.name)
     return one_tree(listings, where, left_out)
 
 

@@ -19,12 +19,10 @@ from stages.encode.images.sources.archives import (
 )
 from stages.encode.images.sources.names import candidates, check_unique, numbered, passed_over
 from stages.encode.images.sources.source import (
-    BESIDE_IMAGE,
-    EMPTY,
     IMAGE_SUFFIXES,
-    OTHER,
     FileSettings,
     LeftOut,
+    Reason,
     Source,
     SourceError,
     is_image,
@@ -107,7 +105,7 @@ def _leave_out(
             "first dot, labels too: a_001.jpg, a_001.cls."
         )
     for name in names:
-        left_out.add(BESIDE_IMAGE if is_image(name) else OTHER, name)
+        left_out.add(Reason.BESIDE_IMAGE if is_image(name) else Reason.OTHER, name)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -223,7 +221,7 @@ def _classes(
         if name.endswith(TAR):
             tars.append(members[i])
         elif not name.endswith("/"):
-            left_out.add(OTHER, name)
+            left_out.add(Reason.OTHER, name)
     folders = [PurePosixPath(tar.name).stem for tar in tars]
     check_unique(folders, where)
 
@@ -249,7 +247,7 @@ def _shards(archives: Sequence[Archive], left_out: LeftOut) -> TarImages:
         name = archives[shard].path.name
         left_out.join(own, f"{name}/")
         if not found:
-            left_out.add(EMPTY, name)
+            left_out.add(Reason.EMPTY, name)
         listings.append([member._replace(name=f"{name}/{member.name}") for member in found])
         numbers += labels
     return _labelled(listings, numbers, archives[0].path.parent)
