@@ -9,10 +9,13 @@ import cloudpickle
 import numpy as np
 import packing
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from tiny import write_images
 
 from stages.encode.images.crop import decode
-from stages.encode.images.sources import SOURCES, SourceError
+from stages.encode.images.sources import SOURCES, Source, SourceError, open_dataset
+from stages.encode.images.sources.source import FileSettings, SourceKind
+from stages.setting_types import Kinds
 
 ARCHIVES = ("zip", "tar", "parquet", "arrow")
 
@@ -164,6 +167,25 @@ def test_images_have_stamps_of_their_own(one: packing.Packed) -> None:
     source = one.open()
     if one.source in ARCHIVES:
         assert len({source.stamp(index) for index in range(len(source.keys))}) == len(source.keys)
+
+
+class CountedSettings(FileSettings):
+    count: int = 1
+
+
+def counted(dataset: CountedSettings) -> Source:
+    keys = tuple(map(str, range(dataset.count)))
+    return Source(keys, np.zeros(dataset.count, np.int32), ("one",), lambda index: b"%d" % index)
+
+
+def test_a_source_with_an_option_of_its_own_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "counted", SourceKind(counted, CountedSettings))
+    kinds = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
+    section = TypeAdapter(kinds.union)
+    found = open_dataset(section.validate_python({"source": "counted", "count": 3}))
+    assert [found.read(index) for index in range(len(found.keys))] == [b"0", b"1", b"2"]
+    with pytest.raises(ValidationError, match="count"):
+        section.validate_python({"source": "zip", "count": 3})
 
 
 @pytest.mark.parametrize("source", sorted(set(SOURCES) - {"sample-photos"}))

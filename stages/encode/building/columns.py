@@ -248,12 +248,7 @@ def planned_column(path: Path, maker: Maker, crops: CropReader, constants: Const
 
 
 def column_of(
-    path: Path,
-    maker: Maker,
-    sample: Crops,
-    constants: Constants,
-    rows: int,
-    rows_per_shard: int,
+    path: Path, maker: Maker, sample: Crops, constants: Constants, rows: int, rows_per_shard: int
 ) -> Column:
     """The column that a maker fills for so many rows, by what it makes of a sample."""
     arrays = maker.encode(sample, constants)

@@ -196,10 +196,7 @@ def _load(location: str) -> Any:
 
     try:
         model, loading = AutoencoderKL.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
+            folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AutoencoderError(f"latents.vae: cannot load {location!r}: {error}") from error

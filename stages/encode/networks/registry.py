@@ -247,12 +247,7 @@ def _pe() -> dict[str, EncoderSpec]:
 
 # For networks that see images as CLIP does.
 AS_CLIP = partial(
-    EncoderSpec,
-    stride=14,
-    input_size=224,
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    order="resize, normalise",
+    EncoderSpec, stride=14, input_size=224, mean=CLIP_MEAN, std=CLIP_STD, order="resize, normalise"
 )
 
 ENCODERS: dict[str, EncoderSpec] = {

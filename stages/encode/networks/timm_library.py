@@ -124,11 +124,7 @@ def run_to_layer(network: Any, inputs: Tensor, spec: EncoderSpec) -> tuple[Tenso
     """
     if spec.layer == "before norm":
         ((tokens, prefix),) = network.forward_intermediates(
-            inputs,
-            indices=1,
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
+            inputs, indices=1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
         return prefix, tokens
     if spec.layer == "norm":

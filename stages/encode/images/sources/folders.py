@@ -120,10 +120,7 @@ def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
 
 
 def _sorted_out(
-    entries: Mapping[str, os.DirEntry[bytes]],
-    prefix: str,
-    left_out: LeftOut,
-    is_wanted: IsWanted,
+    entries: Mapping[str, os.DirEntry[bytes]], prefix: str, left_out: LeftOut, is_wanted: IsWanted
 ) -> tuple[list[str], list[str]]:
     """The names of wanted files, and of folders to go on into."""
     files, folders = [], []

@@ -15,13 +15,7 @@ from stages.encode.images.sources.names import (
     labelled_images,
     parse_labels,
 )
-from stages.encode.images.sources.source import (
-    FileSettings,
-    LeftOut,
-    Source,
-    SourceError,
-    is_image,
-)
+from stages.encode.images.sources.source import FileSettings, LeftOut, Source, SourceError, is_image
 
 # How `preprocessing/dataset_tools.py` of sihyun-yu/REPA calls its files.
 IMAGES, MOMENTS = "images", "vae-sd"
