@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.required_files import EVERYTHING, Need, missing_files
-from stages.encode.images.sources import EMBEDDED_SOURCES
+from stages.encode.images.sources.source import FileSettings
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
@@ -91,7 +91,7 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
 def _sources(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     # A cache that tells of itself does so without it.
-    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+    if isinstance(dataset, FileSettings) and dataset.path is None:
         yield f"dataset.path: required by the source {dataset.source!r}"
     if config.latents.imported and dataset.source != "repa":
         yield "latents.imported: only the source 'repa' brings latents along"

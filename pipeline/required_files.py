@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
 from stages.encode.build_settings import EncoderSettings
-from stages.encode.images.sources import FOLDER_SOURCES
+from stages.encode.images.sources import SOURCES
 from stages.encode.networks.registry import EncoderError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def missing_files(config: "Config", needs: Collection[Need]) -> Iterator[str]:
 def _missing_images(config: "Config") -> Iterator[str]:
     dataset = config.dataset
     # Once they are cached, a build says by itself if it needs them again.
-    if dataset.source not in FOLDER_SOURCES or config.cache.path.is_dir():
+    if not SOURCES[dataset.source].reads_folder or config.cache.path.is_dir():
         return
     if dataset.path is not None and not dataset.path.is_dir():
         yield f"dataset.path: there is no folder {dataset.path}"

@@ -8,7 +8,7 @@ from cache.rows import count_rows
 from pipeline.config import Config
 from stages.encode.build_settings import EncoderSettings
 from stages.encode.building.columns import declared_recipes
-from stages.encode.images.sources import SOURCE_PACKAGES
+from stages.encode.images.sources import SOURCES
 from stages.encode.networks.registry import EncoderError
 from stages.packages import OPTIONAL, is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver
@@ -31,7 +31,7 @@ def _images(config: Config) -> Iterator[Use]:
     dataset = config.dataset
     # A build may go on from the crops that it keeps.
     if not (dataset.pixels and config.cache.path.is_dir()):
-        yield f"dataset.source: {dataset.source!r}", SOURCE_PACKAGES.get(dataset.source)
+        yield f"dataset.source: {dataset.source!r}", SOURCES[dataset.source].package
 
 
 def _encoders(config: Config) -> Iterator[Use]:

@@ -22,9 +22,8 @@ from cache.metadata import root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
 from cache.verify import Fault
-from stages.encode.build_options import BuildOptions
-from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.cache_setup import known_rows, prepare, tidy, wanted_rows
+from stages.encode.build_settings import BuildOptions, EncodeSettings
+from stages.encode.building.cache_setup import known_rows, lay_out, tidy, wanted_rows
 from stages.encode.building.columns import declared_recipes, load_makers
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
@@ -95,9 +94,8 @@ def build(
             # They take as much memory again as the rows.
             del current, known
             crops = open_crops(settings, source, rows, pool, device)
-            prepared = prepare(settings.cache, options, makers, wanted, crops, threads)
+            columns, damaged = lay_out(settings.cache, options, makers, wanted, crops, threads)
             stack.enter_context(locks.at_work())
-        columns = prepared.columns
         shards = _missing_shards(columns, rows, options.shards)
         images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
         advance = stack.enter_context(progress("build", images, "images"))
@@ -119,12 +117,15 @@ def build(
         path=path,
         rows=len(rows),
         columns=columns,
-        added=prepared.added,
+        added=wanted.added,
         missing=sum(map(len, missing)),
         counts=meter.counts,
         seconds=seconds,
-        damaged=prepared.damaged,
-        invalid=_reasons([str(rows.key[row]) for row in sorted(invalid)], crops.failures),
+        damaged=tuple(damaged),
+        invalid={
+            key: crops.failures.get(key, "found by an earlier build")
+            for key in map(str, rows.key[sorted(invalid)])
+        },
     )
 
 
@@ -146,15 +147,12 @@ def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[st
 
 
 def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> list[int]:
-    """The shards of a part of the cache that any column lacks, if the disk can hold them."""
+    """The shards of a part of the cache that any column lacks.
+
+    Raises CacheWriteError if the disk cannot hold them.
+    """
     wanted = set(range(columns[0].shards)[part])
     missing = [sorted(wanted.intersection(ledger.missing(column, rows))) for column in columns]
-    _check_space(columns, missing)
-    return sorted(set().union(*missing))
-
-
-def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) -> None:
-    """Raise CacheWriteError if the disk cannot hold what is missing."""
     needed = sum(
         column.shard_bytes(array, shard)
         for column, shards in zip(columns, missing, strict=True)
@@ -170,8 +168,4 @@ def _check_space(columns: Sequence[Column], missing: Sequence[Sequence[int]]) ->
             where=folder,
             remedy="Make room, or choose another cache.path.",
         )
-
-
-def _reasons(keys: Sequence[str], failures: Mapping[str, str]) -> dict[str, str]:
-    """Why images could not be decoded, as far as this build came across them."""
-    return {key: failures.get(key, "found by an earlier build") for key in keys}
+    return sorted(set().union(*missing))

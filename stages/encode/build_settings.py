@@ -1,13 +1,13 @@
-"""The sections of pipeline.toml that stage one reads."""
+"""The sections of pipeline.toml that stage one reads, and what a single build is asked beside."""
 
 import re
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES, Choice
+from stages.encode.images.sources import SOURCES
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     AutoencoderError,
@@ -32,67 +32,13 @@ Precision = Literal["float32", "float16"]
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
-Name = Annotated[str, Field(min_length=1)]
-
-
-class DatasetSettings(Settings):
-    """What all sources have in common."""
-
-    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
-    """What the images lie in; sample-photos brings ten photographs along."""
-    resolution: Count = 256
-    """Side of the centre crop in px."""
-    flip: bool = False
-    """Whether the mirrored images are encoded too, for training to choose from."""
-    pixels: bool = False
-    """Whether the crops are kept, so that encoders can be added without the images."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
-    training never draws."""
-
-
-class EmbeddedSettings(DatasetSettings):
-    """Of a source that brings its images along."""
-
-    @property
-    def path(self) -> None:
-        """There is none to choose."""
-
-
-class FileSettings(DatasetSettings):
-    """Of a source that reads files."""
-
-    path: AnchoredPath | None = None
-    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
-    several."""
-
-
-class TableSettings(FileSettings):
-    """Of a source that reads files of tables."""
-
-    split: Name | None = None
-    """The one to use, where there are files of several."""
-    image_column: Name | None = None
-    """The name of the column of images, where the usual ones do not tell."""
-    label_column: Name | None = None
-    """The name of the column of labels, where the usual ones do not tell."""
-
-    @property
-    def choice(self) -> Choice:
-        """What it chooses of tables."""
-        return Choice(self.split, self.image_column, self.label_column)
-
-
-def _settings_of(source: str) -> type[DatasetSettings]:
-    if source in TABLE_SOURCES:
-        return TableSettings
-    return EmbeddedSettings if source in EMBEDDED_SOURCES else FileSettings
-
-
-DATASETS = Kinds("source", {source: _settings_of(source) for source in SOURCES})
+DATASETS = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
 # `[dataset]` of any source.
 if TYPE_CHECKING:
-    AnyDataset = EmbeddedSettings | FileSettings | TableSettings
+    from stages.encode.images.sources.samples import EmbeddedSettings
+    from stages.encode.images.sources.source import FileSettings
+
+    AnyDataset = EmbeddedSettings | FileSettings
 else:
     AnyDataset = DATASETS.union
 
@@ -170,7 +116,7 @@ class EncoderSettings(Settings):
     model: HubName | None = None
     """Its name in the registry or in its library, by default that of the section; one of
     transformers is a folder that begins with `.`, `/`, `~` or `$`, or a hub name."""
-    library: Annotated[str, OneOf("stages.encode.networks.libraries:LIBRARIES")] = "timm"
+    library: Annotated[str, OneOf("stages.encode.networks.registry:LIBRARIES")] = "timm"
     """The library that has the model."""
     weights: AnchoredPath | None = None
     """A local file to load instead of the published weights."""
@@ -263,3 +209,37 @@ class EncodeSettings(Settings):
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""
         return self.input_size(encoder) // self.spec(encoder).stride
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Dask workers that make the shards.
+
+    workers: processes to start on this machine, one per GPU if there are any; scheduler: the
+    address of a Dask scheduler that runs already, instead; dashboard: whether to serve Dask's.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    dashboard: bool = False
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may do beyond making what is missing, and how.
+
+    rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
+    over images and labels that changed; shards: those to make, of all; cluster: who makes them,
+    if not this process.
+    """
+
+    rebuild: frozenset[str] = frozenset()
+    repair: bool = False
+    update: bool = False
+    shards: slice = field(default_factory=lambda: slice(None))
+    cluster: Cluster | None = None
+
+    @property
+    def devices(self) -> int:
+        """How many devices are at work, as far as it is known."""
+        return max(self.cluster.workers, 1) if self.cluster else 1

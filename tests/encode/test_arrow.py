@@ -2,14 +2,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import packing
 import pyarrow as pa
 import pytest
 from packing import image_table, save_to_disk, write_arrow
 
-from stages.encode.images.sources import Choice, Source, SourceError
+from stages.encode.images.sources import Source, SourceError
 from stages.encode.images.sources.archives import Archive
 from stages.encode.images.sources.arrow_files import ArrowFile
-from stages.encode.images.sources.tables import arrow_rows
+from stages.encode.images.sources.tables import TableSettings
 
 IMAGES = [np.random.default_rng(number).bytes(500) for number in range(10)]
 LABELS = [0, 1] * 5
@@ -17,7 +18,7 @@ TABLE = image_table(IMAGES, LABELS)
 
 
 def opened(path: Path, **choice: str) -> Source:
-    return arrow_rows(path, 32, Choice(**choice))
+    return packing.opened("arrow", path, **choice)
 
 
 def write_indexed(path: Path, table: pa.Table, compression: str | None = None) -> Path:
@@ -81,7 +82,7 @@ def test_images_are_read_from_the_disk_and_not_held(tmp_path: Path) -> None:
 
 def test_a_stream_that_was_cut_off_between_batches_is_refused(tmp_path: Path) -> None:
     path = write_arrow(tmp_path / "x.arrow", TABLE)
-    places = ArrowFile.of(Archive.at(path), Choice()).places
+    places = ArrowFile.of(Archive.at(path), TableSettings(source="arrow")).places
     content = path.read_bytes()
     path.write_bytes(content[: places[2]])
     assert pa.ipc.open_stream(pa.memory_map(str(path))).read_all().num_rows == 8

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,9 +17,11 @@ from typer.testing import CliRunner
 from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.encode.build_options import BuildOptions, Cluster
+from stages.encode.build_settings import BuildOptions, Cluster
 from stages.encode.building.cluster import ClusterError
-from stages.encode.images.sources import SOURCES, Source, image_folder
+from stages.encode.images.sources import SOURCES, Source
+from stages.encode.images.sources.folders import image_folder
+from stages.encode.images.sources.source import FileSettings, SourceKind
 
 CPU = torch.device("cpu")
 SHARDS = "cache.rows_per_shard=2"
@@ -83,11 +84,11 @@ def test_the_data_set_is_listed_once_for_all_workers(
 ) -> None:
     config, listed = tiny(), []
 
-    def images(*arguments: Any) -> Source:
-        listed.append(arguments)
-        return image_folder(*arguments)
+    def images(dataset: FileSettings) -> Source:
+        listed.append(dataset)
+        return image_folder(dataset)
 
-    monkeypatch.setitem(SOURCES, "imagefolder", images)
+    monkeypatch.setitem(SOURCES, "imagefolder", SourceKind(images))
     with LocalCluster(n_workers=2, processes=False, dashboard_address=None) as local:
         options = BuildOptions(cluster=Cluster(scheduler=local.scheduler_address))
         assert build(config.encode, CPU, options).counts.shards == 6

@@ -13,10 +13,9 @@ from odd_images import odd_files, plain, plain_crop
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
-from stages.encode.build_options import BuildOptions
+from stages.encode.build_settings import BuildOptions
 from stages.encode.building import columns
 from stages.encode.images.crop_sources import found
-from stages.encode.images.sources.tars import tar_archive
 from stages.encode.networks.autoencoder import Autoencoder
 
 CPU = torch.device("cpu")
@@ -89,7 +88,7 @@ def test_numbers_of_classes_that_no_image_has_are_told(
     tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:
     files = {"1.jpg": b"", "1.cls": b"1", "2.jpg": b"", "2.cls": b"4"}
-    source = tar_archive(packing.write_tar(tmp_path / "x.tar", files), 32)
+    source = packing.opened("tar", packing.write_tar(tmp_path / "x.tar", files))
     assert found(source, tiny().dataset).endswith(
         "2 images of 5 classes (0 ... 4), 3 of them without images, as 0"
     )

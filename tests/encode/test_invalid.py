@@ -15,9 +15,10 @@ from cache.reader import Cache
 from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.encode.build_options import BuildOptions
+from stages.encode.build_settings import BuildOptions
 from stages.encode.images import sources
 from stages.encode.images.crop_batches import ImageError
+from stages.encode.images.sources.source import FileSettings
 from stages.placement import Placement
 from stages.train.loop import train
 
@@ -98,10 +99,10 @@ def test_an_image_that_is_mended_is_taken_over(broken: Path, tiny: Callable[...,
 def test_files_that_cannot_even_be_read_are_invalid_rows_too(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sources.image_folder
+    real = sources.SOURCES["imagefolder"]
 
-    def failing(*arguments: object) -> sources.Source:
-        source = real(*arguments)  # type: ignore[arg-type]
+    def failing(dataset: FileSettings) -> sources.Source:
+        source = real.open(dataset)
 
         def read(index: int) -> bytes:
             if source.keys[index] == BROKEN[0]:
@@ -110,7 +111,7 @@ def test_files_that_cannot_even_be_read_are_invalid_rows_too(
 
         return sources.Source(source.keys, source.labels, source.classes, read)
 
-    monkeypatch.setitem(sources.SOURCES, "imagefolder", failing)
+    monkeypatch.setitem(sources.SOURCES, "imagefolder", real._replace(open=failing))
     with pytest.raises(ImageError, match=r"class0/4\.jpg cannot be decoded: the disk is broken"):
         build(tiny().encode, CPU)
     assert build(tiny(SKIP).encode, CPU).invalid == {BROKEN[0]: "the disk is broken here"}

@@ -19,8 +19,14 @@ from stages.encode.building.columns import load_features_maker
 from stages.encode.images.crop_batches import Crops
 from stages.encode.measuring.foresight import count_images, foresee
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.libraries import LIBRARIES, Networks, library_of
-from stages.encode.networks.registry import ENCODERS, EncoderError, EncoderSpec
+from stages.encode.networks.registry import (
+    ENCODERS,
+    LIBRARIES,
+    EncoderError,
+    EncoderSpec,
+    Networks,
+    library_of,
+)
 from stages.evaluate.evaluate import _alignment
 
 CPU = torch.device("cpu")

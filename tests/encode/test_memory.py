@@ -3,7 +3,6 @@
 import statistics
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,14 +12,16 @@ import torch
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.images import sources
+from stages.encode.images.sources.source import DatasetSettings, SourceKind
 
 IMAGES = 20_000
 # What allocators keep back comes and goes by this much.
 TOLERANCE_BYTES = 20e6
 
 
-def synthetic(_path: Path | None, resolution: int) -> sources.Source:
+def synthetic(dataset: DatasetSettings) -> sources.Source:
     """Noise, drawn when it is read."""
+    resolution = dataset.resolution
 
     def read(index: int) -> bytes:
         pixels = np.random.default_rng(index).integers(0, 256, 3 * resolution**2, np.uint8)
@@ -34,7 +35,7 @@ def synthetic(_path: Path | None, resolution: int) -> sources.Source:
 def test_memory_stays_flat_over_many_images(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sources.SOURCES, "imagefolder", synthetic)
+    monkeypatch.setitem(sources.SOURCES, "imagefolder", SourceKind(synthetic))
     config = tiny(
         "cache.rows_per_shard=500",
         "build.batch_size=50",

@@ -9,7 +9,7 @@ from pathlib import Path
 import packing
 import pytest
 
-from stages.encode.images.sources import SOURCES, Source, SourceError, image_folder
+from stages.encode.images.sources import Source, SourceError
 from stages.encode.images.sources.folders import images_below
 
 CLASSES = {f"n0{label}/{number}.jpg": b"image" for label in (1, 2, 3) for number in range(2)}
@@ -38,7 +38,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 if name.endswith("/"):
                     (path / name).mkdir(exist_ok=True)
-        return SOURCES[request.param](path, 32)
+        return packing.opened(request.param, path)
 
     return open_with
 
@@ -163,14 +163,14 @@ def test_a_name_that_is_no_text_is_refused(name: bytes, tmp_path: Path) -> None:
     folder = _folder(CLASSES, tmp_path)
     _undecodable(folder, name)
     with pytest.raises(SourceError, match=r"data.*'.*\\x(ff|e9).*' is refused: it is not UTF-8"):
-        image_folder(folder, 32)
+        packing.opened("imagefolder", folder)
 
 
 def test_a_name_that_is_no_text_does_not_matter_where_no_image_has_it(tmp_path: Path) -> None:
     folder = _folder(CLASSES, tmp_path)
     for name in (b"n01/.\xff.jpg", b"n01/\xff.txt", b"\xff"):
         _undecodable(folder, name)
-    source = image_folder(folder, 32)
+    source = packing.opened("imagefolder", folder)
     assert tuple(source.keys) == tuple(CLASSES)
     assert source.left_out.total == 3
     assert r"n01/\xff.txt" in str(source.left_out).encode("ascii").decode()
@@ -184,7 +184,7 @@ def test_links_that_lead_back_do_not_multiply_images(tmp_path: Path) -> None:
     (folder / "n03" / "back").symlink_to("../n02")
     (folder / "n03" / "round").symlink_to("round")
     (folder / "n03" / "image.jpg").symlink_to("image.jpg")
-    source = image_folder(folder, 32)
+    source = packing.opened("imagefolder", folder)
     below_n02 = ("n02/there/0.jpg", "n02/there/1.jpg", "n02/there/image.jpg")
     below_n03 = ("n03/image.jpg", "n03/back/0.jpg", "n03/back/1.jpg")
     assert sorted(source.keys) == sorted((*CLASSES, *below_n02, *below_n03))
@@ -202,7 +202,7 @@ def test_links_to_classes_elsewhere_are_followed(tmp_path: Path) -> None:
     (folder / "n03").rename(tmp_path / "elsewhere")
     (folder / "n03").symlink_to(tmp_path / "elsewhere")
     (folder / "n04").symlink_to("n01")
-    source = image_folder(folder, 32)
+    source = packing.opened("imagefolder", folder)
     assert tuple(source.keys) == (*CLASSES, "n04/0.jpg", "n04/1.jpg")
     assert source.left_out.total == 0
 
@@ -211,7 +211,7 @@ def test_a_link_to_a_class_that_is_not_there_is_refused(tmp_path: Path) -> None:
     folder = _folder(CLASSES, tmp_path)
     (folder / "n02b").symlink_to(tmp_path / "unmounted")
     with pytest.raises(SourceError, match=r"data/n02b is a link that leads nowhere.*labels"):
-        image_folder(folder, 32)
+        packing.opened("imagefolder", folder)
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(
@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(
 
     monkeypatch.setattr(os, "scandir", denying)
     with pytest.raises(SourceError, match=r"n02 cannot be listed: Permission denied"):
-        image_folder(folder, 32)
+        packing.opened("imagefolder", folder)
 
 
 def test_images_below_any_folder_go_by_the_same_rule(tmp_path: Path) -> None:
@@ -243,9 +243,12 @@ def test_names_are_the_same_whatever_the_locale(source: str, tmp_path: Path) -> 
     if source == "tar":
         path = packing.write_tar(tmp_path / "x.tar", files, packing.tarfile.GNU_FORMAT)
     script = (
-        "import sys; from pathlib import Path; from stages.encode.images.sources import SOURCES\n"
+        "import sys; from pathlib import Path\n"
+        "from stages.encode.images.sources import open_dataset\n"
+        "from stages.encode.images.sources.source import FileSettings\n"
         "assert sys.getfilesystemencoding() != 'utf-8'\n"
-        f"source = SOURCES[{source!r}](Path({str(path)!r}), 32)\n"
+        f"dataset = FileSettings(source={source!r}, path=Path({str(path)!r}))\n"
+        "source = open_dataset(dataset)\n"
         "assert [source.read(i).decode() for i in range(2)] == list(source.keys)\n"
         "assert all(source.stamp(i) for i in range(2))\n"
         "print(ascii(tuple(source.keys)))\n"

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import packing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,14 +14,14 @@ from packing import write_parquet
 from stages.encode.images.sources import Source, SourceError, parquet_files, row_groups
 from stages.encode.images.sources.parquet_files import ParquetFile
 from stages.encode.images.sources.row_groups import RowGroups
-from stages.encode.images.sources.tables import ANY, parquet_rows
+from stages.encode.images.sources.tables import TableSettings
 
 IMAGES = [np.random.default_rng(number).bytes(500) for number in range(10)]
 LABELS = [0, 1] * 5
 
 
 def opened(path: Path) -> Source:
-    return parquet_rows(path, 32)
+    return packing.opened("parquet", path)
 
 
 def test_the_rows_of_a_group_are_a_block(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_only_the_row_groups_used_last_are_held(
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_while_a_group_is_looked_up_does_no_harm(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", IMAGES, LABELS)
-    file = ParquetFile.of(parquet_files.Archive.at(path), ANY)
+    file = ParquetFile.of(parquet_files.Archive.at(path), TableSettings(source="parquet"))
     groups = RowGroups([file])
 
     def child() -> None:

@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import packing
 import pytest
 from packing import repa as pack
 
 from stages.encode.images.sources import Source, SourceError
-from stages.encode.images.sources.repa import repa_folder
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def data(images: Path, tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> Source:
-    return repa_folder(path, 32)
+    return packing.opened("repa", path)
 
 
 def moments_file(data: Path, number: int) -> Path:

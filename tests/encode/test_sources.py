@@ -9,10 +9,13 @@ import cloudpickle
 import numpy as np
 import packing
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from tiny import write_images
 
 from stages.encode.images.crop import decode
-from stages.encode.images.sources import SOURCES, SourceError, image_folder, sample_photos
+from stages.encode.images.sources import SOURCES, Source, SourceError, open_dataset
+from stages.encode.images.sources.source import FileSettings, SourceKind
+from stages.setting_types import Kinds
 
 ARCHIVES = ("zip", "tar", "parquet", "arrow")
 
@@ -166,11 +169,30 @@ def test_images_have_stamps_of_their_own(one: packing.Packed) -> None:
         assert len({source.stamp(index) for index in range(len(source.keys))}) == len(source.keys)
 
 
+class CountedSettings(FileSettings):
+    count: int = 1
+
+
+def counted(dataset: CountedSettings) -> Source:
+    keys = tuple(map(str, range(dataset.count)))
+    return Source(keys, np.zeros(dataset.count, np.int32), ("one",), lambda index: b"%d" % index)
+
+
+def test_a_source_with_an_option_of_its_own_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "counted", SourceKind(counted, CountedSettings))
+    kinds = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
+    section = TypeAdapter(kinds.union)
+    found = open_dataset(section.validate_python({"source": "counted", "count": 3}))
+    assert [found.read(index) for index in range(len(found.keys))] == [b"0", b"1", b"2"]
+    with pytest.raises(ValidationError, match="count"):
+        section.validate_python({"source": "zip", "count": 3})
+
+
 @pytest.mark.parametrize("source", sorted(set(SOURCES) - {"sample-photos"}))
 def test_a_path_that_is_not_there_is_refused(source: str, tmp_path: Path) -> None:
     for path in (None, tmp_path / "nothing"):
         with pytest.raises(SourceError, match=r"dataset\.path: no f"):
-            SOURCES[source](path, 32)
+            packing.opened(source, path)
 
 
 @pytest.mark.parametrize("source", ARCHIVES)
@@ -178,7 +200,7 @@ def test_a_file_that_is_something_else_is_refused_by_name(source: str, tmp_path:
     for content in (b"", b"nothing of the kind" * 100, bytes(5000)):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(SourceError, match=r"x.* no "):
-            SOURCES[source](tmp_path / "x", 32)
+            packing.opened(source, tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -216,9 +238,9 @@ def test_files_of_several_splits_are_not_mixed(tmp_path: Path) -> None:
     for name in ("train-0", "train-1", "validation-0"):
         (tmp_path / f"{name}.tar").touch()
     with pytest.raises(SourceError, match=r"train, val.*\*train\*\.tar"):
-        SOURCES["tar"](tmp_path, 32)
+        packing.opened("tar", tmp_path)
     with pytest.raises(SourceError, match="train, val"):
-        SOURCES["tar"](tmp_path / "*.tar", 32)
+        packing.opened("tar", tmp_path / "*.tar")
 
 
 # Names whose order is not the obvious one.
@@ -260,7 +282,7 @@ def test_class_folders_are_listed_as_torchvision_lists_the_unpacked_tree(
     files = {name: name.encode() for name in ODD_NAMES}
     unpacked = _as_folder(files, tmp_path / "unpacked")
     theirs = ImageFolder(str(unpacked))
-    ours = SOURCES[source](write(files, tmp_path), 32)
+    ours = packing.opened(source, write(files, tmp_path))
     assert [str(unpacked / key) for key in ours.keys] == [path for path, _ in theirs.samples]
     assert ours.labels.tolist() == theirs.targets
     assert list(ours.classes) == theirs.classes
@@ -268,11 +290,11 @@ def test_class_folders_are_listed_as_torchvision_lists_the_unpacked_tree(
 
 
 def test_the_sample_photos_are_at_least_a_thousand_crops_of_64_px() -> None:
-    source = sample_photos(None, 64)
+    source = packing.opened("sample-photos", None, 64)
     assert len(source.keys) >= 1000
     assert decode(source.read(700)).size == (64, 64)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no images in class folders"):
-        image_folder(tmp_path, 32)
+        packing.opened("imagefolder", tmp_path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import packing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,11 +16,12 @@ from packing import image_table, write_arrow
 
 from pipeline.config import Config, ConfigError
 from stages.encode.images.crop_sources import open_source
-from stages.encode.images.sources import SOURCES, TABLE_SOURCES, Choice, Source, SourceError
+from stages.encode.images.sources import SOURCES, Source, SourceError
+from stages.encode.images.sources.tables import TableSettings
 
 IMAGES = [np.random.default_rng(number).bytes(300) for number in range(6)]
 LABELS = [0, 1] * 3
-KINDS = sorted(TABLE_SOURCES)
+KINDS = sorted(name for name, kind in SOURCES.items() if kind.settings is TableSettings)
 
 
 def write(kind: str, path: Path, table: pa.Table) -> Path:
@@ -33,7 +35,7 @@ def write(kind: str, path: Path, table: pa.Table) -> Path:
 
 
 def opened(kind: str, path: Path, **choice: str) -> Source:
-    return SOURCES[kind](path, 32, Choice(**choice))
+    return packing.opened(kind, path, **choice)
 
 
 def contents(source: Source) -> list[bytes]:
@@ -57,12 +59,16 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_without_pyarrow_the_command_to_get_it_is_named(kind: str) -> None:
     program = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from stages.encode.images.sources import SOURCES, SourceError\n"
-        f"try: SOURCES['{kind}'](None, 32)\n"
+        "from stages.encode.images.sources import SourceError, open_dataset\n"
+        "from stages.encode.images.sources.tables import TableSettings\n"
+        f"try: open_dataset(TableSettings(source='{kind}'))\n"
         "except SourceError as error: sys.exit(str(error))\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.stderr.strip().endswith(f"{kind} needs pyarrow. Run `pip install 'pyarrow>=17'`.")
+    assert run.stderr.strip().endswith(
+        f"dataset.source: '{kind}' needs pyarrow, which is not installed: "
+        "pip install 'repa-cache[parquet]'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from packing import tar_bytes, write_tar
 
 from stages.encode.images.sources import Source, SourceError
-from stages.encode.images.sources.tars import tar_archive
 
 SHARD = {"x.jpg": b"x", "x.cls": b"1", "y.png": b"y", "y.cls": b"0"}
 SYNSETS = {
@@ -25,7 +24,7 @@ PUBLISHED = {
 
 
 def opened(path: Path) -> Source:
-    return tar_archive(path, 32)
+    return packing.opened("tar", path)
 
 
 def contents(source: Source) -> dict[str, bytes]:

@@ -4,18 +4,18 @@ import lzma
 import tarfile
 from pathlib import Path
 
+import packing
 import pytest
 from packing import tar_bytes, write_files, write_tar
 
 from stages.encode.images.sources import Source, SourceError
-from stages.encode.images.sources.tars import tar_archive
 
 IMAGES = {"a/1.jpg": b"one" * 9, "a/2.jpg": b"two" * 900, "b/1.jpg": b"three" * 9}
 SHARD = {"x.jpg": b"x", "x.cls": b"1", "y.png": b"y", "y.cls": b"0"}
 
 
 def opened(path: Path) -> Source:
-    return tar_archive(path, 32)
+    return packing.opened("tar", path)
 
 
 def contents(source: Source) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import Config, ConfigError
-from stages.encode.networks import timm_index
+from stages.encode.networks import timm_library
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.encode.networks.timm_index import timm_encoder
@@ -142,10 +142,12 @@ NAME = "test_vit.r160_in1k"
 
 def asked_anew(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> EncoderSpec:
     """The encoder as a new process finds it; asked: given a line whenever timm is asked."""
-    for question in ("_ask_names", "_ask_model"):
-        ask = getattr(timm_index, question)
+    for question in ("model_names", "probe_model"):
+        ask = getattr(timm_library, question)
         monkeypatch.setattr(
-            timm_index, question, lambda *name, ask=ask, of=question: asked.append(of) or ask(*name)
+            timm_library,
+            question,
+            lambda *name, ask=ask, of=question: asked.append(of) or ask(*name),
         )
     timm_encoder.cache_clear()
     spec = find_encoder(NAME)
@@ -166,7 +168,7 @@ def test_kept_answers_that_are_damaged_are_asked_for_again(
     names.write_bytes(damage)
     model.write_bytes(damage)
     assert asked_anew(monkeypatch, asked) == spec
-    assert asked == ["_ask_names", "_ask_model"]
+    assert asked == ["model_names", "probe_model"]
     assert (names.read_bytes(), model.read_bytes()) == before
 
 

@@ -3,18 +3,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stages.encode.images import waiting
-from stages.encode.images.waiting import in_order
+from stages.encode.images.sources import archives
+from stages.encode.images.sources.archives import in_order
 
 
 @pytest.mark.parametrize("waits_at", [None, 0, 3])
 def test_work_is_done_by_several_threads_for_a_while_where_it_waits(
     monkeypatch: pytest.MonkeyPatch, waits_at: int | None
 ) -> None:
-    monkeypatch.setattr(waiting, "SPELL", 4)
+    monkeypatch.setattr(archives, "SPELL", 4)
     clock = {"all": 0.0, "own": 0.0}
-    monkeypatch.setattr(waiting.time, "perf_counter", lambda: clock["all"])
-    monkeypatch.setattr(waiting.time, "thread_time", lambda: clock["own"])
+    monkeypatch.setattr(archives.time, "perf_counter", lambda: clock["all"])
+    monkeypatch.setattr(archives.time, "thread_time", lambda: clock["own"])
     here = threading.get_ident()
 
     def work(item: int) -> tuple[int, bool]:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import packing
 import pytest
 from packing import write_zip
 
 from stages.encode.images.sources import Source, SourceError
-from stages.encode.images.sources.zips import zip_archive
 
 IMAGE = b"an image that is not zeros"
 IMAGES = {"a/1.jpg": b"one" * 9, "a/2.jpg": b"two" * 9, "b/1.jpg": b"three" * 9}
@@ -21,7 +21,7 @@ ENTRY, FLAGS, CRC, PACKED, SIZE, OFFSET = b"PK\1\2", 8, 16, 20, 24, 42
 
 
 def opened(path: Path) -> Source:
-    return zip_archive(path, 32)
+    return packing.opened("zip", path)
 
 
 def patch(path: Path, entry: int, place: int, kind: str, value: int) -> None:

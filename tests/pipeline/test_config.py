@@ -10,7 +10,7 @@ from places import ROOT
 
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, ConfigError, load_config
-from stages.encode.build_settings import TableSettings
+from stages.encode.images.sources.tables import TableSettings
 from stages.setting_types import literal
 
 PRESET_NAMES = sorted(PRESETS)

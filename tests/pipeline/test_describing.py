@@ -20,7 +20,8 @@ from pipeline.describing.described import SCHEMA_LINE, Section, json_schema, sec
 from pipeline.describing.documents import PAGE, commented, reference
 from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import as_toml
-from stages.encode.images.sources import EMBEDDED_SOURCES, SOURCES, TABLE_SOURCES
+from stages.encode.images.sources import SOURCES
+from stages.encode.images.sources.tables import TableSettings
 from stages.setting_types import Kinds, Settings
 
 SECTIONS = {section.header: section for section in sections()}
@@ -190,8 +191,8 @@ def test_the_schema_lists_names_and_tells_kinds_apart() -> None:
     sources = {source: kind for kind in kinds for source in kind["properties"]["source"]["enum"]}
     assert set(sources) == set(SOURCES)
     for source, kind in sources.items():
-        assert ("split" in kind["properties"]) == (source in TABLE_SOURCES)
-        assert ("path" in kind["properties"]) == (source not in EMBEDDED_SOURCES)
+        assert ("split" in kind["properties"]) == (SOURCES[source].settings is TableSettings)
+        assert ("path" in kind["properties"]) == (source != "sample-photos")
         assert kind["additionalProperties"] is False
     adaptive = next(
         kind

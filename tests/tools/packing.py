@@ -8,12 +8,21 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.encode.images.sources import SOURCES, Source
+from stages.encode.images.sources import SOURCES, Source, open_dataset
+
+
+def opened(source: str, path: Path | None, resolution: int = 32, **options: str) -> Source:
+    """The data set at a path, as a source with these settings finds it."""
+    given: dict[str, Any] = {"source": source, "resolution": resolution, **options}
+    if path is not None:
+        given["path"] = path
+    return open_dataset(SOURCES[source].settings(**given))
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Packed:
     classes: Mapping[str, str]
 
     def open(self) -> Source:
-        return SOURCES[self.source](self.path, 32)
+        return opened(self.source, self.path)
 
     def digests(self) -> list[str]:
         return [digest(content) for content in self.images.values()]
@@ -38,8 +47,8 @@ def digest(content: bytes) -> str:
 
 def read_digests(source: str, path: Path | None) -> list[str]:
     """What a process finds that has nothing but the configuration."""
-    opened = SOURCES[source](path, 32)
-    return [digest(opened.read(index)) for index in range(len(opened.keys))]
+    found = opened(source, path)
+    return [digest(found.read(index)) for index in range(len(found.keys))]
 
 
 def tree(images: Path) -> dict[str, bytes]:
@@ -320,7 +329,7 @@ def unpacked_edm2(images: Path, folder: Path) -> Packed:
 
 
 def sample_photos(_images: Path, _folder: Path) -> Packed:
-    source = SOURCES["sample-photos"](None, 32)
+    source = opened("sample-photos", None)
     contents = {key: source.read(index) for index, key in enumerate(source.keys)}
     return Packed("sample-photos", None, contents, by_folder(contents))
 

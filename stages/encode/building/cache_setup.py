@@ -1,23 +1,26 @@
 """Laying out a cache before shards are made: its rows, its columns, their form on disk.
 
-Whatever can be refused is refused before anything is written.
+Whatever can be refused is refused before anything is written. Mending touches nothing that is
+intact, and never guesses what decides a byte: rows come from the data set, metadata from the
+recipe, shards from being made again, and the seals in a column's ledger tell whether the
+configuration's recipe made them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
+import zarr
+
+from cache import files, ledger, metadata
 from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, StaleCacheError
-from cache.files import recover, remove_folder, remove_leftovers
-from cache.layout import FAMILIES, Column
+from cache.layout import FAMILIES, Column, Constants
 from cache.locks import BuildLocks
-from cache.metadata import (
-    check_recipe,
-    has_column,
-    read_column,
-    root_attributes,
-)
 from cache.recipe import differences
 from cache.rows import (
     RowTable,
@@ -27,26 +30,12 @@ from cache.rows import (
     read_stored_rows,
     write_rows,
 )
-from cache.verify import Fault
-from stages.encode.build_options import BuildOptions
-from stages.encode.build_settings import CacheSettings
-from stages.encode.building.column_specs import open_column
-from stages.encode.building.columns import Maker
-from stages.encode.building.repair import mend_columns, mend_rows, strike_damaged_shards
+from cache.verify import Fault, Remedy, find_faults, survey
+from stages.encode.build_settings import BuildOptions, CacheSettings
+from stages.encode.building.columns import Maker, measure, open_column, planned_column, provenance
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.index import recognised
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A cache whose rows and columns are laid out.
-
-    added: rows that are new to it; damaged: faults that these makers cannot mend.
-    """
-
-    columns: tuple[Column, ...]
-    added: int
-    damaged: tuple[Fault, ...]
+from stages.progress import progress
 
 
 @dataclass(frozen=True)
@@ -69,40 +58,45 @@ def known_rows(path: Path) -> StoredRows | None:
         return None
 
 
-def prepare(
+def lay_out(
     settings: CacheSettings,
     options: BuildOptions,
     makers: Sequence[Maker],
     wanted: Wanted,
     crops: CropReader,
     threads: int,
-) -> Prepared:
+) -> tuple[tuple[Column, ...], list[Fault]]:
     """Write what lacks of rows and columns. Nobody else may be preparing.
 
-    crops: of the wanted rows.
+    crops: of the wanted rows. Returns the columns, and faults that these makers cannot mend.
     """
     path = settings.path
     if options.repair:
         mend_columns(path, makers, crops)
     for maker in makers:
-        if has_column(path, maker.column) and maker.column not in options.rebuild:
-            check_recipe(read_column(path, maker.column, len(crops.rows)), maker.recipe)
-    _store_rows(settings, wanted)
+        if metadata.has_column(path, maker.column) and maker.column not in options.rebuild:
+            metadata.check_recipe(
+                metadata.read_column(path, maker.column, len(crops.rows)), maker.recipe
+            )
+    if not path.exists():
+        create_cache(path, wanted.rows, settings.rows_per_shard, settings.seed)
+    elif not wanted.is_stored:
+        write_rows(path, wanted.rows)
     for name in options.rebuild:
-        if has_column(path, name):
-            remove_folder(path / name)
+        if metadata.has_column(path, name):
+            files.remove_folder(path / name)
     columns = tuple(open_column(path, maker, crops) for maker in makers)
     damaged = strike_damaged_shards(path, columns, threads) if options.repair else []
-    return Prepared(columns, wanted.added, tuple(damaged))
+    return columns, damaged
 
 
 def tidy(path: Path) -> None:
     """Remove what killed builds left. Nobody else may be preparing."""
-    remove_leftovers(path.parent, f"{path.name}.*")
+    files.remove_leftovers(path.parent, f"{path.name}.*")
     if path.exists():
-        recover(path / "rows")
+        files.recover(path / "rows")
         for folder in (path, *(path / family for family in FAMILIES)):
-            remove_leftovers(folder)
+            files.remove_leftovers(folder)
 
 
 def wanted_rows(
@@ -143,7 +137,7 @@ def wanted_rows(
 def check_layout(settings: CacheSettings) -> None:
     """Raise StaleCacheError if a cache that is there was laid out by other settings."""
     path = settings.path
-    root = root_attributes(path)
+    root = metadata.root_attributes(path)
     fixed = {"rows_per_shard": settings.rows_per_shard, "permutation_seed": settings.seed}
     if changed := differences({field: root[field] for field in fixed}, fixed):
         raise StaleCacheError(
@@ -153,8 +147,98 @@ def check_layout(settings: CacheSettings) -> None:
         )
 
 
-def _store_rows(settings: CacheSettings, wanted: Wanted) -> None:
-    if not settings.path.exists():
-        create_cache(settings.path, wanted.rows, settings.rows_per_shard, settings.seed)
-    elif not wanted.is_stored:
-        write_rows(settings.path, wanted.rows)
+def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
+    """Take a damaged row table from the data set again, in the order in which it was.
+
+    Should that order be lost, the ledgers tell which shards hold other images by now.
+    """
+    try:
+        read_rows(path)
+    except DamagedCacheError:
+        rows = current.permuted(seed, block)
+        with suppress(DamagedCacheError, KeyError):
+            rows = merged(read_stored_rows(path).rows, current, seed, block)
+        write_rows(path, rows)
+
+
+def mend_columns(path: Path, makers: Sequence[Maker], crops: CropReader) -> None:
+    """Write damaged metadata of columns anew, from their recipes.
+
+    Raises StaleCacheError if the shards of a damaged column were made by another recipe.
+    """
+    faults = [fault for fault in survey(path).faults if fault.shard is None]
+    damaged = {fault.column for fault in faults if fault.remedy is Remedy.REPAIR}
+    for maker in makers:
+        if maker.column in damaged or _has_other_recipe(path, maker, crops):
+            _mend_column(path, maker, crops, is_damaged=maker.column in damaged)
+
+
+def _has_other_recipe(path: Path, maker: Maker, crops: CropReader) -> bool:
+    if not metadata.has_column(path, maker.column):
+        return False
+    try:
+        metadata.check_recipe(
+            metadata.read_column(path, maker.column, len(crops.rows)), maker.recipe
+        )
+    except StaleCacheError:
+        return True
+    return False
+
+
+def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -> list[Fault]:
+    """Take damaged shards out of the ledgers, to be made again.
+
+    Returns the faults of other columns, which another configuration has to mend.
+    """
+    faults = [
+        fault for fault in find_faults(path, threads, progress) if fault.remedy is not Remedy.BUILD
+    ]
+    own = {column.name: column for column in columns}
+    for fault in faults:
+        if fault.column in own and fault.shard is not None:
+            ledger.strike(own[fault.column], fault.shard)
+    return [fault for fault in faults if fault.column not in own]
+
+
+def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: bool) -> None:
+    """Write what describes a column anew, if its shards bear witness to the maker's recipe."""
+    folder = path / maker.column
+    for constants in _possible_constants(folder, maker, crops):
+        column = planned_column(path, maker, crops, constants)
+        if ledger.was_made_by(column):
+            _write_over(column)
+            return
+    if is_damaged:
+        raise StaleCacheError(
+            "what describes it is damaged, and its shards were not made by the recipe of this "
+            "configuration",
+            where=folder,
+            remedy=f"Run `repa-cache build --rebuild {folder.name}`.",
+        )
+
+
+def _write_over(column: Column) -> None:
+    made_by = provenance(column.recipe)
+    with suppress(DamagedCacheError):
+        made_by = metadata.read_group(column.folder).get("provenance", made_by)
+    with TemporaryDirectory() as aside:
+        metadata.write_metadata(column, Path(aside), made_by)
+        for file in (entry for entry in Path(aside).rglob("*") if entry.is_file()):
+            target = column.folder / file.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(target, file.read_bytes())
+
+
+def _possible_constants(folder: Path, maker: Maker, crops: CropReader) -> Iterator[Constants]:
+    """The constants of a column as they lie there, and as they are if measured once more."""
+    constants: dict[str, Any] = {}
+    try:
+        for name in maker.storage.constants:
+            array: Any = zarr.open_array(folder / name, mode="r")
+            constants[name] = np.asarray(array[...])
+    except (OSError, ValueError, KeyError):
+        pass
+    else:
+        yield constants
+    if maker.storage.constants:
+        yield measure(maker, crops)

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from os import cpu_count
 from typing import cast
 from uuid import uuid4
 
@@ -27,8 +26,7 @@ from cache.errors import RepaCacheError
 from cache.locks import BuildLocks, Holder
 from cache.metadata import check_recipe, read_column
 from cache.rows import read_rows
-from stages.encode.build_options import Cluster
-from stages.encode.build_settings import EncodeSettings
+from stages.encode.build_settings import Cluster, EncodeSettings
 from stages.encode.building.columns import load_makers
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
@@ -41,6 +39,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 # By cluster and GPU. The system frees them when the process ends, however it does.
 _claims: dict[tuple[str, str], socket.socket] = {}
+CONNECT_SECONDS = 10
+# Per worker: while one is finished on the disk, the next one is computed.
+SHARDS_AT_ONCE = 2
 
 
 class NoGpuError(RepaCacheError):
@@ -92,11 +93,6 @@ def _is_claimed(cluster: str, gpu: str) -> bool:
             return False
         _claims[cluster, gpu] = claim
     return True
-
-
-CONNECT_SECONDS = 10
-# Per worker: while one is finished on the disk, the next one is computed.
-SHARDS_AT_ONCE = 2
 
 
 class ClusterError(RepaCacheError):
@@ -163,7 +159,7 @@ def make_on_cluster(
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
-        def crew(shards: Sequence[int]) -> dict[int, Holder]:
+        def make(shards: Sequence[int]) -> dict[int, Holder]:
             claimed: dict[int, Holder] = {}
             for report in _reports(client, shards, order):
                 meter.add(report.counts)
@@ -171,7 +167,7 @@ def make_on_cluster(
                 claimed.update(report.claimed)
             return claimed
 
-        make_all(shards, crew)
+        make_all(shards, make)
 
 
 class Listing(WorkerPlugin):
@@ -225,9 +221,8 @@ class Order:
     """What a worker needs to know.
 
     build: a name of its own, because rows and columns may differ from build to build, which is
-    also that of its `Listing`; workers: on
-    the worker's machine, if they were started for this build, else 0; cluster: the scheduler's
-    identity.
+    also that of its `Listing`; workers: on the worker's machine, if they were started for this
+    build, else 0; cluster: the scheduler's identity.
     """
 
     build: str
@@ -253,7 +248,7 @@ def _open(order: Order) -> ShardEncoder:
     settings = EncodeSettings.model_validate_json(order.settings)
     path, threads = settings.cache.path, settings.build.threads
     if order.workers:
-        torch.set_num_threads(max(1, (cpu_count() or 1) // order.workers))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.workers))
         threads = max(1, threads // order.workers)
     device = find_device(own_gpu(settings.build.device, order.cluster))
     rows, source = read_rows(path), cast("Listing", get_worker().plugins[order.build]).source

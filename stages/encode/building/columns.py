@@ -1,23 +1,34 @@
-"""The columns a configuration asks for: their recipes, and the networks that make them."""
+"""The columns a configuration asks for: their recipes, what makes them, and their form on disk.
 
+B images of a batch, N of a cache, C latent channels, h and w the latent's sides, T tokens, D
+features.
+"""
+
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache.layout import FEATURES, FLIPPED, PIXELS, VALID
+from cache import metadata
+from cache.layout import FEATURES, FLIPPED, PIXELS, VALID, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.images.crop_batches import Crops
+from stages.encode.images.crop_batches import CropReader, Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import FittingNetwork
 from stages.encode.networks.registry import EncoderError
+from stages.packages import OPTIONAL
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
 # before. That of the crop, which every column is made from, is called `recipe_version` in recipes.
@@ -205,3 +216,69 @@ def load_features_maker(
     network = FittingNetwork(name, frozen.features)
     recipe = declared_recipes(settings)[name] | {"weights_sha256": frozen.weights_sha256}
     return Maker(name, "tokens", recipe, lambda crops: network(crops.images))
+
+
+def open_column(path: Path, maker: Maker, crops: CropReader) -> Column:
+    """The column that a maker fills, made on first use and as long as the row table."""
+    if not metadata.has_column(path, maker.column):
+        metadata.create_column(
+            planned_column(path, maker, crops, measure(maker, crops)), provenance(maker.recipe)
+        )
+    column = metadata.read_column(path, maker.column, len(crops.rows))
+    metadata.resize_column(column)
+    return column
+
+
+def measure(maker: Maker, crops: CropReader) -> Constants:
+    """The constants of a maker's column, from the first rows, which are a random sample."""
+    if not maker.storage.constants:
+        return {}
+    sample = crops.batches(range(min(len(crops.rows), maker.storage.sample_rows)))
+    values = [maker.network(batch)[maker.array][torch.from_numpy(batch.valid)] for batch in sample]
+    return {n: np.asarray(c.cpu()) for n, c in maker.storage.measure(torch.cat(values)).items()}
+
+
+def planned_column(path: Path, maker: Maker, crops: CropReader, constants: Constants) -> Column:
+    """The column that a maker fills, with these constants."""
+    sample, rows_per_shard = (
+        next(crops.batches(range(1))),
+        metadata.root_attributes(path)["rows_per_shard"],
+    )
+    return column_of(path, maker, sample, constants, len(crops.rows), rows_per_shard)
+
+
+def column_of(
+    path: Path, maker: Maker, sample: Crops, constants: Constants, rows: int, rows_per_shard: int
+) -> Column:
+    """The column that a maker fills for so many rows, by what it makes of a sample."""
+    arrays = maker.encode(sample, constants)
+    own = {"constants": metadata.constants_recipe(constants)} if constants else {}
+    return Column(
+        name=maker.column,
+        folder=path / maker.column,
+        arrays=tuple(
+            ArraySpec(
+                name,
+                str(array.dtype).removeprefix("torch."),
+                tuple(array.shape[1:]),
+                is_compressed=maker.storage.is_compressed and name == maker.array,
+            )
+            for name, array in arrays.items()
+        ),
+        recipe={**maker.recipe, **own},
+        rows=rows,
+        rows_per_shard=rows_per_shard,
+        constants=constants,
+    )
+
+
+def provenance(recipe: Recipe) -> dict[str, str]:
+    """Which software makes a column, and when: of use to readers, without effect on identity."""
+    packages = ["repa-cache", "torch", "timm", "diffusers", "pillow"]
+    if (library := recipe.get("library")) in OPTIONAL:
+        packages.append(str(library))
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }

@@ -27,6 +27,12 @@ from stages.encode.images.crop_batches import CropReader, Crops
 from stages.progress import Advance, say
 
 Item = TypeVar("Item")
+Work = Sequence[tuple[Column, Maker]]
+
+# Batches that are computed or written, or wait for either, before the next one is begun.
+BATCHES_IN_FLIGHT = 4
+# How often a build that has nothing left to claim looks whether the others are done.
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,6 @@ class Meter:
             if batch is None:
                 return
             yield batch
-
-
-Work = Sequence[tuple[Column, Maker]]
-
-# Batches that are computed or written, or wait for either, before the next one is begun.
-BATCHES_IN_FLIGHT = 4
-# How often a build that has nothing left to claim looks whether the others are done.
-POLL_SECONDS = 0.5
 
 
 def make_all(shards: Sequence[int], make: Callable[[Sequence[int]], Mapping[int, Holder]]) -> None:

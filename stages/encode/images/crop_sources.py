@@ -13,27 +13,21 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
-from stages.encode.build_settings import AnyDataset, EncodeSettings, TableSettings
+from stages.encode.build_settings import AnyDataset, EncodeSettings
 from stages.encode.building.columns import pixels_recipe
 from stages.encode.images.crop_batches import CropReader
-from stages.encode.images.sources import (
-    EMBEDDED_SOURCES,
-    SOURCES,
-    Source,
-    SourceError,
-)
-from stages.encode.images.sources.source import printable
+from stages.encode.images.sources import Source, SourceError, open_dataset
+from stages.encode.images.sources.source import FileSettings, printable
 from stages.progress import say
 
 
 def open_source(settings: EncodeSettings) -> Source | None:
     """The data set, or None if its files are gone but the cache has all of their crops."""
     dataset = settings.dataset
-    if dataset.path is None and dataset.source not in EMBEDDED_SOURCES:
+    if isinstance(dataset, FileSettings) and dataset.path is None:
         raise SourceError("dataset.path: where the images are is not known; --config tells it.")
     try:
-        choice = [dataset.choice] if isinstance(dataset, TableSettings) else []
-        return SOURCES[dataset.source](dataset.path, dataset.resolution, *choice)
+        return open_dataset(dataset)
     except SourceError as error:
         if not _has_all_crops(settings):
             raise

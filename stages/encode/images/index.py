@@ -17,11 +17,15 @@ import numpy.typing as npt
 from cache.rows import UNREADABLE, Keys, RowTable, content_hash, find_keys
 from stages.encode.images.crop_batches import unreadable
 from stages.encode.images.sources import Source
+from stages.encode.images.sources.archives import in_order
 from stages.encode.images.sources.source import key_array
-from stages.encode.images.waiting import in_order
 from stages.progress import progress
 
 Image = tuple[int, int, int]
+# Images stamped, and images read, by one task.
+STAMPED_IMAGES, READ_IMAGES = 1024, 64
+# Images whose stamps are known before the first of them is read.
+BLOCK_IMAGES = 16 * STAMPED_IMAGES
 
 
 def listed_as(cached: RowTable, source: Source) -> RowTable:
@@ -87,12 +91,6 @@ def _image(rows: RowTable, row: int) -> Image:
 def _classes(names: tuple[str, ...], cached: tuple[str, ...]) -> tuple[str, ...]:
     numbers = tuple(map(str, range(len(names))))
     return cached + numbers[len(cached) :] if names == numbers else names
-
-
-# Images stamped, and images read, by one task.
-STAMPED_IMAGES, READ_IMAGES = 1024, 64
-# Images whose stamps are known before the first of them is read.
-BLOCK_IMAGES = 16 * STAMPED_IMAGES
 
 
 def index(

@@ -18,8 +18,7 @@ from cache.rows import CHUNK_ROWS, RowTable, read_rows
 from cache.sizes import sample_table
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.cache_setup import check_layout
-from stages.encode.building.column_specs import column_of
-from stages.encode.building.columns import Maker, declared_recipes, load_makers
+from stages.encode.building.columns import Maker, column_of, declared_recipes, load_makers
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import Source, SourceError

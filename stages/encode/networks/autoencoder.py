@@ -196,20 +196,13 @@ def _load(location: str) -> Any:
 
     try:
         model, loading = AutoencoderKL.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
+            folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(location, error) from error
+        raise AutoencoderError(f"latents.vae: cannot load {location!r}: {error}") from error
     if lacking := loading["missing_keys"]:
         raise AutoencoderError(
             f"latents.vae: {len(lacking)} of the autoencoder's tensors are missing in {location}, "
             f"{lacking[0]} among them."
         )
     return model
-
-
-def _unloadable(location: str, error: Exception) -> AutoencoderError:
-    return AutoencoderError(f"latents.vae: cannot load {location!r}: {error}")

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from stages.encode.build_settings import Precision
 from stages.encode.networks.frozen_networks import UNTRAINED, compute
-from stages.encode.networks.libraries import library_of
-from stages.encode.networks.registry import EncoderError, EncoderSpec
+from stages.encode.networks.registry import EncoderError, EncoderSpec, library_of
 
 
 class FrozenEncoder:

@@ -20,6 +20,24 @@ from stages.progress import say
 from stages.weight_files import read_weight_file, reading
 
 Network: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
+State: TypeAlias = dict[str, Tensor]
+
+# What stands for the digest of random weights, which no cached tensor is made with.
+UNTRAINED = "untrained"
+# Under these names training checkpoints keep the network beside the optimiser: of I-JEPA, whose
+# target encoder is not the one that is published as its result; of MAE; of most others.
+PARTS = ("encoder", "model", "state_dict")
+
+# MoCo v3 trains two encoders, and gives the trained one a projection head.
+MOCO_PREFIX = "base_encoder."
+MOCO_HEADS = ("head.", "fc.")
+# The published ViT-L counts its layers where others write 1 and 2.
+MOCO_MISNAMED = {
+    "blocks.13.norm13.": "blocks.13.norm1.",
+    "blocks.13.mlp.fc13.": "blocks.13.mlp.fc1.",
+    "blocks.14.norm14.": "blocks.14.norm2.",
+    "blocks.14.mlp.fc14.": "blocks.14.mlp.fc2.",
+}
 
 
 class FittingNetwork:
@@ -62,7 +80,9 @@ def compute(network: Network, inputs: Tensor, precision: Precision) -> dict[str,
             return _as_float32(network(inputs))
         with torch.autocast(inputs.device.type, torch.float16):
             outputs = _as_float32(network(inputs))
-        overflown = ~torch.stack([_are_finite(tensor) for tensor in outputs.values()]).all(0)
+        finite = [tensor.isfinite().flatten(1).all(1) for tensor in outputs.values()]
+        # [tensors, B] to [B]
+        overflown = ~torch.stack(finite).all(0)
         if overflown.any():
             for name, exact in _as_float32(network(inputs[overflown])).items():
                 outputs[name][overflown] = exact
@@ -83,17 +103,6 @@ def exact_float32() -> Iterator[None]:
 
 def _as_float32(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in outputs.items()}
-
-
-def _are_finite(tensor: Tensor) -> Tensor:
-    """Whether all values of an image are finite, [B]."""
-    return tensor.isfinite().flatten(1).all(1)
-
-
-State: TypeAlias = dict[str, Tensor]
-
-# What stands for the digest of random weights, which no cached tensor is made with.
-UNTRAINED = "untrained"
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -133,22 +142,6 @@ def check_shape(name: str, found: State, expected: State, path: Path) -> None:
             f"{path} holds the weights of another network: {name} is "
             f"{list(found[name].shape)} there, expected {list(expected[name].shape)}."
         )
-
-
-# Under these names training checkpoints keep the network beside the optimiser: of I-JEPA, whose
-# target encoder is not the one that is published as its result; of MAE; of most others.
-PARTS = ("encoder", "model", "state_dict")
-
-# MoCo v3 trains two encoders, and gives the trained one a projection head.
-MOCO_PREFIX = "base_encoder."
-MOCO_HEADS = ("head.", "fc.")
-# The published ViT-L counts its layers where others write 1 and 2.
-MOCO_MISNAMED = {
-    "blocks.13.norm13.": "blocks.13.norm1.",
-    "blocks.13.mlp.fc13.": "blocks.13.mlp.fc1.",
-    "blocks.14.norm14.": "blocks.14.norm2.",
-    "blocks.14.mlp.fc14.": "blocks.14.mlp.fc2.",
-}
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -1,14 +1,23 @@
 """The registry of frozen encoders: which model, how images enter, which tokens are kept.
 
 To add an encoder, add an entry to `ENCODERS`; everything else follows from it. Other models of a
-library are found by their names in it.
+library are found by their names in it. To add a library, write a module with the functions of
+`Networks`, and name it in `LIBRARIES`.
+B images, S their side in px, T tokens on a square grid, P tokens before them, D features.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from cache.errors import RepaCacheError
 from cache.recipe import RecipeValue
+from stages.setting_types import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Channels: TypeAlias = tuple[float, float, float]
 
@@ -103,6 +112,57 @@ class EncoderSpec:
         return f"set input_size = {self.stride * grid}"
 
 
+class Library(NamedTuple):
+    """A library, called as the package that is imported.
+
+    networks: the module that implements `Networks`; finder: the function, `module:name`, from the
+    name of a model to its `EncoderSpec`, for those that are not in the registry. It is called
+    whenever a configuration is read, and had better import neither torch nor the library.
+    """
+
+    networks: str
+    finder: str | None = None
+
+
+class Networks(Protocol):
+    """What stage one needs of a library; each raises EncoderError if it cannot be had."""
+
+    def create_network(self, spec: EncoderSpec, input_size: int) -> "nn.Module":
+        """A network with random weights, on torch's default device, which may be meta."""
+
+    def load_network(self, spec: EncoderSpec, input_size: int, weights: Path | None) -> "nn.Module":
+        """A network with published weights, or those of a local file, on the CPU."""
+
+    def weights_sha256(self, network: "nn.Module") -> str:
+        """The sha256 of the weights as loaded, by which a cache knows them."""
+
+    def run_to_layer(
+        self, network: Any, inputs: "Tensor", spec: EncoderSpec
+    ) -> "tuple[Tensor, Tensor]":
+        """Prefix tokens [B, P, D], the class token first, and patch tokens [B, T, D].
+
+        inputs: [B, 3, S, S], normalised.
+        """
+
+
+# Each has a module of this room that speaks to it.
+LIBRARIES: dict[str, Library] = {
+    "timm": Library(
+        "stages.encode.networks.timm_library", "stages.encode.networks.timm_index:timm_encoder"
+    ),
+    "torch": Library("stages.encode.networks.torch_modules"),
+    "transformers": Library(
+        "stages.encode.networks.transformers_library",
+        "stages.encode.networks.transformers_index:transformers_encoder",
+    ),
+}
+
+
+def library_of(spec: EncoderSpec) -> Networks:
+    """The library of an encoder; imports it."""
+    return cast("Networks", import_module(LIBRARIES[spec.library].networks))
+
+
 def find_encoder(name: str, library: str = "timm") -> EncoderSpec:
     """The encoder of a name: an entry of the registry, else the model of a library called so.
 
@@ -110,9 +170,13 @@ def find_encoder(name: str, library: str = "timm") -> EncoderSpec:
     """
     if library == "timm" and name in ENCODERS:
         return ENCODERS[name]
-    from stages.encode.networks.libraries import find_model  # which reads the registry
-
-    return find_model(library, name)
+    if library not in LIBRARIES:
+        raise EncoderError(f"unknown library {library!r}; {nearest(library, LIBRARIES)}")
+    finder = LIBRARIES[library].finder
+    if finder is None:
+        raise EncoderError(f"models of {library} go by their names in the registry, got {name!r}")
+    module, _, function = finder.partition(":")
+    return cast("EncoderSpec", getattr(import_module(module), function)(name))
 
 
 def _dinov2() -> dict[str, EncoderSpec]:
@@ -169,6 +233,23 @@ def _siglip() -> dict[str, EncoderSpec]:
     }
 
 
+def _pe() -> dict[str, EncoderSpec]:
+    """Timm resamples the positions of PE in another way than its authors."""
+    models = {
+        "pe-spatial-b16": ("vit_pe_spatial_base_patch16_512.fb", 16, 512),
+        "pe-core-l14": ("vit_pe_core_large_patch14_336.fb", 14, 336),
+    }
+    return {
+        name: EncoderSpec(*model, HALF, HALF, has_class_token=True, sizing="native")
+        for name, model in models.items()
+    }
+
+
+# For networks that see images as CLIP does.
+AS_CLIP = partial(
+    EncoderSpec, stride=14, input_size=224, mean=CLIP_MEAN, std=CLIP_STD, order="resize, normalise"
+)
+
 ENCODERS: dict[str, EncoderSpec] = {
     **_dinov2(),
     **_dinov3(),
@@ -183,57 +264,17 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "dinov1-vit-b": EncoderSpec("vit_base_patch16_224.dino", 16, 256, has_class_token=True),
     **_mocov3(),
-    "clip-vit-L": EncoderSpec(
-        "vit_large_patch14_clip_quickgelu_224.openai",
-        14,
-        224,
-        CLIP_MEAN,
-        CLIP_STD,
-        order="resize, normalise",
-        layer="before norm",
-        has_class_token=True,
+    "clip-vit-L": AS_CLIP(
+        "vit_large_patch14_clip_quickgelu_224.openai", layer="before norm", has_class_token=True
     ),
     "jepa-vit-h": EncoderSpec("vit_huge_patch14_gap_224.in1k_ijepa", 14, 224),
     "mae-vit-l": EncoderSpec(
         "vit_large_patch16_224.mae", 16, 256, layer="before norm", has_class_token=True
     ),
     **_siglip(),
-    "aimv2-vit-l": EncoderSpec(
-        "aimv2_large_patch14_224.apple_pt",
-        14,
-        224,
-        CLIP_MEAN,
-        CLIP_STD,
-        order="resize, normalise",
-    ),
-    # timm resamples the positions of PE in another way than its authors.
-    "pe-spatial-b16": EncoderSpec(
-        "vit_pe_spatial_base_patch16_512.fb",
-        16,
-        512,
-        HALF,
-        HALF,
-        has_class_token=True,
-        sizing="native",
-    ),
-    "pe-core-l14": EncoderSpec(
-        "vit_pe_core_large_patch14_336.fb",
-        14,
-        336,
-        HALF,
-        HALF,
-        has_class_token=True,
-        sizing="native",
-    ),
-    "eva02-clip-l": EncoderSpec(
-        "eva02_large_patch14_clip_224.merged2b",
-        14,
-        224,
-        CLIP_MEAN,
-        CLIP_STD,
-        order="resize, normalise",
-        has_class_token=True,
-    ),
+    "aimv2-vit-l": AS_CLIP("aimv2_large_patch14_224.apple_pt"),
+    **_pe(),
+    "eva02-clip-l": AS_CLIP("eva02_large_patch14_clip_224.merged2b", has_class_token=True),
     "efficientnet-lite0": EncoderSpec(
         "tf_efficientnet_lite0",
         16,

@@ -16,9 +16,10 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -72,10 +73,10 @@ def timm_encoder(name: str) -> EncoderSpec:
     """
     if not TIMM_NAME.fullmatch(name):
         raise _unknown(name, _read(_names_path(), NAMES))
-    names = _kept(_names_path(), NAMES, _ask_names)
+    names = _kept(_names_path(), NAMES, lambda: _timm().model_names())
     if name not in names.published and name not in names.others:
         raise _unknown(name, names)
-    model = _kept(_model_path(name), MODEL, lambda: _ask_model(name))
+    model = _kept(_model_path(name), MODEL, lambda: _timm().probe_model(name))
     if isinstance(model, Unusable):
         raise EncoderError(f"{name} {model.problem}")
     facts = model.model_dump(exclude={"has_weights"})
@@ -92,16 +93,9 @@ def _unknown(name: str, names: TimmNames | None) -> EncoderError:
     return EncoderError(f"unknown name {name!r}; {hint}")
 
 
-def _ask_names() -> TimmNames:
-    from stages.encode.networks.timm_models import names
-
-    return names()
-
-
-def _ask_model(name: str) -> TimmModel | Unusable:
-    from stages.encode.networks.timm_models import model
-
-    return model(name)
+def _timm() -> Any:
+    """The module that asks timm."""
+    return import_module("stages.encode.networks.timm_library")
 
 
 def _kept(path: Path | None, kind: TypeAdapter[T], ask: Callable[[], T]) -> T:
@@ -135,7 +129,7 @@ def _model_path(name: str) -> Path | None:
     names = _names_path()
     if names is None:
         return None
-    asking = ("timm_index", "timm_models", "timm_library", "registry")
+    asking = ("timm_index", "timm_library", "registry")
     code = b"".join(Path(__file__).with_name(f"{file}.py").read_bytes() for file in asking)
     program = hashlib.sha256(version("torch").encode() + code).hexdigest()[:16]
     return names.parent / program / f"{name}.json"

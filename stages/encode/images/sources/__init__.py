@@ -1,49 +1,40 @@
 """Data sets: each gives a stable listing of keys and labels, and the bytes of any image.
 
-To add a source, write a module with a function from `dataset.path` and `dataset.resolution`
-to a `Source`, and name it in `SOURCES`; one of tables takes a `Choice` of split and columns, too.
-What it passes over, it names in `Source.left_out`.
+To add a source, write a module with a function from its settings to a `Source`, and name it in
+`SOURCES`; what it alone takes of `[dataset]` is a class of settings beside it. What it passes over,
+it names in `Source.left_out`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from stages.encode.images.sources.folders import image_folder
 from stages.encode.images.sources.repa import repa_folder
-from stages.encode.images.sources.samples import SAMPLE_PHOTOGRAPHS, sample_photos
-from stages.encode.images.sources.source import Source, SourceError
-from stages.encode.images.sources.tables import Choice, arrow_rows, parquet_rows
+from stages.encode.images.sources.samples import EmbeddedSettings, sample_photos
+from stages.encode.images.sources.source import DatasetSettings, Source, SourceError, SourceKind
+from stages.encode.images.sources.tables import TableSettings, arrow_rows, parquet_rows
 from stages.encode.images.sources.tars import tar_archive
 from stages.encode.images.sources.zips import zip_archive
+from stages.packages import is_installed, needs
 
-__all__ = [
-    "EMBEDDED_SOURCES",
-    "FOLDER_SOURCES",
-    "SAMPLE_PHOTOGRAPHS",
-    "SOURCES",
-    "SOURCE_PACKAGES",
-    "TABLE_SOURCES",
-    "Choice",
-    "Source",
-    "SourceError",
-    "image_folder",
-    "sample_photos",
-]
+__all__ = ["SOURCES", "Source", "SourceError", "open_dataset"]
 
-# The names that `dataset.source` takes.
-SOURCES: Mapping[str, Callable[..., Source]] = {
-    "imagefolder": image_folder,
-    "zip": zip_archive,
-    "tar": tar_archive,
-    "parquet": parquet_rows,
-    "arrow": arrow_rows,
-    "repa": repa_folder,
-    "sample-photos": sample_photos,
+SOURCES: Mapping[str, SourceKind] = {
+    "imagefolder": SourceKind(image_folder, reads_folder=True),
+    "zip": SourceKind(zip_archive),
+    "tar": SourceKind(tar_archive),
+    "parquet": SourceKind(parquet_rows, TableSettings, "pyarrow"),
+    "arrow": SourceKind(arrow_rows, TableSettings, "pyarrow"),
+    "repa": SourceKind(repa_folder, reads_folder=True),
+    "sample-photos": SourceKind(sample_photos, EmbeddedSettings, "skimage"),
 }
-# Those that need no `dataset.path`.
-EMBEDDED_SOURCES = frozenset({"sample-photos"})
-# Those whose `dataset.path` is a folder; others may name a part of an archive, or a pattern.
-FOLDER_SOURCES = frozenset({"imagefolder", "repa"})
-# Those that need a package of their own, by the name that it is imported by.
-SOURCE_PACKAGES = {"arrow": "pyarrow", "parquet": "pyarrow", "sample-photos": "skimage"}
-# Those that have splits and columns to choose from.
-TABLE_SOURCES = frozenset({"arrow", "parquet"})
+
+
+def open_dataset(dataset: DatasetSettings) -> Source:
+    """The data set of a configuration.
+
+    Raises SourceError if it is not what the settings say, or if a package is missing.
+    """
+    kind = SOURCES[dataset.source]
+    if kind.package and not is_installed(kind.package):
+        raise SourceError(f"dataset.source: {dataset.source!r} {needs(kind.package)}")
+    return kind.open(dataset)

@@ -2,29 +2,30 @@
 
 import gc
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from stages.encode.images.sources.source import SourceError, stamp_of
-from stages.encode.images.waiting import in_order
 from stages.progress import progress
 
 Item = TypeVar("Item")
 Opened = TypeVar("Opened")
 
 THREADS = 8
+# Times as long as it computes: more than a busy machine makes of work that does not wait.
+WAITING = 8.0
+# Items for the threads, before it is tried again whether they are needed.
+SPELL = 16
 
 # Reads a number of bytes from an offset on.
 ReadAt = Callable[[int, int], bytes]
 
-# How names of files tell the splits of a data set apart.
-SPLITS = ("train", "val", "test")
-SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})")
 WILDCARDS = frozenset("*?[")
 
 
@@ -93,6 +94,24 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+def in_order(
+    pool: Executor, work: Callable[[Item], Opened], items: Iterable[Item]
+) -> Iterator[Opened]:
+    """What `work` makes of each item, in order: by the threads of a pool as far as it waits.
+
+    Where it does not, one thread is faster than several, which hand Python's lock to one another
+    at every system call.
+    """
+    left = iter(items)
+    for item in left:
+        start, used = time.perf_counter(), time.thread_time()
+        done = work(item)
+        has_waited = time.perf_counter() - start > WAITING * (time.thread_time() - used)
+        yield done
+        if has_waited:
+            yield from pool.map(work, islice(left, SPELL))
+
+
 def opened_ahead(
     items: Sequence[Item], work: Callable[[Item], Opened], unit: str
 ) -> Iterator[Opened]:
@@ -134,31 +153,3 @@ def means_several(path: Path | None) -> bool:
     if path is None or path.is_file():
         return False
     return path.is_dir() or bool(WILDCARDS & set(path.name))
-
-
-def files_of(path: Path | None, suffix: str) -> list[Archive]:
-    """The files of one split, sorted by name: a file, those in a folder, or those of a pattern."""
-    if path is None or not means_several(path):
-        return [locate(path)[0]]
-    folder, pattern = (path, f"*{suffix}") if path.is_dir() else (path.parent, path.name)
-    found = sorted(folder.glob(pattern))
-    files = [file for file in found if not file.name.startswith(".") and not file.is_dir()]
-    if not files:
-        raise SourceError(
-            f"dataset.path: no {suffix} files at {path}; compressed ones are not read."
-        )
-    splits = {split_of(file.name) for file in files}
-    if len(splits) > 1:
-        named = ", ".join(sorted(splits))
-        wanted = next(split for split in SPLITS if split in splits)
-        raise SourceError(
-            f"dataset.path: the files at {path} are of several splits: {named}. "
-            f'Name one by a pattern: path = "{folder}/*{wanted}*{suffix}".'
-        )
-    return [Archive.at(file) for file in files]
-
-
-def split_of(name: str) -> str:
-    """The split that a file belongs to by its name."""
-    match = SPLIT.search(name)
-    return match[0] if match else "other"

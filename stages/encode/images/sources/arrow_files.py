@@ -18,7 +18,7 @@ from stages.encode.images.sources.table_columns import (
     listing_of,
     part_of,
 )
-from stages.encode.images.sources.tables import Choice, Listing
+from stages.encode.images.sources.tables import Listing, TableSettings
 
 # How a file with an index of its batches begins and ends; others are streams.
 MAGIC = b"ARROW1"
@@ -41,21 +41,23 @@ class ArrowFile:
     starts: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, archive: Archive, choice: Choice) -> "ArrowFile":
+    def of(cls, archive: Archive, dataset: TableSettings) -> "ArrowFile":
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
         with listing_of(archive, "Arrow"):
             _check_end(archive)
             with _mapped(archive) as file:
-                return cls._of(file, archive, choice)
+                return cls._of(file, archive, dataset)
 
     @classmethod
-    def _of(cls, file: pa.MemoryMappedFile, archive: Archive, choice: Choice) -> "ArrowFile":
+    def _of(
+        cls, file: pa.MemoryMappedFile, archive: Archive, dataset: TableSettings
+    ) -> "ArrowFile":
         memory, places = _memory(file), np.array(list(_places(file)), np.int64)
         reader = pa.ipc.open_file(file) if _is_indexed(file) else pa.ipc.open_stream(file)
         schema = reader.schema
         if not len(places):
             return cls(Listing.empty(archive), None, schema, places, places)
-        columns = find_columns(schema, choice, archive.path)
+        columns = find_columns(schema, dataset, archive.path)
         batches = []
         for batch in map(reader.get_batch, places) if _is_indexed(file) else reader:
             _check_stored_plainly(batch[columns.image], memory, archive)

@@ -16,13 +16,10 @@ from stages.encode.images.sources.names import (
     place,
 )
 from stages.encode.images.sources.source import (
-    LEADS_BACK,
-    LEADS_NOWHERE,
-    LOOSE,
-    OTHER,
-    OURS,
+    FileSettings,
     KeyList,
     LeftOut,
+    Reason,
     Source,
     SourceError,
     is_image,
@@ -35,14 +32,15 @@ Identity = tuple[int, int]
 
 
 @collector_paused()
-def image_folder(path: Path | None, _resolution: int) -> Source:
+def image_folder(dataset: FileSettings) -> Source:
     """Class folders with image files below them, ordered and labelled as torchvision does."""
+    path = dataset.path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
     left_out = LeftOut()
     images = tree(path, left_out)
     for name in images.pop(""):
-        left_out.add(LOOSE, name)
+        left_out.add(Reason.LOOSE, name)
     labels, classes = label_folders(images, path, left_out)
     keys = KeyList(np.concatenate([names.array for names in images.values()]))
     # As bytes: names are UTF-8, whatever the locale says.
@@ -98,9 +96,9 @@ def _tree_below(
         inside, above = todo.pop()
         here, entries = _listed(on_disk(root, inside))
         if here in above:
-            left_out.add(LEADS_BACK, f"{inside}/")
+            left_out.add(Reason.LEADS_BACK, f"{inside}/")
         elif is_ours(entries):
-            left_out.add(OURS, f"{inside}/")
+            left_out.add(Reason.OURS, f"{inside}/")
         else:
             files, folders = _sorted_out(entries, f"{inside}/", left_out, is_wanted)
             check_text([*files, *folders], on_disk(root, inside))
@@ -122,10 +120,7 @@ def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
 
 
 def _sorted_out(
-    entries: Mapping[str, os.DirEntry[bytes]],
-    prefix: str,
-    left_out: LeftOut,
-    is_wanted: IsWanted,
+    entries: Mapping[str, os.DirEntry[bytes]], prefix: str, left_out: LeftOut, is_wanted: IsWanted
 ) -> tuple[list[str], list[str]]:
     """The names of wanted files, and of folders to go on into."""
     files, folders = [], []
@@ -140,9 +135,9 @@ def _sorted_out(
         elif is_wanted(name):
             files.append(name)
         elif not entry.is_symlink() or os.path.exists(entry.path):  # noqa: PTH110 - bytes
-            left_out.add(OTHER, f"{prefix}{name}")
+            left_out.add(Reason.OTHER, f"{prefix}{name}")
         elif prefix:
-            left_out.add(LEADS_NOWHERE, f"{prefix}{name}")
+            left_out.add(Reason.LEADS_NOWHERE, f"{prefix}{name}")
         else:
             raise SourceError(
                 f"{os.fsdecode(entry.path)} is a link that leads nowhere. If it is a class, the "

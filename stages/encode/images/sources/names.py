@@ -13,13 +13,9 @@ from posixpath import commonpath, dirname
 import numpy as np
 
 from stages.encode.images.sources.source import (
-    HIDDEN,
-    LOOSE,
-    OTHER,
-    OURS,
-    SYSTEM,
     Labels,
     LeftOut,
+    Reason,
     SourceError,
     is_image,
     printable,
@@ -30,6 +26,25 @@ DATASET_JSON = "dataset.json"
 MAX_JSON_BYTES = 512 << 20
 # Beyond any labelled data set (ImageNet-21k has 21 841): what is larger is no class.
 MAX_CLASSES = 100_000
+# Absolute, with a drive letter, backslashes or NUL, or with a way out of the archive.
+UNSAFE = re.compile(r"^/|^[A-Za-z]:|[\\\0]|(?:^|/)\.\.(?:/|$)")
+# Empty and `.` parts.
+UNTIDY = re.compile(r"(?:^|/)\.?(?:/|$)")
+# What macOS, Synology, ext4 and Windows put into folders; some hold images, as thumbnails.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+PASSED_OVER = re.compile(
+    rf"(?:^|/)(?P<part>(?P<hidden>\.)|(?:{'|'.join(map(re.escape, SYSTEM_FOLDERS))})(?=/|$))"
+)
+# Of the names that may be passed over, as far as they are no paths.
+BEGINNINGS = (".", *SYSTEM_FOLDERS)
+# By which a folder is known as a Zarr group, of either version, or as that of a run.
+MARKERS = ("zarr.json", ".zgroup", "log.jsonl")
+MARKED = tuple(f"/{marker}" for marker in MARKERS)
+# A folder that is called after a split, as `train`, `ILSVRC2012_val` or `test2017`.
+SPLIT_FOLDER = re.compile(
+    r"(?:.*[^a-z])?(?:train|training|val|valid|validation|test|testing)(?:[^a-z].*)?"
+)
+NAMED = 5
 
 
 def numbered(labels: Sequence[int], where: object) -> tuple[Labels, tuple[str, ...]]:
@@ -79,7 +94,7 @@ def labelled_images(
         if is_image(names[i]):
             order.append(i)
         elif not names[i].endswith("/") and names[i] != DATASET_JSON:
-            left_out.add(OTHER, names[i])
+            left_out.add(Reason.OTHER, names[i])
     order.sort(key=names.__getitem__)
     images = [names[i] for i in order]
     if lacking := set(images).symmetric_difference(labels):
@@ -89,27 +104,6 @@ def labelled_images(
     if not images:
         raise SourceError(f"{where}: no images.")
     return order, *numbered([labels[name] for name in images], where)
-
-
-# Absolute, with a drive letter, backslashes or NUL, or with a way out of the archive.
-UNSAFE = re.compile(r"^/|^[A-Za-z]:|[\\\0]|(?:^|/)\.\.(?:/|$)")
-# Empty and `.` parts.
-UNTIDY = re.compile(r"(?:^|/)\.?(?:/|$)")
-# What macOS, Synology, ext4 and Windows put into folders; some hold images, as thumbnails.
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-PASSED_OVER = re.compile(
-    rf"(?:^|/)(?P<part>(?P<hidden>\.)|(?:{'|'.join(map(re.escape, SYSTEM_FOLDERS))})(?=/|$))"
-)
-# Of the names that may be passed over, as far as they are no paths.
-BEGINNINGS = (".", *SYSTEM_FOLDERS)
-# By which a folder is known as a Zarr group, of either version, or as that of a run.
-MARKERS = ("zarr.json", ".zgroup", "log.jsonl")
-MARKED = tuple(f"/{marker}" for marker in MARKERS)
-# A folder that is called after a split, as `train`, `ILSVRC2012_val` or `test2017`.
-SPLIT_FOLDER = re.compile(
-    r"(?:.*[^a-z])?(?:train|training|val|valid|validation|test|testing)(?:[^a-z].*)?"
-)
-NAMED = 5
 
 
 def member_name(name: str, where: object) -> str:
@@ -150,7 +144,7 @@ def check_unique(names: Sequence[str], where: object) -> None:
         raise SourceError(f"{where}: there are two of {twice!r}. Make the archive again.")
 
 
-def passed_over(name: str) -> tuple[str, str] | None:
+def passed_over(name: str) -> tuple[Reason, str] | None:
     """Why a name is no image's, whatever it ends with, and the file or folder that it is or is in.
 
     None for others: hidden names, as of editors and of macOS, and what operating systems add.
@@ -159,7 +153,7 @@ def passed_over(name: str) -> tuple[str, str] | None:
     if match is None:
         return None
     end = name.find("/", match.start("part")) + 1
-    return HIDDEN if match["hidden"] else SYSTEM, name[:end] if end else name
+    return Reason.HIDDEN if match["hidden"] else Reason.SYSTEM, name[:end] if end else name
 
 
 def is_ours(files: Collection[str]) -> bool:
@@ -178,7 +172,7 @@ def candidates(names: Sequence[str], left_out: LeftOut) -> list[int]:
     kept = []
     for position, name in enumerate(names):
         if match := inside_ours.match(name):
-            left_out.add(OURS, match[0])
+            left_out.add(Reason.OURS, match[0])
         elif reason := passed_over(name):
             left_out.add(*reason)
         else:
@@ -200,9 +194,9 @@ def class_folders(
         if is_image(file):
             inside.append(position)
         elif file:
-            left_out.add(OTHER, names[position])
+            left_out.add(Reason.OTHER, names[position])
     for position in images.pop("", ()):
-        left_out.add(LOOSE, names[position])
+        left_out.add(Reason.LOOSE, names[position])
     for inside in images.values():
         inside.sort(key=names.__getitem__)
     in_order = dict(sorted(images.items(), key=lambda item: place(item[0])))
@@ -225,14 +219,14 @@ def label_folders(
     """
     counts = {folder: len(inside) for folder, inside in images.items() if inside}
     if not counts:
-        loose = left_out.counts[LOOSE]
+        loose = left_out.counts[Reason.LOOSE]
         lie = f": {loose:,} lie in none" if loose else ""
         raise SourceError(f"dataset.path: {where} has no images in class folders{lie}.")
     tops = [folder.partition("/")[0] for folder in counts]
     classes = tuple(sorted(set(tops)))
     _check_depth(counts, classes, where)
     # Where caches and runs were put that are left out.
-    shelves = {folder.partition("/")[0] for folder in left_out.folders(OURS)}
+    shelves = {folder.partition("/")[0] for folder in left_out.folders(Reason.OURS)}
     folders = {folder.partition("/")[0] for folder in images}
     if empty := sorted(folders - shelves - set(classes)):
         more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""

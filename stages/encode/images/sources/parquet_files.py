@@ -17,7 +17,7 @@ from stages.encode.images.sources.table_columns import (
     listing_of,
     part_of,
 )
-from stages.encode.images.sources.tables import Choice, Listing
+from stages.encode.images.sources.tables import Listing, TableSettings
 
 # What is decoded at a time of a row group. Those of `datasets` have 100 images, 11 MB of ImageNet;
 # other programs write a whole file as one.
@@ -50,19 +50,19 @@ class ParquetFile:
     parts: tuple[int, ...]
 
     @classmethod
-    def of(cls, archive: Archive, choice: Choice) -> "ParquetFile":
+    def of(cls, archive: Archive, dataset: TableSettings) -> "ParquetFile":
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
         with (
             listing_of(archive, "parquet"),
             pq.ParquetFile(archive.path, metadata=_metadata(archive)) as file,
         ):
-            return cls._of(file, archive, choice)
+            return cls._of(file, archive, dataset)
 
     @classmethod
-    def _of(cls, file: pq.ParquetFile, archive: Archive, choice: Choice) -> "ParquetFile":
+    def _of(cls, file: pq.ParquetFile, archive: Archive, dataset: TableSettings) -> "ParquetFile":
         if not file.metadata.num_rows:
             return cls(Listing.empty(archive), file.metadata, None, (), ())
-        columns = find_columns(file.schema_arrow, choice, archive.path)
+        columns = find_columns(file.schema_arrow, dataset, archive.path)
         content, path = _leaves(file.schema_arrow, columns)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         _check_whole(groups, archive)

@@ -15,7 +15,7 @@ from stages.encode.images.sources.names import (
     labelled_images,
     parse_labels,
 )
-from stages.encode.images.sources.source import LeftOut, Source, SourceError, is_image
+from stages.encode.images.sources.source import FileSettings, LeftOut, Source, SourceError, is_image
 
 # How `preprocessing/dataset_tools.py` of sihyun-yu/REPA calls its files.
 IMAGES, MOMENTS = "images", "vae-sd"
@@ -25,12 +25,13 @@ MOMENTS_NUMBER = re.compile(r"img-mean-std-(\d+)\.npy$")
 CHANNELS = 8
 
 
-def repa_folder(path: Path | None, _resolution: int) -> Source:
+def repa_folder(dataset: FileSettings) -> Source:
     """A folder with `images/` that a `dataset.json` in or beside it labels, sorted by name.
 
     Moments are those in `vae-sd/`, if it is there; images and moments belong together that have
     the same number in their names. The folder of images alone is accepted, too.
     """
+    path = dataset.path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the one with {IMAGES}/ in it.")
     folder = path / IMAGES if (path / IMAGES).is_dir() else path

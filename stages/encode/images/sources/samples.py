@@ -5,13 +5,11 @@ statement there (moon, motorcycle, lfw) are left out.
 """
 
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from stages.encode.images.sources.source import Source, SourceError
-from stages.packages import is_installed, needs
+from stages.encode.images.sources.source import DatasetSettings, Source, SourceError
 
 CC0 = "CC0"
 PUBLIC_DOMAIN = "public domain"
@@ -31,19 +29,6 @@ LICENCES = {
     "retina": CC0,
     "rocket": PUBLIC_DOMAIN,
 }
-
-
-def open_photograph(name: str, short_side: int) -> Image.Image:
-    """The photograph in RGB, resized (Lanczos) so that its shorter side has `short_side` pixels."""
-    folder = files("skimage.data")
-    path = next(entry for entry in folder.iterdir() if entry.name in {f"{name}.png", f"{name}.jpg"})
-    with path.open("rb") as stream:
-        image = Image.open(stream).convert("RGB")
-    scale = short_side / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
 # Where the subject of each photograph is, as fractions of its width and height.
 SAMPLE_PHOTOGRAPHS = {
     "astronaut": (0.43, 0.24),
@@ -63,19 +48,37 @@ SAMPLE_GRID = 11
 SAMPLE_STEP = 1
 
 
-def sample_photos(_path: Path | None, resolution: int) -> Source:
+def open_photograph(name: str, short_side: int) -> Image.Image:
+    """The photograph in RGB, resized (Lanczos) so that its shorter side has `short_side` pixels."""
+    folder = files("skimage.data")
+    path = next(entry for entry in folder.iterdir() if entry.name in {f"{name}.png", f"{name}.jpg"})
+    with path.open("rb") as stream:
+        image = Image.open(stream).convert("RGB")
+    scale = short_side / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+class EmbeddedSettings(DatasetSettings):
+    """Of a source that brings its images along."""
+
+    @property
+    def path(self) -> None:
+        """There is none to choose."""
+
+
+def sample_photos(dataset: DatasetSettings) -> Source:
     """Overlapping square crops around the subjects of ten photographs inside scikit-image.
 
     The label is the photograph.
     """
+    resolution = dataset.resolution
     reach = resolution + SAMPLE_STEP * (SAMPLE_GRID - 1)
     if reach > SAMPLE_SHORT_SIDE:
         raise SourceError(
             f"dataset.resolution: sample-photos has crops of at most "
             f"{SAMPLE_SHORT_SIDE - reach + resolution} px, got {resolution}."
         )
-    if not is_installed("skimage"):
-        raise SourceError(f"dataset.source: 'sample-photos' {needs('skimage')}")
     photographs = [open_photograph(name, SAMPLE_SHORT_SIDE) for name in SAMPLE_PHOTOGRAPHS]
     corners: list[tuple[int, int, int]] = []
     for label, (image, (x, y)) in enumerate(

@@ -1,43 +1,58 @@
-"""What a data set is to stage one: images by key and label, and what is left out of it."""
+"""What a data set is to stage one: images by key and label, and what is left out of it.
+
+Beside it stand the settings of `[dataset]` that all sources have, or all that read files.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from cache.errors import RepaCacheError
+from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 if TYPE_CHECKING:
     from cache.rows import Keys
 
 # Names shown for each reason.
 NAMED = 3
+Labels = npt.NDArray[np.int32]
 
-HIDDEN = "hidden"
-SYSTEM = "of the operating system"
-OURS = "of a cache or run"
-OTHER = "without an image's suffix"
-LOOSE = "in no class folder"
-LEADS_BACK = "linked back to a folder around it"
-LEADS_NOWHERE = "linked to nowhere"
-BESIDE_IMAGE = "beside a sample's image"
-EMPTY = "without images"
-BESIDE_TARS = "beside the tars"
+# What torchvision's ImageFolder lists, so that labels and order are the same.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Far above any photograph; what claims to be larger is a mistake or an attack.
+MAX_IMAGE_BYTES = 256 << 20
+
+
+class Reason(StrEnum):
+    """Why a file is left out of a data set, as it is told."""
+
+    HIDDEN = "hidden"
+    SYSTEM = "of the operating system"
+    OURS = "of a cache or run"
+    OTHER = "without an image's suffix"
+    LOOSE = "in no class folder"
+    LEADS_BACK = "linked back to a folder around it"
+    LEADS_NOWHERE = "linked to nowhere"
+    BESIDE_IMAGE = "beside a sample's image"
+    EMPTY = "without images"
+    BESIDE_TARS = "beside the tars"
 
 
 class LeftOut:
     """Files, and whole folders, that are left out. None counts twice."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[str]] = {}
-        self._folders: dict[str, set[str]] = {}
+        self.counts: Counter[Reason] = Counter()
+        self.first: dict[Reason, list[str]] = {}
+        self._folders: dict[Reason, set[str]] = {}
 
-    def add(self, reason: str, name: str) -> None:
+    def add(self, reason: Reason, name: str) -> None:
         """Leave out a file, or a folder with all that is in it, whose name has a slash behind."""
         if name.endswith("/"):
             folders = self._folders.setdefault(reason, set())
@@ -58,7 +73,7 @@ class LeftOut:
             folders = self._folders.setdefault(reason, set())
             folders.update(f"{prefix}{name}" for name in other.folders(reason))
 
-    def folders(self, reason: str) -> frozenset[str]:
+    def folders(self, reason: Reason) -> frozenset[str]:
         """The folders that are left out for a reason."""
         return frozenset(self._folders.get(reason, ()))
 
@@ -74,7 +89,7 @@ class LeftOut:
             for reason, count in self.counts.most_common()
         )
 
-    def _named(self, reason: str) -> str:
+    def _named(self, reason: Reason) -> str:
         names = ", ".join(map(printable, self.first[reason]))
         return f"{names}, ..." if self.counts[reason] > len(self.first[reason]) else names
 
@@ -117,14 +132,6 @@ def key_array(keys: Sequence[str]) -> "Keys":
     return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array
 
 
-Labels = npt.NDArray[np.int32]
-
-# What torchvision's ImageFolder lists, so that labels and order are the same.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Far above any photograph; what claims to be larger is a mistake or an attack.
-MAX_IMAGE_BYTES = 256 << 20
-
-
 class SourceError(RepaCacheError):
     """The data set is not where or what the configuration says."""
 
@@ -155,6 +162,44 @@ class Source:
     are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class DatasetSettings(Settings):
+    """What all sources have in common."""
+
+    source: Annotated[str, OneOf("stages.encode.images.sources:SOURCES")]
+    """What the images lie in; sample-photos brings ten photographs along."""
+    resolution: Count = 256
+    """Side of the centre crop in px."""
+    flip: bool = False
+    """Whether the mirrored images are encoded too, for training to choose from."""
+    pixels: bool = False
+    """Whether the crops are kept, so that encoders can be added without the images."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Whether an image that cannot be decoded stops the build, or becomes an invalid row, which
+    training never draws."""
+
+
+class FileSettings(DatasetSettings):
+    """Of a source that reads files."""
+
+    path: AnchoredPath | None = None
+    """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
+    several."""
+
+
+class SourceKind(NamedTuple):
+    """A value that `dataset.source` takes.
+
+    open: the data set of the settings; settings: their class; package: that it needs beyond those
+    that are always installed, as it is imported; reads_folder: whether `dataset.path` is always a
+    folder, and never a part of an archive or a pattern.
+    """
+
+    open: Callable[[Any], Source]
+    settings: type[DatasetSettings] = FileSettings
+    package: str | None = None
+    reads_folder: bool = False
 
 
 def is_image(name: str) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from stages.encode.images.sources.archives import Archive
 from stages.encode.images.sources.source import SourceError
-from stages.encode.images.sources.tables import Choice, Listing, NoImagesError
+from stages.encode.images.sources.tables import Listing, NoImagesError, TableSettings
 
 # What they are called in published data sets.
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
@@ -43,7 +43,7 @@ def listing_of(archive: Archive, kind: str) -> Iterator[None]:
         ) from error
 
 
-def find_columns(schema: pa.Schema, choice: Choice, where: Path) -> Columns:
+def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Columns:
     """The columns of images and labels.
 
     Raises NoImagesError if there is none of images, SourceError if several may be meant or labels
@@ -51,7 +51,7 @@ def find_columns(schema: pa.Schema, choice: Choice, where: Path) -> Columns:
     """
     types = dict(zip(schema.names, schema.types, strict=True))
     features = _features(schema)
-    image = choice.image_column
+    image = dataset.image_column
     if image is None:
         image = _found("image", IMAGE_NAMES, _holds_images, types, features, where)
     if image is None or image not in types:
@@ -59,7 +59,7 @@ def find_columns(schema: pa.Schema, choice: Choice, where: Path) -> Columns:
     parts = _parts(types[image])
     if not parts:
         raise _unfit("image", image, "bytes or paths of image files", types, where)
-    label = choice.label_column
+    label = dataset.label_column
     if label is None:
         label = _found("label", LABEL_NAMES, _holds_labels, types, features, where)
     if label is None or label not in types:

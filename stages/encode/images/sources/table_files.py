@@ -61,8 +61,8 @@ def _below(folder: Path, suffix: str) -> list[Path]:
     found = [file for file in found if not CACHED_BY_DATASETS.fullmatch(file.name)]
     direct = [file for file in found if file.parent == folder]
     deeper = [file for file in found if file.parent != folder] if direct else []
-    passed_over(cached, folder, "what `datasets` keeps for itself")
-    passed_over(deeper, folder, "in folders below")
+    say_unread(cached, folder, "what `datasets` keeps for itself")
+    say_unread(deeper, folder, "in folders below")
     files = direct or found
     _check_any(files, folder, suffix)
     return files
@@ -81,7 +81,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def passed_over(files: Sequence[Path], path: Path | None, why: str) -> None:
+def say_unread(files: Sequence[Path], path: Path | None, why: str) -> None:
     """Say which files are not read."""
     folder = folder_of(path)
     if files:
@@ -143,7 +143,10 @@ def _kind(split: str | None) -> str | None:
 
 def _of_split(splits: Mapping[Path, str | None], path: object, wanted: str | None) -> list[Path]:
     """The files of the split that is wanted, or of the only one."""
-    named = sorted({split for split in splits.values() if split is not None}, key=_usual_first)
+    named = sorted(
+        {split for split in splits.values() if split is not None},
+        key=lambda split: (_kind(split) != "train", split),
+    )
     if wanted is None:
         if len({_kind(split) for split in splits.values()}) <= 1:
             return list(splits)
@@ -159,10 +162,6 @@ def _of_split(splits: Mapping[Path, str | None], path: object, wanted: str | Non
         there = f"There are {', '.join(named)}" if named else "Their names tell of no split"
         raise SourceError(f"dataset.split: no files of {wanted!r} at {path}. {there}.")
     return exact or alike
-
-
-def _usual_first(split: str) -> tuple[bool, str]:
-    return _kind(split) != "train", split
 
 
 def _check_shards(files: Sequence[Path], folder: Path) -> None:

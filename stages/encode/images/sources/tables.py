@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from stages.encode.images.sources.archives import Archive, opened_ahead
 from stages.encode.images.sources.folders import file_stamp
@@ -19,26 +20,24 @@ from stages.encode.images.sources.names import (
     member_name,
     numbered,
 )
-from stages.encode.images.sources.source import Labels, Source, SourceError, stamp_of
-from stages.encode.images.sources.table_files import folder_of, passed_over, table_files
+from stages.encode.images.sources.source import FileSettings, Labels, Source, SourceError, stamp_of
+from stages.encode.images.sources.table_files import folder_of, say_unread, table_files
 
 # What `datasets` gives images that have no class.
 UNLABELLED = -1
 
-
-@dataclass(frozen=True)
-class Choice:
-    """What a configuration chooses of tables; what it leaves out is found where it is clear.
-
-    split: as files or folders are called; image_column, label_column: names.
-    """
-
-    split: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
+Name = Annotated[str, Field(min_length=1)]
 
 
-ANY = Choice()
+class TableSettings(FileSettings):
+    """Of a source that reads files of tables."""
+
+    split: Name | None = None
+    """The one to use, where there are files of several."""
+    image_column: Name | None = None
+    """The name of the column of images, where the usual ones do not tell."""
+    label_column: Name | None = None
+    """The name of the column of labels, where the usual ones do not tell."""
 
 
 class NoImagesError(SourceError):
@@ -141,30 +140,22 @@ class Table(Protocol):
 Opened = TypeVar("Opened", bound=Table)
 
 
-def needs(error: ModuleNotFoundError, source: str) -> SourceError:
-    """The error of a source whose library is not installed."""
-    return SourceError(
-        f"{source} needs {error.name}",
-        where="dataset.source",
-        remedy="Run `pip install 'pyarrow>=17'`.",
-    )
-
-
 def open_tables(
-    path: Path | None, suffix: str, opened: Callable[[Archive, Choice], Opened], choice: Choice
+    dataset: TableSettings, suffix: str, opened: Callable[[Archive, TableSettings], Opened]
 ) -> list[Opened]:
-    """The files that a path means and that have images; others are named.
+    """The files of a data set that have images; others are named.
 
     opened: opens one, and raises NoImagesError. Raises SourceError if there are none.
     """
 
     def attempt(archive: Archive) -> Opened | NoImagesError:
         try:
-            return opened(archive, choice)
+            return opened(archive, dataset)
         except NoImagesError as error:
             return error
 
-    archives = table_files(path, suffix, choice.split)
+    path = dataset.path
+    archives = table_files(path, suffix, dataset.split)
     tables: list[Opened] = []
     lacking: dict[Path, NoImagesError] = {}
     empty: list[Path] = []
@@ -177,8 +168,8 @@ def open_tables(
             empty.append(archive.path)
     if not tables:
         raise next(iter(lacking.values()), SourceError(f"{path}: no rows."))
-    passed_over(list(lacking), path, "without a column of images")
-    passed_over(empty, path, "without rows")
+    say_unread(list(lacking), path, "without a column of images")
+    say_unread(empty, path, "without rows")
     return tables
 
 
@@ -195,9 +186,9 @@ def table_source(
     """
     root = folder_of(path)
     rows = TableRows(files, content, root)
-    labels, classes = (
-        _named_labels(files, path) if _are_named(files, path) else _labels(files, path)
-    )
+    if len({file.are_named for file in files}) > 1:
+        raise SourceError(f"{path}: labels are numbers in some files and names in others.")
+    labels, classes = (_named_labels if files[0].are_named else _labels)(files, path)
     return Source(
         keys=_keys(files, path),
         labels=labels,
@@ -224,13 +215,6 @@ def _keys(files: Sequence[Listing], where: object) -> tuple[str, ...]:
         return keys
     rows = [(file.archive.path.name, row) for file in files for row in range(len(file))]
     return tuple(f"{name}/{row}" for name, row in rows)
-
-
-def _are_named(files: Sequence[Listing], where: object) -> bool:
-    kinds = {file.are_named for file in files}
-    if len(kinds) > 1:
-        raise SourceError(f"{where}: labels are numbers in some files and names in others.")
-    return kinds.pop()
 
 
 def _named_labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str, ...]]:
@@ -262,33 +246,31 @@ def _labels(files: Sequence[Listing], where: object) -> tuple[Labels, tuple[str,
     return labels, named
 
 
-def arrow_rows(path: Path | None, _resolution: int, choice: Choice = ANY) -> Source:
+def arrow_rows(dataset: TableSettings) -> Source:
     """Arrow files with a column of images, bytes or structs of bytes and path, and of labels.
 
     The path is what `save_to_disk` wrote, or a folder of the cache of `datasets`, a file or a
     pattern; the files are those of one split, in the order of their names.
     """
-    try:
-        from stages.encode.images.sources.arrow_files import ArrowFile
-    except ModuleNotFoundError as error:
-        raise needs(error, "arrow") from error
-    files = open_tables(path, ".arrow", ArrowFile.of, choice)
+    from stages.encode.images.sources.arrow_files import ArrowFile  # which needs pyarrow
+
+    files = open_tables(dataset, ".arrow", ArrowFile.of)
     return table_source(
-        path, [file.listing for file in files], lambda file, row: files[file].read(row)
+        dataset.path, [file.listing for file in files], lambda file, row: files[file].read(row)
     )
 
 
-def parquet_rows(path: Path | None, _resolution: int, choice: Choice = ANY) -> Source:
+def parquet_rows(dataset: TableSettings) -> Source:
     """Parquet files with a column of images, bytes or structs of bytes and path, and of labels.
 
     The path is a file, a folder or a pattern (`data/train-*.parquet`); the files are those of one
     split, in the order of their names.
     """
-    try:
-        from stages.encode.images.sources.parquet_files import ParquetFile
-        from stages.encode.images.sources.row_groups import RowGroups
-    except ModuleNotFoundError as error:
-        raise needs(error, "parquet") from error
-    files = open_tables(path, ".parquet", ParquetFile.of, choice)
+    from stages.encode.images.sources.parquet_files import ParquetFile  # which needs pyarrow
+    from stages.encode.images.sources.row_groups import RowGroups
+
+    files = open_tables(dataset, ".parquet", ParquetFile.of)
     groups = RowGroups(files)
-    return table_source(path, [file.listing for file in files], groups.read, groups.block_rows)
+    return table_source(
+        dataset.path, [file.listing for file in files], groups.read, groups.block_rows
+    )

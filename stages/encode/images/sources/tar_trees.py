@@ -9,24 +9,29 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from stages.encode.images.sources.archives import Archive, ReadAt, files_of, split_of
+from stages.encode.images.sources.archives import Archive, ReadAt, locate, means_several
 from stages.encode.images.sources.names import check_unique, class_folders, member_name, passed_over
 from stages.encode.images.sources.source import (
-    BESIDE_TARS,
-    EMPTY,
     MAX_IMAGE_BYTES,
     Labels,
     LeftOut,
+    Reason,
     SourceError,
     is_image,
 )
 
 TAR = ".tar"
+# How names of files tell the splits of a data set apart.
+SPLITS = ("train", "val", "test")
+SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})")
 # Above any name or list of extended attributes: what is larger is no header.
 MAX_HEADER_BYTES = 1 << 20
 # First bytes of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
+# How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
+SYNSET = re.compile(r"n\d{8}")
+SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
 
 
 class Member(NamedTuple):
@@ -119,16 +124,16 @@ def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
     Raises SourceError for those of that split that are there in compressed form only.
     """
     if path is None or not path.is_dir():
-        return files_of(path, TAR)
+        return _files_of(path)
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
     tars = [name for name in names if name.endswith(TAR) and not passed_over(name)]
-    splits = {split_of(name) for name in tars}
+    splits = {_split_of(name) for name in tars}
     packed = [
         name
         for name in names
         if (match := COMPRESSED_NAME.fullmatch(name)) and f"{match[1]}{TAR}" not in tars
     ]
-    if lacking := [name for name in packed if not tars or split_of(name) in splits]:
+    if lacking := [name for name in packed if not tars or _split_of(name) in splits]:
         raise SourceError(
             f"dataset.path: no {TAR} files at {path} of {', '.join(lacking[:3])}; compressed ones "
             "are not read, as nothing is found in them at random. Decompress them first "
@@ -136,13 +141,34 @@ def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
         )
     for name in names:
         if name not in tars:
-            left_out.add(*(passed_over(name) or (BESIDE_TARS, name)))
-    return files_of(path, TAR)
+            left_out.add(*(passed_over(name) or (Reason.BESIDE_TARS, name)))
+    return _files_of(path)
 
 
-# How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
-SYNSET = re.compile(r"n\d{8}")
-SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
+def _files_of(path: Path | None) -> list[Archive]:
+    """The files of one split, sorted by name: a file, those in a folder, or those of a pattern."""
+    if path is None or not means_several(path):
+        return [locate(path)[0]]
+    folder, pattern = (path, f"*{TAR}") if path.is_dir() else (path.parent, path.name)
+    found = sorted(folder.glob(pattern))
+    files = [file for file in found if not file.name.startswith(".") and not file.is_dir()]
+    if not files:
+        raise SourceError(f"dataset.path: no {TAR} files at {path}; compressed ones are not read.")
+    splits = {_split_of(file.name) for file in files}
+    if len(splits) > 1:
+        named = ", ".join(sorted(splits))
+        wanted = next(split for split in SPLITS if split in splits)
+        raise SourceError(
+            f"dataset.path: the files at {path} are of several splits: {named}. "
+            f'Name one by a pattern: path = "{folder}/*{wanted}*{TAR}".'
+        )
+    return [Archive.at(file) for file in files]
+
+
+def _split_of(name: str) -> str:
+    """The split that a file belongs to by its name."""
+    match = SPLIT.search(name)
+    return match[0] if match else "other"
 
 
 @dataclass(frozen=True)
@@ -182,7 +208,9 @@ def tar_tree(
                 f"{where}: all images lie in folders of {tops.pop()!r} inside the tars. Pack the "
                 "class folders alone, or name one tar and the folder in it (`x.tar/train`)."
             )
-        if _are_classes(paths):
+        # Called after classes, and not numbered as shards are.
+        are_unnumbered = len(paths) > 1 and not any(path.stem[-1:].isdigit() for path in paths)
+        if are_unnumbered or all(SYNSET.fullmatch(path.stem) for path in paths):
             pairs = zip(paths, listings, strict=True)
             return one_tree([in_folder(path.stem, found) for path, found in pairs], where, left_out)
         if tops == {""}:
@@ -192,7 +220,7 @@ def tar_tree(
             )
     for path, members in zip(paths, listings, strict=True):
         if not any(images_in(members)):
-            left_out.add(EMPTY, path.name)
+            left_out.add(Reason.EMPTY, path.name)
     return one_tree(listings, where, left_out)
 
 
@@ -213,10 +241,3 @@ def one_tree(listings: Sequence[Sequence[Member]], where: object, left_out: Left
 def _tell_synsets(names: Sequence[str]) -> bool:
     """Whether images that lie in no folder are called after their classes."""
     return bool(names) and all("/" not in n and SYNSET_BEHIND.search(n) for n in names)
-
-
-def _are_classes(paths: Sequence[Path]) -> bool:
-    """Whether tars are called after classes, and not numbered as shards are."""
-    if all(SYNSET.fullmatch(path.stem) for path in paths):
-        return True
-    return len(paths) > 1 and not any(path.stem[-1:].isdigit() for path in paths)

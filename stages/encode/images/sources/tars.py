@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from stages.encode.images.sources import tars as webdataset
 from stages.encode.images.sources.archives import (
     Archive,
     ReadAt,
@@ -20,11 +19,10 @@ from stages.encode.images.sources.archives import (
 )
 from stages.encode.images.sources.names import candidates, check_unique, numbered, passed_over
 from stages.encode.images.sources.source import (
-    BESIDE_IMAGE,
-    EMPTY,
     IMAGE_SUFFIXES,
-    OTHER,
+    FileSettings,
     LeftOut,
+    Reason,
     Source,
     SourceError,
     is_image,
@@ -107,7 +105,7 @@ def _leave_out(
             "first dot, labels too: a_001.jpg, a_001.cls."
         )
     for name in names:
-        left_out.add(BESIDE_IMAGE if is_image(name) else OTHER, name)
+        left_out.add(Reason.BESIDE_IMAGE if is_image(name) else Reason.OTHER, name)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -141,7 +139,7 @@ def _json_label(content: bytes) -> int | None:
 
 
 @collector_paused()
-def tar_archive(path: Path | None, _resolution: int) -> Source:
+def tar_archive(dataset: FileSettings) -> Source:
     """Tar files: one, or those in a folder or of a pattern (`train-*.tar`).
 
     Ordered and labelled as torchvision does with the unpacked tree: a tar per class, in a tar as
@@ -149,7 +147,7 @@ def tar_archive(path: Path | None, _resolution: int) -> Source:
     shards: KEY.jpg, or another image, beside KEY.cls or KEY.json, in the order of shard names and
     within a shard. A path that goes on inside a file (`train.tar/train`) means that folder.
     """
-    left_out = LeftOut()
+    path, left_out = dataset.path, LeftOut()
     if means_several(path):
         archives = tar_files(path, left_out)
         images = _of_several(archives, path, left_out)
@@ -177,8 +175,8 @@ def _of_one(archive: Archive, folder: str, where: object, left_out: LeftOut) -> 
             members = _members(archive, read, folder)
         if any(member.name.endswith(TAR) and not passed_over(member.name) for member in members):
             return one_tree([_classes(read, members, archive.path, left_out)], where, left_out)
-        if webdataset.has_labels(members):
-            found, labels = webdataset.samples(read, members, archive.path, left_out)
+        if has_labels(members):
+            found, labels = samples(read, members, archive.path, left_out)
             return _labelled([found], labels, archive.path)
         return one_tree([members], where, left_out)
 
@@ -187,7 +185,7 @@ def _of_several(archives: Sequence[Archive], where: object, left_out: LeftOut) -
     """The images in several tars, of which the first with images tells what they are."""
     for archive in archives:
         members = _listed(archive)
-        if webdataset.has_labels(members):
+        if has_labels(members):
             return _shards(archives, left_out)
         if any(images_in(members)):
             break
@@ -223,7 +221,7 @@ def _classes(
         if name.endswith(TAR):
             tars.append(members[i])
         elif not name.endswith("/"):
-            left_out.add(OTHER, name)
+            left_out.add(Reason.OTHER, name)
     folders = [PurePosixPath(tar.name).stem for tar in tars]
     check_unique(folders, where)
 
@@ -237,19 +235,19 @@ def _classes(
 def _shards(archives: Sequence[Archive], left_out: LeftOut) -> TarImages:
     """Several webdataset shards; the shard is part of the key."""
 
-    def samples(archive: Archive) -> tuple[list[Member], list[int], LeftOut]:
+    def labelled(archive: Archive) -> tuple[list[Member], list[int], LeftOut]:
         own = LeftOut()
         with archive.listed() as read:
             members = _members(archive, read)
-            return *webdataset.samples(read, members, archive.path, own), own
+            return *samples(read, members, archive.path, own), own
 
     listings: list[list[Member]] = []
     numbers: list[int] = []
-    for shard, (found, labels, own) in enumerate(opened_ahead(archives, samples, "tars")):
+    for shard, (found, labels, own) in enumerate(opened_ahead(archives, labelled, "tars")):
         name = archives[shard].path.name
         left_out.join(own, f"{name}/")
         if not found:
-            left_out.add(EMPTY, name)
+            left_out.add(Reason.EMPTY, name)
         listings.append([member._replace(name=f"{name}/{member.name}") for member in found])
         numbers += labels
     return _labelled(listings, numbers, archives[0].path.parent)

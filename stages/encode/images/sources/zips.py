@@ -24,6 +24,7 @@ from stages.encode.images.sources.names import (
 )
 from stages.encode.images.sources.source import (
     MAX_IMAGE_BYTES,
+    FileSettings,
     Labels,
     LeftOut,
     Source,
@@ -40,15 +41,15 @@ METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 @collector_paused()
-def zip_archive(path: Path | None, _resolution: int) -> Source:
+def zip_archive(dataset: FileSettings) -> Source:
     """A zip file of class folders, or of images that a `dataset.json` labels (EDM2, REPA).
 
     Class folders are ordered and labelled as torchvision does with the unpacked tree, other
     images by name. A path that goes on inside the file (`train.zip/train`) means that folder.
     """
     left_out = LeftOut()
-    with progress(f"listing {path}", None, ""):
-        joined, labels, classes, members = _open(path, left_out)
+    with progress(f"listing {dataset.path}", None, ""):
+        joined, labels, classes, members = _open(dataset.path, left_out)
     # Names of their own, not those that lie scattered between the entries of the directory: a
     # million of them would keep its memory, ten times theirs, from being given back.
     keys = tuple(joined.split("\0"))
