@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.shared_arguments import DEFAULT_CONFIG, ConfigPath, Debug, Overrides, load
 from pipeline.exits import ConfigError, reported_errors
-from stages.encode.build_settings import BuildOptions, Cluster
+from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
 
 if TYPE_CHECKING:
