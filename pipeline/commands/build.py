@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands import arguments
 from pipeline.exits import ConfigError
-from stages.encode.build_settings import BuildOptions, Cluster
+from stages.encode.build_options import BuildOptions, Cluster
 from stages.packages import is_installed, needs
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from cache.metadata import root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
 from cache.verify import Fault
-from stages.encode.build_settings import BuildOptions, EncodeSettings
+from stages.encode.build_options import BuildOptions
+from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.cache_setup import known_rows, lay_out, tidy, wanted_rows
 from stages.encode.building.columns import declared_recipes, load_makers
 from stages.encode.building.encoding_device import Device

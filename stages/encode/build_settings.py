@@ -1,7 +1,6 @@
-"""The sections of pipeline.toml that stage one reads, and what a single build is asked beside."""
+"""The sections of pipeline.toml that stage one reads."""
 
 import re
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -209,37 +208,3 @@ class EncodeSettings(Settings):
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""
         return self.input_size(encoder) // self.spec(encoder).stride
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Dask workers that make the shards.
-
-    workers: processes to start on this machine, one per GPU if there are any; scheduler: the
-    address of a Dask scheduler that runs already, instead; dashboard: whether to serve Dask's.
-    """
-
-    workers: int = 0
-    scheduler: str | None = None
-    dashboard: bool = False
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a build may do beyond making what is missing, and how.
-
-    rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
-    over images and labels that changed; shards: those to make, of all; cluster: who makes them,
-    if not this process.
-    """
-
-    rebuild: frozenset[str] = frozenset()
-    repair: bool = False
-    update: bool = False
-    shards: slice = field(default_factory=lambda: slice(None))
-    cluster: Cluster | None = None
-
-    @property
-    def devices(self) -> int:
-        """How many devices are at work, as far as it is known."""
-        return max(self.cluster.workers, 1) if self.cluster else 1

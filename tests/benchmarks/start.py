@@ -36,7 +36,7 @@ from cache.rows import create_cache, read_rows
 from cache.writer import ShardWriter
 from pipeline.config import Config, load_config
 from stages.encode.build import build
-from stages.encode.build_settings import BuildOptions
+from stages.encode.build_options import BuildOptions
 from stages.encode.building.columns import load_makers
 from stages.encode.images.crop_batches import CropReader
 

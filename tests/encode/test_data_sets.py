@@ -13,7 +13,7 @@ from odd_images import odd_files, plain, plain_crop
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
-from stages.encode.build_settings import BuildOptions
+from stages.encode.build_options import BuildOptions
 from stages.encode.building import columns
 from stages.encode.images.crop_sources import found
 from stages.encode.networks.autoencoder import Autoencoder

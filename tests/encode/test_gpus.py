@@ -15,7 +15,7 @@ from places import TOOLS
 
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.encode.build_settings import BuildOptions, Cluster
+from stages.encode.build_options import BuildOptions, Cluster
 from stages.encode.building.cluster import ClusterError, NoGpuError, own_gpu
 
 CPU = torch.device("cpu")

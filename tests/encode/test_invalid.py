@@ -15,7 +15,7 @@ from cache.reader import Cache
 from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.encode.build_settings import BuildOptions
+from stages.encode.build_options import BuildOptions
 from stages.encode.images import sources
 from stages.encode.images.crop_batches import ImageError
 from stages.encode.images.sources.source import FileSettings

@@ -20,7 +20,7 @@ from cache.reader import Cache
 from cache.verify import find_faults
 from pipeline.config import Config
 from stages.encode.build import BuildSummary, UnknownColumnError, build, find_columns
-from stages.encode.build_settings import BuildOptions
+from stages.encode.build_options import BuildOptions
 from stages.encode.building.shard_making import ShardEncoder
 from stages.encode.images.crop_batches import CropReader
 

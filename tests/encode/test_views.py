@@ -15,7 +15,7 @@ from cache.errors import DamagedCacheError
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
 from stages.encode.build import BuildSummary, build, find_columns
-from stages.encode.build_settings import BuildOptions
+from stages.encode.build_options import BuildOptions
 from stages.encode.building.columns import load_makers
 from stages.encode.images.crop import centre_crop, decode
 from stages.encode.images.crop_batches import CropReader, Crops

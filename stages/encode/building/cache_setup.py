@@ -31,7 +31,8 @@ from cache.rows import (
     write_rows,
 )
 from cache.verify import Fault, Remedy, find_faults, survey
-from stages.encode.build_settings import BuildOptions, CacheSettings
+from stages.encode.build_options import BuildOptions
+from stages.encode.build_settings import CacheSettings
 from stages.encode.building.columns import Maker, measure, open_column, planned_column, provenance
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.index import recognised

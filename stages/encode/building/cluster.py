@@ -26,7 +26,8 @@ from cache.errors import RepaCacheError
 from cache.locks import BuildLocks, Holder
 from cache.metadata import check_recipe, read_column
 from cache.rows import read_rows
-from stages.encode.build_settings import Cluster, EncodeSettings
+from stages.encode.build_options import Cluster
+from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import load_makers
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
