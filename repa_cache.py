@@ -13,7 +13,7 @@ heavy, as torch and zarr, is imported by what needs it. All errors that a user c
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from cache.reader import ColumnReader
+    from cache.reader import Features as Features
+    from cache.reader import Rows as Rows
     from cache.rows import Keys
-    from cache.shard_files import RowNumbers
     from pipeline.commands import app as app
     from pipeline.commands.analyze import cknna as cknna
     from pipeline.commands.analyze import compare as compare
@@ -78,12 +78,11 @@ if TYPE_CHECKING:
     from stages.train.batch_stream import CachedImages as CachedImages
     from stages.train.train_settings import CachedTensors
 
-    Floats = npt.NDArray[np.float32]
-
 # Where what is imported when it is asked for stands.
 LATER = {
     "app": "pipeline.commands",
     "Config": "pipeline.config",
+    **dict.fromkeys(("Features", "Rows"), "cache.reader"),
     **dict.fromkeys(("Batch", "CachedImages"), "stages.train.batch_stream"),
     **dict.fromkeys(("cknna", "compare", "probe"), "pipeline.commands.analyze"),
     **{
@@ -138,55 +137,6 @@ class Reading(TypedDict, total=False):
     timeout_seconds: float
 
 
-class Rows:
-    """An array [N, ...] of a cache, by any index that numpy takes for rows, as float32."""
-
-    def __init__(
-        self, rows: "RowNumbers", row_shape: tuple[int, ...], read: "Callable[[RowNumbers], Floats]"
-    ) -> None:
-        self.shape = (len(rows), *row_shape)
-        self._rows, self._read = rows, read
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> "Floats":
-        """Rows [B, ...], or one for a number. Raises IndexError if there are none such."""
-        rows = self._rows[index]
-        return self._read(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
-
-    def __repr__(self) -> str:
-        return f"<rows {' x '.join(map(str, self.shape))}>"
-
-
-class Features:
-    """What a cache holds of an encoder.
-
-    valid: which rows, [N], hold tensors: all but those whose image could not be decoded.
-    """
-
-    def __init__(self, reader: "ColumnReader", rows: "RowNumbers") -> None:
-        self._reader, self._rows = reader, rows
-
-    @property
-    def valid(self) -> "npt.NDArray[np.bool_]":
-        return self._reader.valid
-
-    @property
-    def tokens(self) -> Rows:
-        """Tokens, [N, T, D]."""
-        shape = self._reader.column.array("tokens").row_shape
-        return Rows(self._rows, shape, partial(self._reader.values, "tokens"))
-
-    @property
-    def class_tokens(self) -> Rows:
-        """Class tokens, [N, D]. Raises Error if the encoder has none."""
-        if not self._reader.has_class_token:
-            raise Error("this encoder has no class token", where=self._reader.column.folder)
-        shape = self._reader.column.array("class_token").row_shape
-        return Rows(self._rows, shape, self._reader.vectors)
-
-
 class Cache:
     """A cache opened for reading.
 
@@ -195,13 +145,10 @@ class Cache:
     """
 
     def __init__(self, path: Path) -> None:
-        import numpy as np
-
         from cache import reader
 
         self.path, self._cache = path, reader.Cache(path)
         table = self._cache.rows
-        self._rows: RowNumbers = np.arange(len(table))
         self.labels: npt.NDArray[np.int32] = table.label
         self.keys: Keys = table.key
         self.classes: tuple[str, ...] = table.classes
@@ -221,18 +168,20 @@ class Cache:
 
         return tuple(titles(column_names(self.path), FEATURES))
 
-    def __getitem__(self, encoder: str) -> Features:
+    def __getitem__(self, encoder: str) -> "Features":
         """An encoder's column. Raises Error if it is missing or not finished."""
         from cache.layout import FEATURES
+        from cache.reader import Features
 
-        return Features(self._cache.column(FEATURES + encoder, verify=True), self._rows)
+        return Features(self._cache.column(FEATURES + encoder, verify=True))
 
     @cached_property
-    def latents(self) -> Rows:
+    def latents(self) -> "Rows":
         """Mean and standard deviation of the only VAE's latents, [N, 2C, h, w]."""
+        from cache.reader import Rows
+
         reader = self._cache.column(self._latents(None), verify=True)
-        shape = reader.column.array("moments").row_shape
-        return Rows(self._rows, shape, partial(reader.values, "moments"))
+        return Rows(reader.column, "moments", partial(reader.values, "moments"))
 
     def _latents(self, vae: str | None) -> str:
         """The column of a VAE's latents. Raises Error if none is named and there are several."""

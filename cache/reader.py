@@ -1,9 +1,10 @@
 """Reading rows of the finished columns of a cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,10 @@ from cache.files import of_one_version
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import column_names, has_column, read_column, root_attributes
 from cache.rows import RowTable, count_rows, read_rows
-from cache.shard_files import Buffer
+from cache.shard_files import Buffer, RowNumbers
 from cache.storage import STORAGES, row_checksums
+
+Floats = npt.NDArray[np.float32]
 
 
 class Cache:
@@ -218,3 +221,50 @@ def _has_length(column: Column, rows: int, *, is_whole: bool) -> bool:
     if rows <= column.rows:
         return rows == column.rows or not is_whole
     return rows <= count_rows(column.cache)
+
+
+class Rows:
+    """An array [N, ...] of a cache, by any index that numpy takes for rows, as float32."""
+
+    def __init__(self, column: Column, name: str, read: Callable[[RowNumbers], Floats]) -> None:
+        self.shape = (column.rows, *column.array(name).row_shape)
+        self._rows, self._read = np.arange(column.rows), read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Floats:
+        """Rows [B, ...], or one for a number. Raises IndexError if there are none such."""
+        rows = self._rows[index]
+        return self._read(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"<rows {' x '.join(map(str, self.shape))}>"
+
+
+class Features:
+    """What a cache holds of an encoder.
+
+    valid: which rows, [N], hold tensors: all but those whose image could not be decoded.
+    """
+
+    def __init__(self, reader: ColumnReader) -> None:
+        self._reader = reader
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        return self._reader.valid
+
+    @property
+    def tokens(self) -> Rows:
+        """Tokens, [N, T, D]."""
+        return Rows(self._reader.column, "tokens", partial(self._reader.values, "tokens"))
+
+    @property
+    def class_tokens(self) -> Rows:
+        """Class tokens, [N, D]. Raises IncompleteCacheError if it has none."""
+        if not self._reader.has_class_token:
+            raise IncompleteCacheError(
+                "this encoder has no class token", where=self._reader.column.folder
+            )
+        return Rows(self._reader.column, "class_token", self._reader.vectors)
