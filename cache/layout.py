@@ -24,10 +24,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cache.recipe import Recipe, fingerprint
 
@@ -41,7 +39,7 @@ LATENTS, FEATURES = "latents/", "features/"
 PIXELS = "pixels/crops"
 FLIPPED = ".flipped"
 
-Rows = npt.NDArray[Any]
+Rows = np.ndarray
 Constants = Mapping[str, Rows]
 
 

@@ -7,10 +7,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.filesize import decimal
 
@@ -84,7 +82,7 @@ def _fill(column: Column, table: RowTable) -> float:
     return time.perf_counter() - start
 
 
-def _random(array: ArraySpec, rows: int, generator: np.random.Generator) -> npt.NDArray[Any]:
+def _random(array: ArraySpec, rows: int, generator: np.random.Generator) -> np.ndarray:
     """Rows that no disk can compress, all valid."""
     shape = (rows, *array.row_shape)
     if array == VALID:

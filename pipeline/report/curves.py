@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -190,9 +189,7 @@ def fit_axis(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def thinned(
-    steps: Sequence[float], values: Sequence[float]
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """At most `POINTS` points of a curve that look like all: the extremes of every stretch."""
     x, y = np.array(steps), np.array(values)
     if len(x) <= POINTS:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,7 +59,7 @@ class Maker:
 
     @torch.inference_mode()
     def encode(
-        self, crops: Crops, constants: Mapping[str, Tensor | npt.NDArray[Any]]
+        self, crops: Crops, constants: Mapping[str, Tensor | np.ndarray]
     ) -> dict[str, Tensor]:
         """All arrays of the column for a batch of crops, zeros for those that are not valid."""
         values = dict(self.network(crops))

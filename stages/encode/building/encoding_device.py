@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from cache.layout import Column
 from stages.encode.building.columns import Maker
 from stages.encode.images.crop_batches import Crops
 
-Arrays = dict[str, npt.NDArray[Any]]
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

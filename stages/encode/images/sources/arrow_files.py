@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from stages.encode.images.sources.archives import Archive
-from stages.encode.images.sources.source import SourceError
+from stages.encode.images.sources.source import Places, SourceError
 from stages.encode.images.sources.table_columns import (
     Columns,
     content_of,
@@ -37,8 +36,8 @@ class ArrowFile:
     listing: Listing
     columns: Columns | None
     schema: pa.Schema
-    places: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
+    places: Places
+    starts: Places
 
     @classmethod
     def of(cls, archive: Archive, dataset: TableSettings) -> "ArrowFile":

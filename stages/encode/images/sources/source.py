@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Names shown for each reason.
 NAMED = 3
 Labels = npt.NDArray[np.int32]
+# Places of images in files, tables and listings.
+Places = npt.NDArray[np.int64]
 
 # What torchvision's ImageFolder lists, so that labels and order are the same.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from stages.encode.images.sources.archives import Archive
-from stages.encode.images.sources.source import SourceError
+from stages.encode.images.sources.source import Places, SourceError
 from stages.encode.images.sources.tables import Listing, NoImagesError, TableSettings
 
 # What they are called in published data sets.
@@ -200,7 +199,7 @@ def listing(
     label: str,
     labels: pa.ChunkedArray,
     paths: pa.ChunkedArray | None,
-    may_lack: npt.NDArray[np.bool_],
+    may_lack: np.ndarray,
 ) -> Listing:
     """What a file tells of its images.
 
@@ -218,9 +217,7 @@ def listing(
     )
 
 
-def _numbers(
-    labels: pa.ChunkedArray, where: Path
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
+def _numbers(labels: pa.ChunkedArray, where: Path) -> tuple[Places, tuple[str, ...] | None]:
     """Labels as numbers; and what these stand for, sorted, if the labels are names."""
     if labels.null_count:
         row = labels.is_null().index(pa.scalar(value=True)).as_py()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from stages.encode.images.sources.archives import Archive, opened_ahead
@@ -20,7 +19,14 @@ from stages.encode.images.sources.names import (
     member_name,
     numbered,
 )
-from stages.encode.images.sources.source import FileSettings, Labels, Source, SourceError, stamp_of
+from stages.encode.images.sources.source import (
+    FileSettings,
+    Labels,
+    Places,
+    Source,
+    SourceError,
+    stamp_of,
+)
 from stages.encode.images.sources.table_files import folder_of, say_unread, table_files
 
 # What `datasets` gives images that have no class.
@@ -54,11 +60,11 @@ class Listing:
     """
 
     archive: Archive
-    labels: npt.NDArray[np.int64]
+    labels: Places
     classes: tuple[str, ...] | None
     are_named: bool
     paths: tuple[str | None, ...] | None
-    may_lack: npt.NDArray[np.bool_]
+    may_lack: np.ndarray
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.encode.images.sources.archives import (
     Archive,
@@ -22,6 +21,7 @@ from stages.encode.images.sources.source import (
     IMAGE_SUFFIXES,
     FileSettings,
     LeftOut,
+    Places,
     Reason,
     Source,
     SourceError,
@@ -269,7 +269,7 @@ class _Images:
     """table: int64 [N, 3]: which tar an image is in, where it begins there, and its bytes."""
 
     archives: Sequence[Archive]
-    table: npt.NDArray[np.int64]
+    table: Places
 
     def read(self, index: int) -> bytes:
         """The content of an image."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from stat import S_ISLNK
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.encode.images.sources.archives import Archive, collector_paused, locate
 from stages.encode.images.sources.names import (
@@ -27,6 +26,7 @@ from stages.encode.images.sources.source import (
     FileSettings,
     Labels,
     LeftOut,
+    Places,
     Source,
     SourceError,
     is_image,
@@ -85,7 +85,7 @@ class _Members:
     """
 
     archive: Archive
-    table: npt.NDArray[np.int64]
+    table: Places
 
     def read(self, index: int) -> bytes:
         """The content of a member. Raises OSError or ValueError if it is damaged."""
@@ -130,7 +130,7 @@ class _Directory:
 
     archive: Archive
     entries: Sequence[zipfile.ZipInfo]
-    boundaries: npt.NDArray[np.int64]
+    boundaries: Places
 
     @classmethod
     def of(cls, archive: Archive) -> "_Directory":
