@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 from itertools import zip_longest
+from operator import or_
 from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any
@@ -206,7 +208,7 @@ class Kinds:
         """The type of a section of any of these kinds."""
         members = dict.fromkeys(self.classes.values())
         tagged = [Annotated[own, pydantic.Tag(own.__name__)] for own in members]
-        return Annotated[tuple(tagged), pydantic.Discriminator(self.tag), self]
+        return Annotated[reduce(or_, tagged), pydantic.Discriminator(self.tag), self]
 
 
 @dataclass(frozen=True)
