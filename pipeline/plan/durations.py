@@ -112,10 +112,12 @@ def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int)
     """Operations of the transformer for one image of a training step."""
     columns = {one.column.name: one.column for one in foreseen}
     channels, *sides = columns[config.tensors.latents].array("moments").row_shape
-    model = config_for(config.train, (channels // 2, *sides), classes)
-    return training_flops(
-        config.train, model, lambda name: shape_of(name, columns[FEATURES + encoder_of(name)])
-    )
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shape_of(name, columns[FEATURES + encoder_of(name)])
+
+    model = config_for(config.train, (channels // 2, *sides), classes, shape)
+    return training_flops(config.train, model, shape)
 
 
 def read_rate(

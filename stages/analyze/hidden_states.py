@@ -66,9 +66,9 @@ class HiddenStates:
         """The means of each block's tokens for some rows, [K, B, W]."""
         noisy, time = self._pose(rows, level)
         blocks = self._subject.blocks
-        _, hidden = self._model(noisy, time, self._labels(rows), blocks)
+        patches = self._model(noisy, time, self._labels(rows), blocks).patches
         # Tokens [B, T, W] of each block become their means.
-        return torch.stack([hidden[block].float().mean(dim=1) for block in blocks])
+        return torch.stack([patches[block].float().mean(dim=1) for block in blocks])
 
     def _pose(self, rows: npt.NDArray[np.int64], level: float) -> tuple[Tensor, Tensor]:
         """Noisy latents [B, C, h, w] of some rows, and their times [B]."""

@@ -133,18 +133,24 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens [B, T, W] to patches [B, T, patch * patch * C]."""
+    """Tokens [B, T, W] to patches [B, T, patch * patch * C].
 
-    def __init__(self, width: int, outputs: int) -> None:
+    class_features: D of a class token in front of them, which becomes [B, D]; 0 for none.
+    """
+
+    def __init__(self, width: int, outputs: int, class_features: int = 0) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, outputs)
+        self.linear_cls = nn.Linear(width, class_features) if class_features else None
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
-        patches: Tensor = self.linear(modulate(self.norm_final(tokens), shift, scale))
-        return patches
+        modulated = modulate(self.norm_final(tokens), shift, scale)
+        if self.linear_cls is None:
+            return self.linear(modulated), None
+        return self.linear(modulated[:, 1:]), self.linear_cls(modulated[:, 0])
 
 
 class MLPProjector(nn.Sequential):

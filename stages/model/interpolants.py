@@ -44,11 +44,11 @@ INTERPOLANTS: dict[str, Callable[[Tensor], Coefficients]] = {"linear": linear, "
 def interpolate(
     interpolant: str, clean: Tensor, noise: Tensor, time: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity, both [B, C, h, w].
+    """What is noisy and its velocity, such as latents, both [B, ...].
 
-    clean, noise: [B, C, h, w]; time: [B], 0 is clean and 1 is noise.
+    clean, noise: [B, ...]; time: [B], 0 is clean and 1 is noise.
     """
-    at = INTERPOLANTS[interpolant](time[:, None, None, None])
+    at = INTERPOLANTS[interpolant](time.reshape(-1, *[1] * (clean.ndim - 1)))
     noisy = at.alpha * clean + at.sigma * noise
     return noisy, at.alpha_rate * clean + at.sigma_rate * noise
 

@@ -6,7 +6,7 @@ names are those of the published code, so that its checkpoints load as they are.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ class TransformerConfig:
 
     side: of the latent; patch: its patches' side; channels: of the latent; classes: without
     the null class; learns_sigma: whether a variance is predicted beside each channel, as DiT does;
-    qk_norm: whether queries and keys are normalised.
+    qk_norm: whether queries and keys are normalised; joint_channels: of an encoder, diffused behind
+    those of the latent (ReDi, arXiv 2504.16064); class_features: D of a class token that is
+    diffused along as a token in front of the others (REG, arXiv 2507.01467), 0 for none.
     """
 
     side: int
@@ -35,6 +37,8 @@ class TransformerConfig:
     has_null_class: bool
     learns_sigma: bool = False
     qk_norm: bool = False
+    joint_channels: int = 0
+    class_features: int = 0
 
     @property
     def family(self) -> str:
@@ -46,8 +50,19 @@ class TransformerConfig:
         return self.side // self.patch
 
     @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.channels + self.joint_channels
+
+    @property
     def outputs(self) -> int:
-        return 2 * self.channels if self.learns_sigma else self.channels
+        """Channels of the output."""
+        return 2 * self.inputs if self.learns_sigma else self.inputs
+
+    @property
+    def class_tokens(self) -> int:
+        """Tokens in front of those of patches: 1 or 0."""
+        return int(self.class_features > 0)
 
 
 def config_named(model: str, **shape: Any) -> TransformerConfig:
@@ -55,6 +70,25 @@ def config_named(model: str, **shape: Any) -> TransformerConfig:
     family, size, patch = MODELS[model]
     learns_sigma = LEARNS_SIGMA[family]
     return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
+
+
+class Output(NamedTuple):
+    """What a transformer gives for B images.
+
+    prediction: [B, C or 2C, h, w]; hidden: tokens [B, T, W] behind blocks, by the blocks' numbers,
+    a class token first, if it has one; class_prediction: that of the class token, [B, D].
+    """
+
+    prediction: Tensor
+    hidden: dict[int, Tensor]
+    class_prediction: Tensor | None = None
+
+    @property
+    def patches(self) -> dict[int, Tensor]:
+        """The hidden tokens of patches alone, [B, T, W]."""
+        if self.class_prediction is None:
+            return self.hidden
+        return {depth: tokens[:, 1:] for depth, tokens in self.hidden.items()}
 
 
 # Makes modules that are trained with a transformer and lie in lists of it, by the lists' names.
@@ -81,28 +115,46 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = recompute
         width = config.width
-        self.x_embedder = PatchEmbedding(config.channels, width, config.patch)
+        self.x_embedder = PatchEmbedding(config.inputs, width, config.patch)
         self.t_embedder = TimeEmbedding(width)
         self.y_embedder = LabelEmbedding(config.classes, width, config.has_null_class)
-        self.pos_embed = nn.Parameter(positions(width, config.grid)[None], requires_grad=False)
+        places = positions(width, config.grid)
+        if config.class_tokens:
+            self.cls_projectors2 = nn.Linear(config.class_features, width)
+            self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+            # The class token has no place: a row of zeros.
+            places = torch.cat([torch.zeros(1, width), places])
+        self.pos_embed = nn.Parameter(places[None], requires_grad=False)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
             for _ in range(config.depth)
         )
         for name, modules in make_lists().items():
             self.add_module(name, nn.ModuleList(modules))
-        self.final_layer = FinalLayer(width, config.patch**2 * config.outputs)
+        outputs = config.patch**2 * config.outputs
+        self.final_layer = FinalLayer(width, outputs, config.class_features)
         self._initialise()
 
     def forward(
-        self, latents: Tensor, time: Tensor, labels: Tensor, depths: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The prediction [B, C or 2C, h, w], and the tokens [B, T, W] behind some blocks.
+        self,
+        latents: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        depths: Collection[int] = (),
+        class_token: Tensor | None = None,
+    ) -> Output:
+        """The prediction, and the tokens behind some blocks.
 
         latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
-        of classes for none; depths: the numbers of these blocks, from 1.
+        of classes for none; depths: the numbers of these blocks, from 1; class_token: noisy,
+        [B, D], if the model has one.
         """
-        tokens = self.x_embedder(latents) + self.pos_embed
+        tokens = self.x_embedder(latents)
+        if class_token is not None:
+            first = self.wg_norm(self.cls_projectors2(class_token))
+            # [B, W] in front of [B, T, W].
+            tokens = torch.cat([first[:, None], tokens], dim=1)
+        tokens = tokens + self.pos_embed
         condition = self.t_embedder(time) + self.y_embedder(labels)
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
@@ -111,7 +163,8 @@ class Transformer(nn.Module):
                 # A view of its own: gradients from here join those of later blocks as one sum,
                 # so that it does not matter to the last bit when the tokens are used.
                 hidden[depth] = tokens.view_as(tokens)
-        return self._assemble(self.final_layer(tokens, condition)), hidden
+        patches, class_prediction = self.final_layer(tokens, condition)
+        return Output(self._assemble(patches), hidden, class_prediction)
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
         output: Tensor
@@ -158,7 +211,7 @@ def forward_flops(config: TransformerConfig) -> float:
 
     Counts matrix products, at two operations a multiplication.
     """
-    tokens, width = config.grid**2, config.width
+    tokens, width = config.grid**2 + config.class_tokens, config.width
     block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
     return float(config.depth * block)
 

@@ -27,7 +27,7 @@ from stages.train.compute import arithmetic, precision_of
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
-from stages.train.run import Run
+from stages.train.run import Run, shapes_for
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, RunError, TrainSettings
@@ -139,8 +139,9 @@ class Stretch:
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        latent = self._cached.latent_shape
-        randomness = Randomness(settings, latent, place, self._terms.draws(latent))
+        cached, config = self._cached, run.model.config
+        draws = self._terms.draws(lambda term: shapes_for(term, config, cached.shape))
+        randomness = Randomness(settings, cached.latent_shape, place, draws)
         step = Step(settings, run, self._terms, self._cached, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)

@@ -1,7 +1,7 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Run:
             "columns": cached.fingerprints,
             "rows": cached.rows_identity,
         }
-        config = config_for(settings, cached.latent_shape, cached.classes)
+        config = config_for(settings, cached.latent_shape, cached.classes, cached.shape)
         check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
@@ -173,11 +173,14 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 def config_for(
-    settings: TrainSettings, latent_shape: tuple[int, ...], classes: int
+    settings: TrainSettings,
+    latent_shape: tuple[int, ...],
+    classes: int,
+    shape: Callable[[str], tuple[int, ...]],
 ) -> TransformerConfig:
-    """The transformer for latents (C, h, w) and classes."""
+    """The transformer for latents (C, h, w) and classes. shape: of an array that a term reads."""
     channels, side, _ = latent_shape
-    return config_named(
+    config = config_named(
         settings.model,
         side=side,
         channels=channels,
@@ -185,13 +188,17 @@ def config_for(
         has_null_class=settings.label_dropping > 0,
         qk_norm=settings.qk_norm,
     )
+    for term in settings.align:
+        config = replace(config, **term.model_options(shapes_for(term, config, shape)))
+    return config
 
 
 def shapes_for(
     term: Term, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
 ) -> Shapes:
-    """The sizes that a term's module depends on. shape: of an array that it reads."""
-    return Shapes(config.width, {name: shape(name) for name in term.arrays})
+    """The sizes that a term depends on. shape: of an array that it reads."""
+    latent = (config.channels, config.side, config.side)
+    return Shapes(config.width, latent, {name: shape(name) for name in term.arrays})
 
 
 def training_flops(

@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from stages.model.sizes import LATENTS
+from stages.model.streams import joined, predictions
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
@@ -16,8 +18,9 @@ from stages.train.compute import autocast, precision_of, synchronised, whole
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.run import Run
+from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
-from stages.train.terms.term import Seen
+from stages.train.terms.term import Posed, Seen, Streamed
 from stages.train.train_settings import TrainSettings
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host
@@ -76,27 +79,41 @@ class Step:
 
     def _losses(self, batch: Named, drawn: Named) -> Tensor:
         """Every loss of every image, float32 [M, B], with gradients."""
-        time, modules = drawn["time"], self._run.modules
-        # Moments [B, 2C, h, w] become latents [B, C, h, w], drawn anew at every step.
-        clean = self._scaling.sample(batch["moments"], drawn["posterior"])
-        noisy, target = self._objective.pose(clean, drawn["noise"], time)
+        time, run, terms = drawn["time"], self._run, self._terms
+        posed = self._posed(batch, drawn)
         labels = batch["labels"].masked_fill(drawn["dropped"], self._null_class)
         with autocast(self._precision, self._device):
-            prediction, hidden = self._run.network(noisy, time, labels, self._terms.depths)
-            projected = {
-                number: modules[number](*(hidden[depth] for depth in term.depths))
-                for number, term, _ in self._terms.every
-                if number in modules
-            }
-        level = self._objective.level(time)
-        seen = Seen(batch, drawn, time, level, clean, noisy, target, prediction, hidden)
+            channels, class_token = joined({name: one.noisy for name, one in posed.items()})
+            output = run.network(channels, time, labels, terms.depths, class_token)
+            projected = {}
+            for number, term, _ in terms.every:
+                if number in run.modules:
+                    hidden = output.hidden if term.sees_class_token else output.patches
+                    module = run.modules[number]
+                    projected[number] = module(*(hidden[depth] for depth in term.depths))
+        predicted = predictions(output, run.model.config)
+        streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
+        seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
         return torch.stack(
             [
                 loss
-                for number, term, _ in self._terms.every
+                for number, term, _ in terms.every
                 for loss in term.losses(replace(seen, projected=projected.get(number)))
             ]
         )
+
+    def _posed(self, batch: Named, drawn: Named) -> dict[str, Posed]:
+        """What is diffused, by name."""
+        # Moments [B, 2C, h, w] become latents [B, C, h, w], drawn anew at every step.
+        clean = {LATENTS: self._scaling.sample(batch["moments"], drawn["posterior"])}
+        noise = {LATENTS: drawn["noise"]}
+        for term in self._terms.joint:
+            clean[term.stream] = term.clean(batch)
+            noise[term.stream] = drawn[noise_of(term.stream)]
+        return {
+            name: Posed(x, noise[name], *self._objective.pose(x, noise[name], drawn["time"]))
+            for name, x in clean.items()
+        }
 
     def _total(self, losses: Tensor) -> Tensor:
         """What is minimised: the weighted sum of the means of losses [M, B]."""

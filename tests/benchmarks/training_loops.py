@@ -188,7 +188,7 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
     tokens = tokens_of(settings, batch)
     inputs = Inputs(batch["moments"].float(), batch["labels"], tokens)
     widths = [one.shape[-1] for one in tokens]
-    config = config_for(settings, data.latent_shape, data.classes)
+    config = config_for(settings, data.latent_shape, data.classes, data.shape)
     model = SiT(config, settings.label_dropping, widths)
     own = Run(settings, data, Placement(torch.device("cpu")), None, RunTerms.of(settings))
     model.load_state_dict(own.model.state_dict())
@@ -198,7 +198,7 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
 def flops_of(settings: TrainSettings, tensors: CachedTensors) -> float:
     """Operations for an image of the step that all of them make."""
     data = CachedData(tensors, settings.encoders)
-    config = config_for(settings, data.latent_shape, data.classes)
+    config = config_for(settings, data.latent_shape, data.classes, data.shape)
     return training_flops(settings, config, data.shape)
 
 

@@ -83,7 +83,7 @@ def test_encoders_of_one_width_share_a_graph_and_others_have_their_own(
     compile_blocks(model, True, torch.device("cpu"))
     for _ in range(3):
         inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
-        velocity, hidden = model(*inputs, {2})
+        velocity, hidden, _ = model(*inputs, {2})
         projected = (projector(hidden[2]) for projector in model.projectors)
         (velocity.sum() + sum(tokens.sum() for tokens in projected)).backward()
     assert len(graphs) == 2 + 3

@@ -144,7 +144,7 @@ def test_the_variational_loss_of_dit_is_that_of_the_published_code(dit: Any) -> 
     clean, time = dit["in.x"], dit["in.t"]
     noisy, target = objective.pose(clean, dit["in.noise"], time)
     assert_close(noisy, dit["x_t"], rtol=1e-5, atol=1e-6)
-    predicted, _ = model(noisy, dit["in.t"], dit["in.y"])
+    predicted = model(noisy, dit["in.t"], dit["in.y"]).prediction
     assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
     seen = Seen({}, {}, time, objective.level(time), clean, noisy, target, predicted, {})
     squared_error, bound = objective.losses(seen)

@@ -70,7 +70,7 @@ def test_every_layout_of_dit_predicts_the_published_noise_and_variance(
 ) -> None:
     torch.save(LAYOUTS[name](dit.below("model.")), tmp_path / "w.pt")
     model = started(tmp_path / "w.pt", golden_dit(dit).config)
-    predicted, _ = model(dit["x_t"], dit["in.t"], dit["in.y"])
+    predicted = model(dit["x_t"], dit["in.t"], dit["in.y"]).prediction
     torch.testing.assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
 
 

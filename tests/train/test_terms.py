@@ -49,8 +49,8 @@ class Calm(Term):
     def depths(self) -> tuple[int, ...]:
         return (self.depth,)
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        return {"calm/direction": latent[:1]}
+    def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
+        return {"calm/direction": shapes.latent[:1]}
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         hidden, direction = seen.hidden[self.depth].float(), seen.drawn["calm/direction"]

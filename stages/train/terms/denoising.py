@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from stages.model.interpolants import interpolate, lognormal_time
-from stages.model.sizes import DIFFUSION_STEPS
+from stages.model.sizes import DIFFUSION_STEPS, LATENTS
 from stages.setting_types import OneOf
 from stages.train.terms.term import Seen, Term
 
@@ -70,7 +70,8 @@ class Velocity(Objective):
         return interpolate(self.interpolant, clean, noise, time)
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
-        return [_squared_error(seen.prediction, seen.target)]
+        latents = seen.streams[LATENTS]
+        return [squared_error(latents.prediction, latents.target)]
 
 
 class NoiseAndVariance(Objective):
@@ -105,11 +106,12 @@ class NoiseAndVariance(Objective):
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         from stages.model.diffusion import variational_bound
 
-        mean, fraction = seen.prediction.float().chunk(2, dim=1)
-        bound = variational_bound(seen.clean, seen.noisy, seen.time, mean.detach(), fraction)
-        return [_squared_error(mean, seen.target), bound]
+        latents = seen.streams[LATENTS]
+        mean, fraction = latents.prediction.float().chunk(2, dim=1)
+        bound = variational_bound(latents.clean, latents.noisy, seen.time, mean.detach(), fraction)
+        return [squared_error(mean, latents.target), bound]
 
 
-def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each image, [B], in float32."""
     return (predicted.float() - target.float()).square().flatten(1).mean(1)

@@ -1,12 +1,13 @@
 """The terms of a run: the names of their losses, what they read, and which are part of a step."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from stages.train.terms.denoising import NoiseAndVariance, Objective, Velocity
-from stages.train.terms.term import Term
+from stages.train.terms.joint import Joint
+from stages.train.terms.term import Shapes, Term
 from stages.train.train_settings import TrainSettings
 
 
@@ -71,6 +72,14 @@ class RunTerms:
         """The blocks whose output is seen."""
         return frozenset(depth for one in self.every for depth in one.term.depths)
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        """What is drawn for them, and its shape for an image. latent: (C, h, w)."""
-        return {name: shape for one in self.every for name, shape in one.term.draws(latent).items()}
+    def draws(self, shapes_of: Callable[[Term], Shapes]) -> Mapping[str, tuple[int, ...]]:
+        """What is drawn for them, and its shape for an image."""
+        terms = (one.term for one in self.every)
+        return {
+            name: shape for term in terms for name, shape in term.draws(shapes_of(term)).items()
+        }
+
+    @property
+    def joint(self) -> tuple[Joint, ...]:
+        """What is diffused along with the latents."""
+        return tuple(one.term for one in self.every if isinstance(one.term, Joint))

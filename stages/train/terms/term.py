@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, NonNegativeFloat
 
@@ -24,13 +24,37 @@ Named = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Shapes:
-    """The sizes that a term's module depends on.
+    """The sizes that a term depends on.
 
-    width: W; arrays: of an image, by the names of the arrays that the term reads.
+    width: W; latent: (C, h, w); arrays: of an image, by the names of the arrays that the term
+    reads.
     """
 
     width: int
+    latent: tuple[int, ...]
     arrays: Mapping[str, tuple[int, ...]]
+
+
+class Posed(NamedTuple):
+    """What is diffused of B images, such as latents [B, C, h, w]; all are of one shape.
+
+    noisy: the model's input; target: what its prediction is to be.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    noisy: Tensor
+    target: Tensor
+
+
+class Streamed(NamedTuple):
+    """The same, with the model's prediction, which for DiT has a variance beside each channel."""
+
+    clean: Tensor
+    noise: Tensor
+    noisy: Tensor
+    target: Tensor
+    prediction: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,20 +63,16 @@ class Seen:
 
     batch: the cached arrays that it reads, float32, besides `moments` [B, 2C, h, w] and `labels`
     [B]; drawn: what it asked for, besides `posterior` and `noise` [B, C, h, w]; time: [B], in the
-    unit of the model; level: [B], the same from 0, clean, to 1, noise; clean, noisy, target:
-    [B, C, h, w], the latents, the model's input, and what its prediction is to be; prediction:
-    [B, C or 2C, h, w]; hidden: tokens [B, T, W] behind blocks, by the blocks' numbers from 1;
-    projected: what the term's own module made of them.
+    unit of the model; level: [B], the same from 0, clean, to 1, noise; streams: what is diffused,
+    by the names of `stages.model.streams`; hidden: tokens [B, T, W] of patches behind blocks, by
+    the blocks' numbers from 1; projected: what the term's own module made of hidden tokens.
     """
 
     batch: Named
     drawn: Named
     time: Tensor
     level: Tensor
-    clean: Tensor
-    noisy: Tensor
-    target: Tensor
-    prediction: Tensor
+    streams: Mapping[str, Streamed]
     hidden: Mapping[int, Tensor]
     projected: Tensor | None = None
 
@@ -98,11 +118,17 @@ class Term(Settings, ABC):
         """The blocks, counted from 1, whose output it sees."""
         return ()
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
-        """Standard normal numbers that it needs: for each name the shape for one image.
+    @property
+    def sees_class_token(self) -> bool:
+        """Whether its module takes the hidden class token, too, in front of the patches."""
+        return False
 
-        latent: (C, h, w).
-        """
+    def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        """Standard normal numbers that it needs: for each name the shape for one image."""
+        return {}
+
+    def model_options(self, shapes: Shapes) -> Mapping[str, Any]:  # noqa: ARG002
+        """Fields of the transformer's configuration that it decides."""
         return {}
 
     def is_active(self, step: int) -> bool:

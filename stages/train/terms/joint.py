@@ -1,0 +1,92 @@
+"""What is diffused along with the latents: at the same time, with noise of its own.
+
+B images, D features.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import NonNegativeFloat, model_validator
+
+from stages.model.sizes import CLASS_TOKEN
+from stages.train.terms.denoising import squared_error
+from stages.train.terms.term import Term
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from stages.train.terms.term import Named, Seen, Shapes
+
+
+class Joint(Term):
+    """Something of an encoder that the model takes and predicts beside the latents.
+
+    stream: its name among what is diffused.
+    """
+
+    stream: ClassVar[str]
+
+    encoder: str
+    """One of `[encoders]`."""
+
+    @model_validator(mode="after")
+    def _check_end(self) -> Self:
+        if self.until is not None:
+            raise ValueError(f"{self.kind} has no end: the model takes what it adds at every step")
+        return self
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return (self.encoder,)
+
+    @abstractmethod
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """Of what is diffused, for an image."""
+
+    @abstractmethod
+    def model_options(self, shapes: Shapes) -> Mapping[str, Any]:
+        """Fields of the transformer's configuration that take it in."""
+
+    @abstractmethod
+    def clean(self, batch: Named) -> Tensor:
+        """What is diffused of B images, [B, ...]."""
+
+    def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
+        return {noise_of(self.stream): self.shape(shapes)}
+
+    def losses(self, seen: Seen) -> Sequence[Tensor]:
+        streamed = seen.streams[self.stream]
+        return [squared_error(streamed.prediction, streamed.target)]
+
+
+class ClassToken(Joint):
+    """REG: an encoder's class token as one more token (arXiv 2507.01467, eq. 5)."""
+
+    stream: ClassVar[str] = CLASS_TOKEN
+
+    kind: Literal["class-token"] = "class-token"
+    """Which loss it is."""
+    weight: NonNegativeFloat = 0.03
+    """Of this loss in the total."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return (f"{self.encoder}/{self.stream}",)
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        return shapes.arrays[self.arrays[0]]
+
+    def model_options(self, shapes: Shapes) -> Mapping[str, Any]:
+        return {"class_features": self.shape(shapes)[-1]}
+
+    def clean(self, batch: Named) -> Tensor:
+        return batch[self.arrays[0]].float()
+
+
+def noise_of(stream: str) -> str:
+    """The name of a stream's noise among what is drawn."""
+    return f"{stream}/noise"
