@@ -5,7 +5,7 @@ from places import ROOT
 
 PROGRAM = [path for name in ("cache", "pipeline", "stages") for path in (ROOT / name).rglob("*.py")]
 # They open files too, but never as text.
-BINARY = {"Image.open", "archive.open", "os.open", "self._folder.open", "tarfile.open"}
+BINARY = {"Image.open", "archive.open", "kind.open", "os.open", "self._folder.open", "tarfile.open"}
 
 
 def opened_in_the_locale_s_encoding(source: str) -> Iterator[str]:

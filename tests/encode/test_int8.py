@@ -17,8 +17,7 @@ from cache.reader import Cache
 from cache.storage import FLOAT_STORAGES
 from pipeline.config import Config
 from stages.encode.build import build
-from stages.encode.images.sources import SAMPLE_PHOTOGRAPHS
-from stages.encode.images.sources.samples import open_photograph
+from stages.encode.images.sources.samples import SAMPLE_PHOTOGRAPHS, open_photograph
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import ENCODERS
 from stages.placement import Placement
