@@ -63,6 +63,11 @@ def dit() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def methods() -> Golden:
+    return read_golden("methods")
+
+
+@pytest.fixture(scope="session")
 def crops() -> Golden:
     return read_golden("center_crop_adm")
 

@@ -15,7 +15,7 @@ from pipeline.plan.space import Space
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
-from stages.train.cached_data import encoder_of, shape_of, storage_of, stored_arrays
+from stages.train.cached_data import encoder_of, shape_of, stored_arrays
 from stages.train.run import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
@@ -136,7 +136,7 @@ def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Co
     read = {}
     for name in RunTerms.of(config.train).arrays:
         column = columns[FEATURES + encoder_of(name)]
-        for array in stored_arrays(name, storage_of(column)):
+        for array in stored_arrays(name, column):
             read[column.name, array] = (column, array)
     return list(read.values())
 

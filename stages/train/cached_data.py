@@ -1,8 +1,9 @@
 """What a run sees of a cache: arrays by name, and the images that have them all.
 
 `ENCODER/tokens` are an encoder's tokens [B, T, D]; `ENCODER/directions` the same up to a positive
-factor for each token, which spares int8 codes their scales; any other array of the column has its
-own name, such as `ENCODER/class_token` [B, D]. All are float32. B images, T tokens, D features, C
+factor for each token, which spares int8 codes their scales; `ENCODER/vector` its class token, or
+the mean of its tokens where it has none, [B, D]; any other array of the column has its own name,
+such as `ENCODER/class_token`. All are float32. B images, T tokens, D features, C
 latent channels, h and w the latent's sides, N rows.
 """
 
@@ -20,7 +21,7 @@ from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
 from stages.train.train_settings import CachedTensors
 
-DIRECTIONS, TOKENS = "directions", "tokens"
+DIRECTIONS, TOKENS, VECTOR, CLASS_TOKEN = "directions", "tokens", "vector", "class_token"
 
 
 def encoder_of(name: str) -> str:
@@ -28,17 +29,25 @@ def encoder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def stored_arrays(name: str, storage: Storage) -> tuple[str, ...]:
+def stored_arrays(name: str, column: Column) -> tuple[str, ...]:
     """The arrays of an encoder's column that one of a batch is made from."""
-    array = name.rpartition("/")[2]
+    array = _array_of(name, column)
     if array == DIRECTIONS:
         return (TOKENS,)
-    return (TOKENS, *storage.beside) if array == TOKENS else (array,)
+    return (TOKENS, *storage_of(column).beside) if array in {TOKENS, VECTOR} else (array,)
+
+
+def _array_of(name: str, column: Column) -> str:
+    """What is made of the arrays: the vector of a column with class tokens is such a one."""
+    array = name.rpartition("/")[2]
+    has_class_token = any(own.name == CLASS_TOKEN for own in column.arrays)
+    return CLASS_TOKEN if array == VECTOR and has_class_token else array
 
 
 def shape_of(name: str, column: Column) -> tuple[int, ...]:
     """Of one of a batch, for an image."""
-    return column.array(stored_arrays(name, storage_of(column))[0]).row_shape
+    shape = column.array(stored_arrays(name, column)[0]).row_shape
+    return shape[-1:] if name.endswith(f"/{VECTOR}") else shape
 
 
 def storage_of(column: Column) -> Storage:
@@ -54,9 +63,9 @@ class Decoder:
 
     def __init__(self, name: str, views: Sequence[Column], device: torch.device) -> None:
         self.name = name
-        self._array = name.rpartition("/")[2]
+        self._array = _array_of(name, views[0])
         self._storage = storage_of(views[0])
-        self.stored = stored_arrays(name, self._storage)
+        self.stored = stored_arrays(name, views[0])
         self._constants = {
             constant: torch.from_numpy(np.stack([view.constants[constant] for view in views])).to(
                 device
@@ -74,8 +83,10 @@ class Decoder:
         decoded: Tensor
         if self._array == DIRECTIONS:
             decoded = self._storage.directions(arrays[TOKENS], constants)
-        elif self._array == TOKENS:
+        elif self._array in {TOKENS, VECTOR}:
             decoded = self._storage.decode(TOKENS, arrays, constants)
+            # Tokens [B, T, D] become their means, [B, D].
+            decoded = decoded.mean(dim=1) if self._array == VECTOR else decoded
         else:
             decoded = arrays[self._array].float()
         return decoded

@@ -22,7 +22,7 @@ def make(name: str, **options: Any) -> Alignment:
 def aligned(term: Alignment, projected: Tensor, tokens: Tensor) -> Tensor:
     """The losses of images, [B], whose latents do not matter."""
     nothing = torch.zeros(len(tokens))
-    seen = Seen({term.tokens: tokens}, {}, *[nothing] * 6, hidden={}, projected=projected)
+    seen = Seen({term.tokens: tokens}, {}, nothing, nothing, {}, {}, projected)
     (losses,) = term.losses(seen)
     return losses
 

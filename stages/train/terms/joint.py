@@ -75,7 +75,7 @@ class ClassToken(Joint):
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        return (f"{self.encoder}/{self.stream}",)
+        return (f"{self.encoder}/vector",)
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         return shapes.arrays[self.arrays[0]]

@@ -9,12 +9,38 @@ from stages.train.terms.term import Alignment
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.train.terms.term import Named
+
 
 class Repa(Alignment):
     """Minus the mean cosine between tokens at the same place (REPA, eq. 8), in float32."""
 
     kind: Literal["repa"] = "repa"
     """Which loss it is."""
+    class_token: bool = False
+    """Whether the hidden class token of a run that diffuses one is aligned, too, as REG does."""
+
+    @property
+    def vector(self) -> str:
+        """The name of the encoder's class token among the arrays that it reads."""
+        return f"{self.encoder}/vector"
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return (self.tokens, self.vector) if self.class_token else (self.tokens,)
+
+    @property
+    def sees_class_token(self) -> bool:
+        return self.class_token
+
+    def targets(self, batch: Named) -> Tensor:
+        import torch
+
+        tokens = super().targets(batch)
+        if not self.class_token:
+            return tokens
+        # [B, D] in front of [B, T, D].
+        return torch.cat([batch[self.vector].float()[:, None], tokens], dim=1)
 
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
         from torch.nn.functional import cosine_similarity

@@ -195,7 +195,11 @@ class Alignment(Term):
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         assert seen.projected is not None
-        return [self.loss(seen.projected.float(), seen.batch[self.tokens].float())]
+        return [self.loss(seen.projected.float(), self.targets(seen.batch))]
+
+    def targets(self, batch: Named) -> Tensor:
+        """What projected tokens are compared with, float32 [B, T, D]."""
+        return batch[self.tokens].float()
 
     @abstractmethod
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+"""One training step of the program itself, on inputs that a test gives."""
+
+import json
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.model.transformer import Transformer, TransformerConfig
+from stages.placement import Placement
+from stages.train.cached_data import LatentScaling
+from stages.train.run import config_for, shapes_for
+from stages.train.step import Step
+from stages.train.terms.run_terms import RunTerms
+from stages.train.train_settings import TrainSettings
+
+CPU = Placement(torch.device("cpu"))
+
+
+class Stepped(NamedTuple):
+    """Losses of every image by name, [B], what is minimised, and the model with gradients."""
+
+    losses: dict[str, Tensor]
+    total: Tensor
+    model: Transformer
+
+
+def settings_of(align: Sequence[Mapping[str, Any]], **train: Any) -> TrainSettings:
+    document = {"run": "run", "precision": "float32", "align": list(align), **train}
+    return TrainSettings.model_validate_json(json.dumps(document))
+
+
+def model_of(
+    settings: TrainSettings, config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Transformer, dict[int, torch.nn.Module]]:
+    """A model of any size with all that the terms train, and their modules by number."""
+    modules: dict[int, torch.nn.Module] = {}
+
+    def make_lists() -> dict[str, list[torch.nn.Module]]:
+        lists: dict[str, list[torch.nn.Module]] = {}
+        for number, term, _ in RunTerms.of(settings).every:
+            module = term.make_module(shapes_for(term, config, shapes.__getitem__))
+            if module is not None:
+                modules[number] = module
+                lists.setdefault(term.module_list, []).append(module)
+        return lists
+
+    return Transformer(config, make_lists=make_lists), modules
+
+
+def stepped(
+    settings: TrainSettings,
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
+) -> Stepped:
+    """Forward and backward of a step.
+
+    state: the model's weights; batch: `clean` latents [B, C, h, w], `labels` [B] that are not
+    dropped any more, and cached arrays by name; drawn: `noise`, `time` and what terms draw.
+    """
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in batch.items()}
+    options = config_for(settings, shapes["clean"], config.classes, shapes.__getitem__)
+    config = TransformerConfig(
+        **{**vars(options), **{name: getattr(config, name) for name in ("depth", "width", "heads")}}
+    )
+    model, modules = model_of(settings, config, shapes)
+    model.load_state_dict(dict(state))
+    run = SimpleNamespace(network=model, model=model, modules=modules)
+    cached = SimpleNamespace(scaling=LatentScaling(1, 0), classes=config.classes)
+    terms = RunTerms.of(settings)
+    step = Step(settings, run, terms, cached, CPU)  # type: ignore[arg-type]
+    clean = batch["clean"]
+    losses = step._losses(
+        {**batch, "moments": torch.cat([clean, torch.zeros_like(clean)], dim=1)},
+        {
+            "posterior": torch.zeros_like(clean),
+            "dropped": torch.zeros(len(clean), dtype=torch.bool),
+            **drawn,
+        },
+    )
+    total = step._total(losses)
+    total.backward()
+    return Stepped(dict(zip(terms.names, losses, strict=True)), total, model)
