@@ -29,3 +29,19 @@ def predictions(output: Output, config: TransformerConfig) -> dict[str, Tensor]:
     if output.class_prediction is not None:
         found[CLASS_TOKEN] = output.class_prediction
     return found
+
+
+def packed(channels: Tensor, class_token: Tensor | None) -> Tensor:
+    """One state for a solver: [B, C + R, h, w], or the numbers of both, [B, N]."""
+    if class_token is None:
+        return channels
+    return torch.cat([channels.flatten(1), class_token], dim=1)
+
+
+def unpacked(state: Tensor, config: TransformerConfig) -> tuple[Tensor, Tensor | None]:
+    """The channels [B, C + R, h, w] and the class token [B, D] of a state."""
+    if not config.class_features:
+        return state, None
+    # [B, N] becomes channels [B, C + R, h, w] and what is behind them.
+    numbers, class_token = state.tensor_split([-config.class_features], dim=1)
+    return numbers.unflatten(1, (-1, config.side, config.side)), class_token

@@ -31,6 +31,8 @@ class SampleSettings(SolverOptions):
     guided_channels: Count | None = None
     """How many of the latent's channels guidance applies to; by default all, as in REPA's code. The
     codes of SiT and DiT guide 3."""
+    class_guidance: NonNegativeFloat | None = None
+    """Scale of guidance of the class token that a model diffuses along (REG); by default none."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.model.sizes import DIFFUSION_STEPS
+from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
@@ -91,23 +92,34 @@ class Sampler:
             noise=lambda draw: self._noise(indices, draw + 1),
             options=settings,
         )
-        return self._solver.solve(problem)
+        channels, _ = unpacked(self._solver.solve(problem), self._config)
+        return channels[:, : self._config.channels]
 
-    def _predict(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    def _predict(self, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         raise_if_abandoned()
         with autocast(self._precision, self._device):
-            predicted: Tensor = self._model(latents, times, labels)[0]
-        return predicted
+            return predicted(self._model, states, times, labels)
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, from the CPU whatever the device."""
-        shape = (self._config.channels, self._config.side, self._config.side)
-        seed = self._settings.seed
+        config, seed = self._config, self._settings.seed
+        shape = (config.inputs, config.side, config.side)
         seeds = (seed_for(seed, Stream.SAMPLING, index, draw) for index in indices)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        sources = [torch.Generator().manual_seed(one) for one in seeds]
+        noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
+        class_noise = None
+        if features := config.class_features:
+            class_noise = torch.stack([torch.randn(features, generator=one) for one in sources])
         # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
         device = "cpu" if self._device.type == "mps" else self._device
-        return torch.stack(noise).to(device).double()
+        return packed(noise, class_noise).to(device).double()
+
+
+def predicted(model: Transformer, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    """What a model predicts of a solver's states [B, ...], of the same shape but for DiT's."""
+    channels, class_token = unpacked(states, model.config)
+    output = model(channels, times, labels, (), class_token)
+    return packed(output.prediction, output.class_prediction)
 
 
 def guided_field(
@@ -118,33 +130,46 @@ def guided_field(
 ) -> Field:
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
-    On an interval of time (arXiv 2404.07724). predict: latents [B, C, h, w] in float32, times [B]
-    and labels [B] to the model's prediction [B, C or 2C, h, w]; labels: of the images, [B].
+    On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
+    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B].
     """
     null = torch.full_like(labels, config.classes)
-    # What comes after a latent's channels, DiT's variance, is the conditional one's.
-    channels = slice(settings.guided_channels or config.channels)
+    scales = _scales(config, settings)
     low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
     def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""
         times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
-        is_guided = (level >= low) & (level <= high) & (settings.guidance != 1)
+        is_guided = (level >= low) & (level <= high) & bool(scales)
         guided = is_guided.nonzero().flatten()
-        predicted = predict(
+        both = predict(
             torch.cat([state, state[guided]]).float().to(labels.device),
             torch.cat([times, times[guided]]).float().to(labels.device),
             torch.cat([labels, null[: len(guided)]]),
         )
-        both = predicted.to(state.device).double()
+        both = both.to(state.device).double()
         conditional, unconditional = both.tensor_split([len(state)])
-        if len(guided):
-            with_class, without = conditional[guided, channels], unconditional[:, channels]
-            conditional[guided, channels] = without + settings.guidance * (with_class - without)
+        for part, scale in scales if len(guided) else ():
+            with_class, without = conditional[guided, part], unconditional[:, part]
+            conditional[guided, part] = without + scale * (with_class - without)
         return conditional
 
     return field
+
+
+def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[slice, float]]:
+    """The parts of a prediction that are guided, along its second axis, and how far.
+
+    What comes after a latent's channels, such as DiT's variance, is the conditional one's.
+    """
+    channels = settings.guided_channels or config.channels
+    # Of a state with a class token, single numbers lie along that axis.
+    size = config.side**2 if config.class_features else 1
+    scales = [(slice(channels * size), settings.guidance)]
+    if config.class_features and settings.class_guidance is not None:
+        scales.append((slice(-config.class_features, None), settings.class_guidance))
+    return [(part, scale) for part, scale in scales if scale != 1]
 
 
 def _per_image(state: Tensor, time: Time) -> Tensor:
@@ -171,6 +196,11 @@ def check_fit(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
             "dropping and has no null class",
             remedy="Set it to 1, or train with label dropping.",
+        )
+    if settings.class_guidance is not None and not config.class_features:
+        raise SampleError(
+            f"sample.class_guidance is {settings.class_guidance}, but the model has no class token",
+            remedy="Leave it out.",
         )
     if (settings.guided_channels or 0) > config.channels:
         raise SampleError(

@@ -1,6 +1,7 @@
 """Solvers run on a transformer, as the golden tensors were made."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from stages.model.transformer import Transformer
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampler import guided_field
+from stages.sample.sampler import guided_field, predicted
 from stages.sample.solvers import SOLVERS
 from stages.sample.solvers.flow import Tolerances
 from stages.sample.solvers.solver import Field, Problem
@@ -32,7 +33,4 @@ def solved(
 
 
 def guided(model: Transformer, labels: Tensor, **settings: Any) -> Field:
-    def predict(latents: Tensor, times: Tensor, classes: Tensor) -> Tensor:
-        return model(latents, times, classes)[0]
-
-    return guided_field(predict, model.config, labels, SampleSettings(**settings))
+    return guided_field(partial(predicted, model), model.config, labels, SampleSettings(**settings))

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 from methods import BASE, assert_gradients
+from solving import guided, solved
 from stepping import Stepped, settings_of, stepped
 from torch.testing import assert_close
+
+from stages.model.streams import packed, unpacked
 
 ALIGN = (
     {"kind": "class-token", "encoder": "e"},
@@ -54,3 +57,28 @@ def test_predictions_are_the_published_ones(methods: Any, reg: Stepped) -> None:
     projected = reg.model.projectors[0](output.hidden[1])
     assert_close(projected, methods["reg.projected"], rtol=1e-5, atol=1e-6)
     assert torch.equal(output.patches[1], output.hidden[1][:, 1:])
+
+
+GUIDANCE = {
+    "plain": {},
+    "cfg": {"guidance": 1.8, "class_guidance": 1.8},
+    "cfg_latents_only": {"guidance": 1.8},
+    "interval": {"guidance": 2.5, "class_guidance": 2.0, "guidance_interval": (0.2, 0.7)},
+}
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize(("solver", "name"), [("euler-maruyama", "sde"), ("euler", "euler")])
+def test_samplers_are_the_published_ones(
+    methods: Any, reg: Stepped, solver: str, name: str, guidance: str
+) -> None:
+    golden = methods.below("reg.sampler.")
+    start = packed(golden["latents"], golden["class_latents"])
+
+    def noise(draw: int) -> torch.Tensor:
+        return packed(golden[f"noise.{draw}"], golden[f"class_noise.{draw}"]).double()
+
+    field = guided(reg.model, golden["y"], **GUIDANCE[guidance])
+    found = unpacked(solved(solver, field, start, steps=6, noise=noise), reg.model.config)
+    for part, key in zip(found, (f"{name}.{guidance}", f"{name}.{guidance}.class"), strict=True):
+        assert_close(part, golden[key].double(), rtol=1e-4, atol=1e-4)
