@@ -46,6 +46,7 @@ def _alignments(config: "Config") -> Iterator[str]:
         for depth in term.depths:
             if depth > blocks:
                 yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
+        yield from (f"{where}.{problem}" for problem in term.problems(train))
         if term.compares_images and train.compute.micro_batches > 1:
             yield f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once"
 

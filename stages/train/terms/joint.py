@@ -15,11 +15,12 @@ from stages.train.terms.denoising import squared_error
 from stages.train.terms.term import Term
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from stages.train.terms.term import Named, Seen, Shapes
+    from stages.train.train_settings import TrainSettings
 
 
 class Joint(Term):
@@ -38,6 +39,13 @@ class Joint(Term):
         if self.until is not None:
             raise ValueError(f"{self.kind} has no end: the model takes what it adds at every step")
         return self
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:
+        if train.family != "SiT":
+            yield f"kind: {self.kind!r} is for SiT, whose velocity it has, too"
+        same = [term for term in train.align if isinstance(term, type(self))]
+        if self is not same[0]:
+            yield f"kind: a run has one entry of {self.kind!r} at most, got {len(same)}"
 
     @property
     def encoders(self) -> tuple[str, ...]:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from stages.train.terms.term import Alignment
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from stages.train.terms.term import Named
+    from stages.train.train_settings import TrainSettings
 
 
 class Repa(Alignment):
@@ -19,6 +22,11 @@ class Repa(Alignment):
     """Which loss it is."""
     class_token: bool = False
     """Whether the hidden class token of a run that diffuses one is aligned, too, as REG does."""
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:
+        kinds = {term.kind for term in train.align}
+        if self.class_token and "class-token" not in kinds:
+            yield "class_token: no entry of kind 'class-token' has the model diffuse one"
 
     @property
     def vector(self) -> str:

@@ -7,7 +7,7 @@ channels, h and w the latent's sides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -17,6 +17,8 @@ from stages.setting_types import Count, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from stages.train.train_settings import TrainSettings
 
 # Images of a step and what is drawn for them are asked for by name.
 Named = Mapping[str, "Tensor"]
@@ -130,6 +132,10 @@ class Term(Settings, ABC):
     def model_options(self, shapes: Shapes) -> Mapping[str, Any]:  # noqa: ARG002
         """Fields of the transformer's configuration that it decides."""
         return {}
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:  # noqa: ARG002
+        """What of it does not fit the rest of `[train]`: a line each, beginning with a key."""
+        return iter(())
 
     def is_active(self, step: int) -> bool:
         """Whether it is part of a step, counted from 0."""
