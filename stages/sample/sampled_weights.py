@@ -13,7 +13,13 @@ from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
 from stages.weights.fitting import LABELS, fit, layout_of, shape_in
-from stages.weights.published import PROJECTORS, WeightsError, read_weights, without_projectors
+from stages.weights.published import (
+    CLASS_TOKENS,
+    PROJECTORS,
+    WeightsError,
+    read_weights,
+    without_projectors,
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
             remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
-    has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
+    was_aligned = any(name.startswith((PROJECTORS, CLASS_TOKENS)) for name in found.state)
     shape = shape_in(found)
     config = config_named(
         train.model,
@@ -125,6 +131,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         classes=len(found.state[LABELS]) - 1,
         has_null_class=True,
         qk_norm=shape.qk_norm,
+        class_features=shape.class_features,
     )
     layout = layout_of(found, options.layout, config)
     found = replace(found, state=without_projectors(found.state))
@@ -135,7 +142,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         model=train.model,
         config=config,
         interpolant=train.interpolant,
-        aligned_with=None if has_projectors else (),
+        aligned_with=None if was_aligned else (),
         file=path,
         load=lambda: state,
         layout=layout,

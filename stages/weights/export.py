@@ -23,7 +23,7 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # latents, and what else it assumes.
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
-PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
+PROJECTOR_WIDTH, CHANNELS, CLASSES, CLASS_FEATURES = 2048, 4, 1000, 768
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
 
@@ -79,6 +79,11 @@ def export(run: Path, options: ExportOptions) -> Exported:
     family, convert = FORMS[layout]
     if MODELS[name].family != family:
         raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    if model.class_features and layout.has_time_reversed:
+        raise WeightsError(
+            f"SiT's code knows no class token, which {run} diffuses along",
+            remedy=f"REG's does, whose files have the layout {Layout.REPA}.",
+        )
     state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
@@ -105,7 +110,8 @@ def _loaded_by(
         return "DiT's samplers with --ckpt"
     if not settings.align:
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
-    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
+    code = "REG" if model.class_features else "REPA"
+    hint = f"{code}'s generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
 
@@ -117,6 +123,9 @@ def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) 
     yield f"--model={settings.model}"
     yield f"--encoder-depth={','.join(map(str, settings.depths()))}"
     yield f"--projector-embed-dims={','.join(map(str, features))}"
+    if model.class_features:
+        # REG's code samples by no ODE, though that is its default.
+        yield "--mode=sde"
     if model.classes != CLASSES:
         yield f"--num-classes={model.classes}"
     if model.side in SIDES[1:]:
@@ -140,5 +149,7 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
         yield "several depths"
     if model.channels != CHANNELS:
         yield f"in_channels={model.channels}"
+    if model.class_features not in (0, CLASS_FEATURES):
+        yield f"a class token of {model.class_features} features"
     if not model.has_null_class:
         yield "class_dropout_prob=0"

@@ -1,6 +1,6 @@
 """Whether weights are those of a model, and which of its parts start anew.
 
-T tokens, W the transformer's width, P a patch's side, C latent channels.
+T tokens, W the transformer's width, P a patch's side, C latent channels, D an encoder's features.
 """
 
 import math
@@ -15,7 +15,15 @@ from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
+from stages.weights.published import (
+    CLASS_TOKENS,
+    HEAD,
+    PROJECTORS,
+    Found,
+    State,
+    WeightsError,
+    count_below,
+)
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -78,6 +86,8 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
     if any(name.startswith(PROJECTORS) for name in found.state):
         return (Layout.REPA,), "it has projectors, as only REPA's files do"
+    if CLASS_TOKENS in found.state:
+        return (Layout.REPA,), "it has a class token, as only REG's files do, which are as REPA's"
     if shape_in(found).learns_sigma:
         doubled = "its output has twice the channels, as SiT's files have"
         # Earlier versions of this project wrote such files in their own direction of time.
@@ -127,7 +137,10 @@ def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors say of their model; side: of the latents it is for."""
+    """What tensors say of their model.
+
+    side: of the latents it is for; class_features: D of its class token, 0 for none.
+    """
 
     depth: int
     width: int
@@ -136,6 +149,7 @@ class Shape:
     side: float
     learns_sigma: bool
     qk_norm: bool
+    class_features: int
 
     def in_words(self) -> list[str]:
         """A phrase for each field."""
@@ -148,6 +162,9 @@ class Shape:
             f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
             "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
             f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
+            f"a class token of {self.class_features} features"
+            if self.class_features
+            else "no class token",
         ]
 
 
@@ -161,14 +178,18 @@ def shape_in(found: Found) -> Shape:
                 f"among them, but {', '.join(sorted(state)[:4])}."
             )
     width, channels, patch, _ = state[PATCHES].shape
+    class_features = state[CLASS_TOKENS].shape[-1] if CLASS_TOKENS in state else 0
+    # The class token has a place of its own, in front of those of patches.
+    places = state[POSITIONS].shape[1] - int(class_features > 0)
     return Shape(
         depth=count_below("blocks.", state),
         width=width,
         patch=patch,
         channels=channels,
-        side=math.sqrt(state[POSITIONS].shape[1]) * patch,
+        side=math.sqrt(places) * patch,
         learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
         qk_norm=any(".q_norm." in name for name in state),
+        class_features=class_features,
     )
 
 
@@ -207,11 +228,22 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
 def _advice(theirs: Shape, ours: Shape) -> str:
     if theirs.side != ours.side:
         return "Positions are not resampled: take weights of the cache's resolution."
+    if theirs.class_features != ours.class_features:
+        return _advice_on_class_tokens(theirs)
     family = "DiT" if theirs.learns_sigma else "SiT"
     for name, (own, size, patch) in MODELS.items():
         if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
             return f"Set train.model to {name!r}, if that is meant."
     return ""
+
+
+def _advice_on_class_tokens(theirs: Shape) -> str:
+    if not theirs.class_features:
+        return "Leave out the entry of kind 'class-token' in [[train.align]]."
+    return (
+        "Set an entry of kind 'class-token' in [[train.align]], with an encoder of "
+        f"{theirs.class_features} features."
+    )
 
 
 def _check_trunk(found: Found, own: State) -> None:
