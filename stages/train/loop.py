@@ -20,7 +20,7 @@ from cache.order import Rows
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.processes import InterruptedWorkError, stop_request
-from stages.progress import progress
+from stages.progress import progress, say
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
@@ -89,6 +89,8 @@ def train(
                 start = stretch.start
                 if place.is_main:
                     begun()
+                    for line in stretch.notes:
+                        say(line)
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began
@@ -109,7 +111,8 @@ def train(
 class Stretch:
     """Steps of a run that have the same terms; the next stretch begins as if resumed.
 
-    start, end: the first step, and that after the last one; parameters: number of trained ones.
+    start, end: the first step, and that after the last one; parameters: number of trained ones;
+    notes: what is to be said of what it reads.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Stretch:
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._cached = cached
         self._run = Run(settings, cached, place, found, self._terms)
-        self.parameters = self._run.parameters
+        self.parameters, self.notes = self._run.parameters, self._run.notes
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
         self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)

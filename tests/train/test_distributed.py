@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_tokens import entries
 from places import TOOLS
 from reference import golden_model
 from runs import assert_equal_runs, log_values, newest, trained
@@ -26,6 +27,8 @@ VARIANTS = {
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
+    "class-token": [entries()],
+    "fsdp-class-token": [entries(), "train.compute.parallel=fsdp"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Half precision rounds sums in another order to other numbers.

@@ -85,6 +85,10 @@ class ClassToken(Joint):
     def arrays(self) -> tuple[str, ...]:
         return (f"{self.encoder}/vector",)
 
+    @property
+    def on_grid(self) -> tuple[str, ...]:
+        return ()
+
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         return shapes.arrays[self.arrays[0]]
 

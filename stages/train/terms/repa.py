@@ -24,8 +24,7 @@ class Repa(Alignment):
     """Whether the hidden class token of a run that diffuses one is aligned, too, as REG does."""
 
     def problems(self, train: TrainSettings) -> Iterator[str]:
-        kinds = {term.kind for term in train.align}
-        if self.class_token and "class-token" not in kinds:
+        if self.class_token and not train.has_class_token:
             yield "class_token: no entry of kind 'class-token' has the model diffuse one"
 
     @property
