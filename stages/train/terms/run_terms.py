@@ -48,9 +48,9 @@ class RunTerms:
         return RunTerms(tuple(one for one in self.every if one.term.is_active(step)))
 
     def end(self, step: int, last: int) -> int:
-        """The first step behind one, at most `last`, that has other terms."""
-        now = self.at(step)
-        return next((later for later in range(step + 1, last) if self.at(later) != now), last)
+        """The first step behind one, at most `last`, that lacks a term of it."""
+        ends = (one.term.until for one in self.at(step).every)
+        return min((end for end in ends if end is not None and end < last), default=last)
 
     @property
     def names(self) -> tuple[str, ...]:
