@@ -48,6 +48,11 @@ class Step:
         self._objective = objective_of(settings)
         self._scaling, self._null_class = cached.scaling, cached.classes
         self._device, self._precision = place.device, precision_of(settings, place.device)
+        # On the device, where a recorded step reads them, like the learning rate.
+        self._shares = {
+            number: torch.tensor(share, device=place.device)
+            for number, share in terms.shares(0).items()
+        }
         self._compute: Compute = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
@@ -58,6 +63,8 @@ class Step:
         """Make the next step; what it measured is valid until the one after it."""
         run = self._run
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
+        for number, share in self._terms.shares(run.step).items():
+            self._shares[number].fill_(share)
         measured = self._compute(batch, drawn)
         run.step += 1
         return measured
@@ -117,8 +124,11 @@ class Step:
 
     def _total(self, losses: Tensor) -> Tensor:
         """What is minimised: the weighted sum of the means of losses [M, B]."""
-        means = zip(self._terms.weights, losses.unbind(), strict=True)
-        return sum((weight * loss.mean() for weight, loss in means), start=losses.new_zeros(()))
+        terms, total = self._terms, losses.new_zeros(())
+        for number, weight, loss in zip(terms.owners, terms.weights, losses.unbind(), strict=True):
+            mean = weight * loss.mean()
+            total = total + (mean * self._shares[number] if number in self._shares else mean)
+        return total
 
     def _update(self) -> Tensor:
         """Update weights and average; returns the norm of the gradient."""

@@ -54,8 +54,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.compute.recompute_activations=true",),
         ("train.model=DiT-XS/2",),
         ("train.align.0.until=2",),
+        ("train.align.0.until=4", "train.align.0.fade=3"),
     ],
-    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends"],
+    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends", "alignment-fades"],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
     trainable: Callable[..., Config], graphs: list[set[str]], settings: tuple[str, ...]

@@ -92,8 +92,9 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
         ("train.compute.compile=false", "train.compute.micro_batches=2", "train.warmup_steps=6"),
         ("train.model=DiT-XS/2", "train.compute.compile=false", "train.align.0.kind=nt-xent"),
         ("train.precision=float16", "train.compute.compile=false"),
+        ("train.align.0.until=8", "train.align.0.fade=8"),
     ],
-    ids=["compiled", "parts", "dit", "float16"],
+    ids=["compiled", "parts", "dit", "float16", "fading"],
 )
 def test_a_graph_makes_the_steps_that_it_records(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from stages.setting_types import Count, Settings
 
@@ -98,7 +98,17 @@ class Term(Settings, ABC):
     weight: NonNegativeFloat = 1.0
     """Of this loss in the total."""
     until: Count | None = None
-    """The step at which it ends, if before the last one."""
+    """The step at which it ends, if before the last one. HASTE (arXiv 2505.16792) ends alignment at
+    100,000 for SiT-B (of block 5) and at 250,000 for L and XL (of block 8)."""
+    fade: NonNegativeInt = 0
+    """Steps before `until` over which its weight falls linearly to 0; 0 for a sudden end."""
+
+    @model_validator(mode="after")
+    def _check_fade(self) -> Self:
+        if self.fade > (self.until or 0):
+            end = "there is no until" if self.until is None else f"until is {self.until}"
+            raise ValueError(f"fade: {self.fade} steps before an end, but {end}")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,6 +150,12 @@ class Term(Settings, ABC):
     def is_active(self, step: int) -> bool:
         """Whether it is part of a step, counted from 0."""
         return self.until is None or step < self.until
+
+    def share(self, step: int) -> float:
+        """How much of its weight it has at a step at which it is active, from 0 to 1."""
+        if self.until is None or not self.fade:
+            return 1.0
+        return min(1.0, (self.until - step) / self.fade)
 
     def make_module(self, shapes: Shapes) -> nn.Module | None:  # noqa: ARG002
         """What it trains beside the model: from its hidden states to its `projected`."""
