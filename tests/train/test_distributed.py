@@ -26,6 +26,7 @@ VARIANTS = {
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
+    "irepa": ["train.align.0.kind=irepa"],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }

@@ -93,8 +93,9 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
         ("train.model=DiT-XS/2", "train.compute.compile=false", "train.align.0.kind=nt-xent"),
         ("train.precision=float16", "train.compute.compile=false"),
         ("train.align.0.until=8", "train.align.0.fade=8"),
+        ("train.align.0.kind=irepa",),
     ],
-    ids=["compiled", "parts", "dit", "float16", "fading"],
+    ids=["compiled", "parts", "dit", "float16", "fading", "irepa"],
 )
 def test_a_graph_makes_the_steps_that_it_records(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]

@@ -217,11 +217,12 @@ class Alignment(Term):
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         assert seen.projected is not None
-        return [self.loss(seen.projected.float(), self.targets(seen.batch))]
+        targets = self.targets(seen.batch[self.tokens].float(), seen.batch)
+        return [self.loss(seen.projected.float(), targets)]
 
-    def targets(self, batch: Named) -> Tensor:
-        """What projected tokens are compared with, float32 [B, T, D]."""
-        return batch[self.tokens].float()
+    def targets(self, tokens: Tensor, batch: Named) -> Tensor:  # noqa: ARG002
+        """What projected tokens are compared with, [B, T, D], of the encoder's. All are float32."""
+        return tokens
 
     @abstractmethod
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
