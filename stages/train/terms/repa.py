@@ -24,6 +24,7 @@ class Repa(Alignment):
     """Whether the hidden class token of a run that diffuses one is aligned, too, as REG does."""
 
     def problems(self, train: TrainSettings) -> Iterator[str]:
+        yield from super().problems(train)
         kinds = {term.kind for term in train.align}
         if self.class_token and "class-token" not in kinds:
             yield "class_token: no entry of kind 'class-token' has the model diffuse one"

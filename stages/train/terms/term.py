@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from stages.setting_types import Count, Settings
+from stages.train.terms.time_weights import AnyTimeWeight, Uniform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,12 +87,10 @@ class Term(Settings, ABC):
     torch where it computes: configurations are checked without it.
 
     module_list: the list of the model's that holds the term's module, by the name that published
-    code gives it; compares_images: whether an image's loss depends on the others of its batch,
-    which then cannot be computed in parts.
+    code gives it.
     """
 
     module_list: ClassVar[str] = "projectors"
-    compares_images: ClassVar[bool] = False
 
     kind: str
     """Which loss it is."""
@@ -129,6 +128,11 @@ class Term(Settings, ABC):
     def depths(self) -> tuple[int, ...]:
         """The blocks, counted from 1, whose output it sees."""
         return ()
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether an image's loss depends on the others of its batch: it is computed as a whole."""
+        return False
 
     @property
     def sees_class_token(self) -> bool:
@@ -181,6 +185,9 @@ class Alignment(Term):
     """Of this loss in the total."""
     projector_width: Annotated[int, Field(gt=0, le=2**20)] = 2048
     """Of the projector's hidden layers."""
+    time_weight: AnyTimeWeight = Uniform()
+    """How much an image counts by its level of noise (VA-REPA), by default all alike. The mean is
+    over the weights of a process's batch."""
 
     # Whether a token's length matters; if not, int8 tokens are read without their scales.
     needs_lengths: ClassVar[bool] = False
@@ -206,6 +213,15 @@ class Alignment(Term):
     def depths(self) -> tuple[int, ...]:
         return (self.depth,)
 
+    @property
+    def compares_images(self) -> bool:
+        return self.time_weight != Uniform()
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:
+        path = train.interpolant if train.family == "SiT" else f"schedule of {train.family}"
+        if self.time_weight.kind == "snr" and path != "linear":
+            yield f"time_weight: 'snr' is that of the linear path, not of the {path}"
+
     def make_module(self, shapes: Shapes) -> nn.Module:
         from stages.model.blocks import MLPProjector
 
@@ -218,7 +234,8 @@ class Alignment(Term):
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         assert seen.projected is not None
         targets = self.targets(seen.batch[self.tokens].float(), seen.batch)
-        return [self.loss(seen.projected.float(), targets)]
+        losses = self.loss(seen.projected.float(), targets)
+        return [self.time_weight.weighted(losses, seen.level)]
 
     def targets(self, tokens: Tensor, batch: Named) -> Tensor:  # noqa: ARG002
         """What projected tokens are compared with, [B, T, D], of the encoder's. All are float32."""
