@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.model.sizes import LATENTS
 from stages.model.streams import joined, predictions
+from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
@@ -92,12 +93,7 @@ class Step:
         with autocast(self._precision, self._device):
             channels, class_token = joined({name: one.noisy for name, one in posed.items()})
             output = run.network(channels, time, labels, terms.depths, class_token)
-            projected = {}
-            for number, term, _ in terms.every:
-                if number in run.modules:
-                    hidden = output.hidden if term.sees_class_token else output.patches
-                    module = run.modules[number]
-                    projected[number] = module(*(hidden[depth] for depth in term.depths))
+            projected = self._projected(output)
         predicted = predictions(output, run.model.config)
         streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
         seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
@@ -108,6 +104,21 @@ class Step:
                 for loss in term.losses(replace(seen, projected=projected.get(number)))
             ]
         )
+
+    def _projected(self, output: Output) -> dict[int, Tensor]:
+        """What the terms' modules make of hidden tokens, by the terms' numbers."""
+        modules, projected = self._run.modules, {}
+        # What terms share is computed once.
+        made: dict[tuple[nn.Module, tuple[int, ...], bool], Tensor] = {}
+        for number, term, _ in self._terms.every:
+            if number not in modules:
+                continue
+            key = modules[number], term.depths, term.sees_class_token
+            if key not in made:
+                hidden = output.hidden if term.sees_class_token else output.patches
+                made[key] = modules[number](*(hidden[depth] for depth in term.depths))
+            projected[number] = made[key]
+        return projected
 
     def _posed(self, batch: Named, drawn: Named) -> dict[str, Posed]:
         """What is diffused, by name."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from stages.model.sizes import LATENTS
 from stages.setting_types import Count, Settings
 from stages.train.terms.time_weights import AnyTimeWeight, Uniform
 
@@ -161,6 +162,10 @@ class Term(Settings, ABC):
             return 1.0
         return min(1.0, (self.until - step) / self.fade)
 
+    def lender(self, train: TrainSettings) -> Term | None:  # noqa: ARG002
+        """The entry whose module it uses, in the place of one of its own."""
+        return None
+
     def make_module(self, shapes: Shapes) -> nn.Module | None:  # noqa: ARG002
         """What it trains beside the model: from its hidden states to its `projected`."""
         return None
@@ -188,6 +193,9 @@ class Alignment(Term):
     time_weight: AnyTimeWeight = Uniform()
     """How much an image counts by its level of noise (VA-REPA), by default all alike. The mean is
     over the weights of a process's batch."""
+    purify: bool = False
+    """Whether tokens are aligned to what a least-squares fit from the clean latents leaves of them
+    (LAP), one fit for each batch of a process. Class tokens stay as they are."""
 
     # Whether a token's length matters; if not, int8 tokens are read without their scales.
     needs_lengths: ClassVar[bool] = False
@@ -203,7 +211,7 @@ class Alignment(Term):
     @property
     def tokens(self) -> str:
         """The name of the encoder's tokens among the arrays that it reads."""
-        return f"{self.encoder}/{'tokens' if self.needs_lengths else 'directions'}"
+        return f"{self.encoder}/{'tokens' if self.needs_lengths or self.purify else 'directions'}"
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -215,7 +223,7 @@ class Alignment(Term):
 
     @property
     def compares_images(self) -> bool:
-        return self.time_weight != Uniform()
+        return self.purify or self.time_weight != Uniform()
 
     def problems(self, train: TrainSettings) -> Iterator[str]:
         path = train.interpolant if train.family == "SiT" else f"schedule of {train.family}"
@@ -233,8 +241,12 @@ class Alignment(Term):
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         assert seen.projected is not None
-        targets = self.targets(seen.batch[self.tokens].float(), seen.batch)
-        losses = self.loss(seen.projected.float(), targets)
+        tokens = seen.batch[self.tokens].float()
+        if self.purify:
+            from stages.train.terms.purification import purified
+
+            tokens = purified(tokens, seen.streams[LATENTS].clean)
+        losses = self.loss(seen.projected.float(), self.targets(tokens, seen.batch))
         return [self.time_weight.weighted(losses, seen.level)]
 
     def targets(self, tokens: Tensor, batch: Named) -> Tensor:  # noqa: ARG002
