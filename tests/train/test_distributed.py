@@ -27,6 +27,9 @@ VARIANTS = {
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
     "irepa": ["train.align.0.kind=irepa"],
+    "token-similarity": [
+        'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
+    ],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }

@@ -73,6 +73,18 @@ def test_every_alignment_has_the_mean_over_its_weights(name: str) -> None:
     assert_close(found.mean(), (weights * plain).sum() / weights.sum())
 
 
+def test_each_process_has_a_mean_over_weights_of_its_own() -> None:
+    """Two of them minimise the mean of theirs, which is not that of the whole batch."""
+    projected, tokens = torch.randn(2, 4, 4, 8)
+    level, term = torch.tensor([0.1, 0.9, 0.65, 0.75]), make("repa", time_weight={"kind": "cosine"})
+    parts = zip(*(one.split(2) for one in (projected, tokens, level)), strict=True)
+    found = torch.stack([aligned(term, *part).mean() for part in parts]).mean()
+    plain = aligned(make("repa"), projected, tokens)
+    # In each half one image has a weight.
+    assert_close(found, (plain[0] + plain[2]) / 2)
+    assert not torch.allclose(found, aligned(term, projected, tokens, level).mean())
+
+
 def test_where_nothing_counts_the_loss_is_nothing_and_so_is_its_gradient() -> None:
     projected, tokens = torch.randn(2, 3, 4, 8)
     projected.requires_grad_()

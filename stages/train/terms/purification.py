@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, pixel_unshuffle
 
-# Of each square on its diagonal, which keeps a singular matrix invertible.
+# Of the mean square, added to each of them, which keeps a singular matrix invertible.
 RIDGE = 1e-10
 
 
@@ -25,7 +25,7 @@ def purified(tokens: Tensor, clean: Tensor) -> Tensor:
     patches = pixel_unshuffle(clean, patch).flatten(2).mT.flatten(0, 1).double()
     inputs = pad(patches, (0, 1), value=1.0)
     squares = inputs.mT @ inputs
-    squares.diagonal().mul_(1 + RIDGE)
+    squares.diagonal().add_(RIDGE * squares.diagonal().mean())
     root, _ = torch.linalg.cholesky_ex(squares)
     # An orthonormal basis of what can be fitted, [B T, K], in which float32 is enough.
     basis: Tensor = torch.linalg.solve_triangular(root, inputs.mT, upper=False).mT.float()
