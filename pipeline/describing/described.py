@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
@@ -35,19 +35,24 @@ class Setting:
     """One key of a section.
 
     schema: of its values; is_required: whether it has to be given; owners: the kinds of section
-    that alone have it, none if all do.
+    that alone have it, none if all do; other_defaults: of kinds whose default is not the schema's.
     """
 
     key: str
     schema: Mapping[str, Any]
     is_required: bool
     owners: tuple[str, ...] = ()
+    other_defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
         """What it means, and of which kinds of section it is."""
         only = f" Only {', '.join(self.owners)}." if self.owners else ""
-        return f"{self.schema.get('description', '')}{only}".strip()
+        others = ", ".join(
+            f"{as_toml(one)} for {kind}" for kind, one in self.other_defaults.items()
+        )
+        own = f" By default {others}." if others else ""
+        return f"{self.schema.get('description', '')}{own}{only}".strip()
 
     @property
     def values(self) -> str:
@@ -154,7 +159,20 @@ def _settings(found: _Tables, definitions: Mapping[str, Any]) -> Iterator[Settin
             schema,
             is_required=all(key in kind.get("required", ()) for kind in kinds),
             owners=tuple(sorted(owners)),
+            other_defaults={} if key == discriminator else _other_defaults(found, key),
         )
+
+
+def _other_defaults(found: _Tables, key: str) -> dict[str, Any]:
+    """The defaults of a setting that are not that of the first kind that has it, by kind."""
+    having = [kind["properties"] for kind in found.kinds if key in kind["properties"]]
+    first = having[0][key].get("default")
+    return {
+        name: own[key]["default"]
+        for own in having
+        if own[key].get("default", first) != first
+        for name in own[found.discriminator]["enum"]
+    }
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from weights import assert_equal, export, fresh
 from pipeline.config import Config, ConfigError
 from stages.model.blocks import MLPProjector
 from stages.model.projectors import ConvProjection, MLPProjection
-from stages.model.transformer import Transformer
+from stages.model.transformer import Transformer, config_named
 from stages.train.terms.irepa import IRepa, spatially_normalised
 from stages.weights.fitting import start_from
 
@@ -125,6 +125,25 @@ def test_a_convolution_starts_as_pytorch_has_it_and_layers_by_xavier() -> None:
         limit = 1 / math.sqrt(9 * 32)
         assert 0.9 * limit < parameter.abs().max() <= limit
     assert not any(layers.projection_layer[number].bias.any() for number in (0, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "projector", "whole"),
+    [
+        ("SiT-B/2", 5_309_184, 135_809_296),
+        ("SiT-L/2", 7_078_656, 465_165_072),
+        ("SiT-XL/2", 7_963_392, 683_074_576),
+    ],
+)
+def test_a_model_has_as_many_parameters_as_the_published_one(
+    name: str, projector: int, whole: int
+) -> None:
+    config = config_named(name, side=32, channels=4, classes=1000, has_null_class=True)
+    with torch.device("meta"):
+        made = ConvProjection(config.width, 768, 3)
+        model = Transformer(config, make_lists=lambda: {"projectors": [made]})
+    assert sum(parameter.numel() for parameter in made.parameters()) == projector
+    assert sum(parameter.numel() for parameter in model.parameters()) == whole
 
 
 def test_its_defaults_are_the_paper_s_and_the_code_s() -> None:

@@ -147,7 +147,9 @@ def test_a_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, *, own: bool
 ) -> None:
     more = [SECOND, "train.steps=8", "train.batch_size=21"]
-    more += ["train.align.1.projector=own", "train.align.1.projector_width=16"] if own else []
+    more += (
+        ["train.align.1.shares_projector=false", "train.align.1.projector_width=16"] if own else []
+    )
     whole = trainable(*more, f"train.run={tmp_path / 'whole'}")
     trained(whole)
     values = [line[f"similarity/{ENCODER}"] for line in log_values(whole)]
@@ -185,6 +187,6 @@ def test_a_shared_projector_is_trained_until_the_last_of_its_terms_ends(
 def test_without_an_entry_to_share_with_it_is_refused(
     trainable: Callable[..., Config], settings: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"train.align.1.projector: no entry of kind 'repa' has"):
+    with pytest.raises(ConfigError, match="shares_projector: no entry of kind 'repa' has"):
         trainable(SECOND, *settings)
-    trainable(SECOND, *settings, "train.align.1.projector=own")
+    trainable(SECOND, *settings, "train.align.1.shares_projector=false")

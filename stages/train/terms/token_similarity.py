@@ -38,16 +38,16 @@ class TokenSimilarity(Alignment):
     pairs: Literal["different", "all"] = "different"
     """Which pairs of tokens the mean is over: different ones, as in sREPA, or also those of a token
     with itself, which never differ, as in U-REPA (whose weight is 1.5 beside REPA's 0.5)."""
-    projector: Literal["shared", "own"] = "shared"
-    """What projects hidden tokens: that of the entry of kind `repa` with the same encoder and
-    depth, as published, or one of its own."""
+    shares_projector: bool = True
+    """Whether hidden tokens are projected by the entry of kind `repa` with the same encoder and
+    depth, as published, or by a projector of its own."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return (f"similarity/{self.encoder}",)
 
     def lender(self, train: TrainSettings) -> Term | None:
-        if self.projector == "own":
+        if not self.shares_projector:
             return None
         return next((term for term in train.align if self._could_share(term)), None)
 
@@ -56,10 +56,10 @@ class TokenSimilarity(Alignment):
 
     def problems(self, train: TrainSettings) -> Iterator[str]:
         yield from super().problems(train)
-        if self.projector == "shared" and self.lender(train) is None:
+        if self.shares_projector and self.lender(train) is None:
             yield (
-                f"projector: no entry of kind 'repa' has encoder {self.encoder!r} and depth "
-                f"{self.depth}, whose projector could be shared; add one, or set projector to 'own'"
+                f"shares_projector: no entry of kind 'repa' has encoder {self.encoder!r} and depth "
+                f"{self.depth}, whose projector it could share; add one, or set this to false"
             )
 
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
