@@ -48,7 +48,10 @@ def _alignments(config: "Config") -> Iterator[str]:
                 yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
         yield from (f"{where}.{problem}" for problem in term.problems(train))
         if term.compares_images and train.compute.micro_batches > 1:
-            yield f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once"
+            yield (
+                f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once "
+                f"({where})"
+            )
 
 
 def _training(train: TrainSettings) -> Iterator[str]:

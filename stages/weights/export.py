@@ -105,6 +105,8 @@ def _loaded_by(
         return "DiT's samplers with --ckpt"
     if not settings.align:
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
+    if any(f".{published.LAYER}." in name for name in state):
+        return "iREPA's samplers, which pass over projectors"
     hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint

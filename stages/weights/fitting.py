@@ -9,13 +9,22 @@ from pathlib import Path
 
 import torch
 
+from stages.model.projectors import ConvProjection
 from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
+from stages.weights.published import (
+    HEAD,
+    LAYER,
+    PROJECTORS,
+    Found,
+    State,
+    WeightsError,
+    count_below,
+)
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -95,6 +104,7 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     file is dropped for a SiT, and unless that half is blank only the user knows what it is of.
     Raises WeightsError if they are the weights of another model.
     """
+    _adopt_kernels(found, model)
     own, config = model.state_dict(), model.config
     doubts = _doubts(found, layout, config)
     found, notes = _with_outputs_of(config, found)
@@ -108,8 +118,10 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
         state[LABELS] = own[LABELS]
         notes.append(note)
     count = count_below(PROJECTORS, own)
-    kept = [n for n in range(count) if _projector(found.state, n) == _projector(own, n)]
-    state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
+    kept = [n for n in range(count) if _shapes(found.state, n) == _shapes(own, n)]
+    for number in kept:
+        names = zip(_projector(own, number), _projector(found.state, number), strict=True)
+        state |= {name: found.state[there] for name, there in names}
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
@@ -245,10 +257,22 @@ def _classes(config: TransformerConfig) -> str:
     return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
 
 
-def _projector(state: State, number: int) -> dict[str, torch.Size]:
-    """The shapes of a projector's tensors, by their names."""
-    prefix = f"{PROJECTORS}{number}."
-    return {name: tensor.shape for name, tensor in state.items() if name.startswith(prefix)}
+def _adopt_kernels(found: Found, model: Transformer) -> None:
+    """Give convolutions of a new model the kernels of those in a file, if they may be any."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConvProjection):
+            module.adopt_kernel(found.state, f"{name}.")
+
+
+def _projector(state: State, number: int) -> list[str]:
+    """The names of a projector's tensors, in order."""
+    return sorted(name for name in state if name.startswith(f"{PROJECTORS}{number}."))
+
+
+def _shapes(state: State, number: int) -> list[tuple[str, torch.Size]]:
+    """Layers of a projector and their shapes: REPA's layers have longer names in iREPA's code."""
+    names = _projector(state, number)
+    return [(name.replace(f".{LAYER}.", "."), state[name].shape) for name in names]
 
 
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:

@@ -26,6 +26,8 @@ State: TypeAlias = dict[str, Tensor]
 # The layers whose last axis of outputs is [P, P, channels], channels fastest.
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
+# What iREPA's code calls the layers of a projector, which REPA's only numbers.
+LAYER = "projection_layer"
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
 TIMES = "t_embedder.mlp.0.weight"
 

@@ -53,9 +53,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.compute.micro_batches=2",),
         ("train.compute.recompute_activations=true",),
         ("train.model=DiT-XS/2",),
+        ("train.align.0.kind=irepa",),
         ("train.align.0.until=2",),
+        ("train.align.0.until=4", "train.align.0.fade=3"),
     ],
-    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends"],
+    ids=[
+        "plain",
+        "micro-batches",
+        "recomputed",
+        "dit",
+        "irepa",
+        "alignment-ends",
+        "alignment-fades",
+    ],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
     trainable: Callable[..., Config], graphs: list[set[str]], settings: tuple[str, ...]

@@ -26,6 +26,11 @@ VARIANTS = {
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
+    "fsdp-irepa": ["train.align.0.kind=irepa", "train.compute.parallel=fsdp"],
+    "token-similarity": [
+        'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
+    ],
+    "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Half precision rounds sums in another order to other numbers.

@@ -59,8 +59,17 @@ class RunTerms:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each loss in the total."""
+        """Of each loss in the total, before any of them fades."""
         return tuple(one.term.weight for one in self.every for _ in one.names)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The number of each loss's term."""
+        return tuple(one.number for one in self.every for _ in one.names)
+
+    def shares(self, step: int) -> Mapping[int, float]:
+        """How much of its weight each term that fades has at a step, by number."""
+        return {one.number: one.term.share(step) for one in self.every if one.term.fade}
 
     @property
     def arrays(self) -> tuple[str, ...]:
