@@ -69,6 +69,7 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
     for key, value, only in (
         ("interpolant", train.interpolant, "linear"),
         ("times", train.times, "uniform"),
+        ("time_shift", train.time_shift, None),
     ):
         if value != only:
             yield f"train.{key}: {value!r} is for SiT; {train.model} has a schedule of its own"
@@ -83,6 +84,8 @@ def _sampling(config: "Config") -> Iterator[str]:
             yield f"sample.solver: {name!r} is not for {family}; it takes {', '.join(fitting)}"
         elif problem := SOLVERS[name].problem_with(sample.steps):
             yield f"sample.steps: {problem}"
+        elif sample.time_shift is not None and not SOLVERS[name].has_grid:
+            yield f"sample.time_shift: {name!r} has no grid of times to shift"
 
 
 def _shares(train: TrainSettings, world: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
 from stages.encode.build_settings import HubName, LatentsSettings
+from stages.model.interpolants import Shift
 from stages.sample.solvers import AUTO, SOLVERS
 from stages.sample.solvers.solver import SolverOptions
 from stages.setting_types import Count, Few, Kinds, OneOf, Seed
@@ -24,6 +25,9 @@ class SampleSettings(SolverOptions):
     for DiT."""
     steps: Annotated[int, Field(gt=0, le=1_000_000)] = 250
     """How many the solver makes; dopri5 chooses its steps by itself."""
+    time_shift: Shift | None = None
+    """How far the times of SiT's steps are moved towards noise, as by `train.time_shift`, which it
+    does not follow by itself; by default not at all."""
     guidance: NonNegativeFloat = 1.0
     """Scale of classifier-free guidance; 1 for none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)

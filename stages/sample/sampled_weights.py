@@ -125,6 +125,10 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         classes=len(found.state[LABELS]) - 1,
         has_null_class=True,
         qk_norm=shape.qk_norm,
+        norm=shape.norm or train.norm,
+        mlp=shape.mlp,
+        rotary=shape.rotary,
+        value_residual=shape.value_residual,
     )
     layout = layout_of(found, options.layout, config)
     found = replace(found, state=without_projectors(found.state))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
@@ -91,6 +92,7 @@ class Sampler:
             interpolant=self._interpolant,
             noise=lambda draw: self._noise(indices, draw + 1),
             options=settings,
+            shift=shift_in(settings, self._config),
         )
         channels, _ = unpacked(self._solver.solve(problem), self._config)
         return channels[:, : self._config.channels]
@@ -191,6 +193,8 @@ def check_fit(
         )
     if problem := SOLVERS[solver].problem_with(settings.steps):
         raise SampleError(problem, where="sample.steps")
+    if settings.time_shift is not None and not SOLVERS[solver].has_grid:
+        raise SampleError(f"{solver!r} has no grid of times to shift", where="sample.time_shift")
     if settings.guidance != 1 and not config.has_null_class:
         raise SampleError(
             f"sample.guidance is {settings.guidance}, but the model was trained without label "
@@ -221,6 +225,11 @@ def sampling_precision(settings: SampleSettings, device: torch.device) -> str:
     if settings.precision != "auto":
         return settings.precision
     return "tf32" if device.type == "cuda" else "float32"
+
+
+def shift_in(settings: SampleSettings, config: TransformerConfig) -> float:
+    """How far the times of a solver's grid are shifted, for latents of a model."""
+    return shift_of(settings.time_shift, (config.channels, config.side, config.side))
 
 
 def labels_of(settings: SampleSettings, indices: Sequence[int], classes: int) -> list[int]:

@@ -182,6 +182,10 @@ def config_for(
         classes=classes,
         has_null_class=settings.label_dropping > 0,
         qk_norm=settings.qk_norm,
+        norm=settings.norm,
+        mlp=settings.mlp,
+        rotary=settings.rotary,
+        value_residual=settings.value_residual,
     )
     for term in settings.align:
         config = replace(config, **term.model_options(shapes_for(term, config, shape)))

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Val
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
+from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
@@ -75,6 +76,15 @@ class TrainSettings(Settings):
     """Family (SiT, DiT), size (XS, S, B, L, XL) and side of a patch in latents (1, 2, 4, 8)."""
     qk_norm: bool = False
     """Whether queries and keys are normalised before attention."""
+    norm: Literal["layer", "rms", "rms-affine"] = "layer"
+    """Of tokens, and of queries and keys: by mean and variance (layer), or by the root mean square,
+    without weights of its own (rms) as in SR-DiT, or with them (rms-affine) as in LightningDiT."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Of a block; swiglu, as in LightningDiT, is gated and costs about the same."""
+    rotary: bool = False
+    """Whether attention turns queries and keys by their positions, beside the fixed table."""
+    value_residual: bool = False
+    """Whether attention mixes the first block's values into those of the others, as SR-DiT does."""
     align: tuple[AnyTerm, ...] = ()
     """A loss beside denoising each, most of them alignments with a cached encoder; none for plain
     SiT or DiT."""
@@ -82,6 +92,9 @@ class TrainSettings(Settings):
     """SiT's path from data to noise. DiT has a schedule of its own."""
     times: Literal["uniform", "lognormal"] = "uniform"
     """How SiT's times are drawn."""
+    time_shift: Shift | None = None
+    """How far SiT's times are moved towards noise: t becomes s t / (1 + (s - 1) t). `auto` is
+    SR-DiT's s = sqrt(C h w / 4096) for latents [C, h, w]. By default not at all."""
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The probability that a label becomes the null class, which guidance needs."""
     legacy_label_dropping: bool = False

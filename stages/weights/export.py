@@ -1,8 +1,10 @@
 """Weights of a run as files that published code loads."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -55,6 +57,20 @@ FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
     Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
     Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
     Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
+    Layout.LIGHTNINGDIT: ("SiT", lambda state, _: _of_sit(state)),
+}
+# Settings of layers, with the values that every code knows, and those that LightningDiT's does.
+OF_ALL: dict[str, tuple[Any, ...]] = {
+    "norm": ("layer",),
+    "mlp": ("gelu",),
+    "rotary": (False,),
+    "value_residual": (False,),
+}
+OF_LIGHTNINGDIT = {
+    **OF_ALL,
+    "norm": ("layer", "rms-affine"),
+    "mlp": ("gelu", "swiglu"),
+    "rotary": (False, True),
 }
 
 
@@ -79,11 +95,23 @@ def export(run: Path, options: ExportOptions) -> Exported:
     family, convert = FORMS[layout]
     if MODELS[name].family != family:
         raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    if layout is not Layout.REPA and (foreign := _foreign(model, layout)):
+        raise WeightsError(
+            f"The code of the layout {layout} has no {', '.join(foreign)}, as {run} has",
+            remedy="Take the layout repa, which keeps all names.",
+        )
     state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, settings, state)
     return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
+
+
+def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
+    """The settings of a model's layers that the code of a layout does not know."""
+    known = OF_LIGHTNINGDIT if layout is Layout.LIGHTNINGDIT else OF_ALL
+    values = {name: getattr(model, name) for name in known}
+    return [f"train.{name} = {json.dumps(v)}" for name, v in values.items() if v not in known[name]]
 
 
 def _write(path: Path, state: State, step: int) -> None:
@@ -103,6 +131,8 @@ def _loaded_by(
         return "SiT's samplers with --ckpt, whose time 0 is noise"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
+    if layout is Layout.LIGHTNINGDIT:
+        return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
     if not settings.align:
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
     if any(f".{published.LAYER}." in name for name in state):
@@ -110,6 +140,18 @@ def _loaded_by(
     hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
+
+
+def _switches(model: TransformerConfig) -> str:
+    """What the configuration of LightningDiT's code has to say of the model."""
+    switches = {
+        "in_chans": model.channels,
+        "use_rmsnorm": model.norm == "rms-affine",
+        "use_swiglu": model.mlp == "swiglu",
+        "use_rope": model.rotary,
+        "use_qknorm": model.qk_norm,
+    }
+    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in switches.items())
 
 
 def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) -> Iterator[str]:
@@ -144,3 +186,4 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
         yield f"in_channels={model.channels}"
     if not model.has_null_class:
         yield "class_dropout_prob=0"
+    yield from _foreign(model, Layout.REPA)

@@ -17,20 +17,21 @@ class Layout(StrEnum):
 
     repa: that of REPA, with projectors or without; dit: that of DiT; sit: that of SiT with its
     defaults, in whose published files half of the output's channels are dropped; sit-no-sigma:
-    that of SiT with learn_sigma=False, which its samplers use for a file of one's own. In SiT's
-    code time runs from noise to data, in REPA's and here from data to noise: names and shapes are
-    the same, numbers are not.
+    that of SiT with learn_sigma=False, which its samplers use for a file of one's own;
+    lightningdit: that of LightningDiT. In SiT's and LightningDiT's code time runs from noise to
+    data, in REPA's and here from data to noise: names and shapes are the same, numbers are not.
     """
 
     REPA = "repa"
     SIT = "sit"
     SIT_NO_SIGMA = "sit-no-sigma"
     DIT = "dit"
+    LIGHTNINGDIT = "lightningdit"
 
     @property
     def has_time_reversed(self) -> bool:
         """Whether time 0 is noise."""
-        return self in (Layout.SIT, Layout.SIT_NO_SIGMA)
+        return self in (Layout.SIT, Layout.SIT_NO_SIGMA, Layout.LIGHTNINGDIT)
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,13 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     tells: files of SiT and of REPA differ in their direction of time, but not in their names.
     """
     possible, evidence = _possible_layouts(found, config)
-    if stated is None and Layout.SIT_NO_SIGMA in possible:
+    others = " or ".join(f"'{layout}'" for layout in possible[1:])
+    if stated is None and others and possible[0] is Layout.REPA:
         raise WeightsError(
-            f"{found.path} does not tell whose code its weights are of: it has neither projectors, "
-            "as REPA's files, nor an output of twice the channels, as SiT's",
+            f"{found.path} does not tell whose code its weights are of: {evidence}",
             remedy=(
-                f"Say '{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is "
-                "noise): train.init_layout, or --layout of `repa-cache sample --official`."
+                f"Say '{Layout.REPA}' (time 0 is data) or {others} (time 0 is noise): "
+                "train.init_layout, or --layout of `repa-cache sample --official`."
             ),
         )
     if stated is not None and stated not in possible:
@@ -92,7 +92,9 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         # Earlier versions of this project wrote such files in their own direction of time.
         return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
     single = "it has neither projectors nor an output of twice the channels"
-    return (Layout.REPA, Layout.SIT_NO_SIGMA), single
+    if shape_in(found).has_only_layers_of_sit:
+        return (Layout.REPA, Layout.SIT_NO_SIGMA, Layout.LIGHTNINGDIT), single
+    return (Layout.REPA, Layout.LIGHTNINGDIT), f"{single}; some of its layers SiT has not"
 
 
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
@@ -139,7 +141,7 @@ def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors say of their model; side: of the latents it is for."""
+    """What tensors say of their model; side: of the latents it is for; norm: None if unsaid."""
 
     depth: int
     width: int
@@ -148,6 +150,16 @@ class Shape:
     side: float
     learns_sigma: bool
     qk_norm: bool
+    norm: str | None
+    mlp: str
+    rotary: bool
+    value_residual: bool
+
+    @property
+    def has_only_layers_of_sit(self) -> bool:
+        """Whether SiT's code may have made it."""
+        layers = (self.norm or "layer", self.mlp, self.rotary, self.value_residual)
+        return layers == ("layer", "gelu", False, False)
 
     def in_words(self) -> list[str]:
         """A phrase for each field."""
@@ -160,6 +172,10 @@ class Shape:
             f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
             "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
             f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
+            f"norms of kind {self.norm!r} (train.norm)",
+            f"blocks with {self.mlp!r} (train.mlp)",
+            f"{'rotary and' if self.rotary else 'only'} fixed positions (train.rotary)",
+            f"{'mixed' if self.value_residual else 'unmixed'} values (train.value_residual)",
         ]
 
 
@@ -181,7 +197,22 @@ def shape_in(found: Found) -> Shape:
         side=math.sqrt(state[POSITIONS].shape[1]) * patch,
         learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
         qk_norm=any(".q_norm." in name for name in state),
+        norm=_norm_in(found),
+        mlp="swiglu" if any(".mlp.w12." in name for name in state) else "gelu",
+        rotary=any(name.startswith("feat_rope.") for name in state),
+        value_residual=any(name.endswith(".v1_lambda") for name in state),
     )
+
+
+def _norm_in(found: Found) -> str | None:
+    """The kind of the norms, if it is known; a layer norm with weights has biases, too."""
+    if found.model is not None:
+        return found.model.norm
+    if "blocks.0.norm1.weight" in found.state:
+        return "rms-affine"
+    if "blocks.0.attn.q_norm.weight" in found.state:
+        return "layer" if "blocks.0.attn.q_norm.bias" in found.state else "rms"
+    return None
 
 
 def shape_of(config: TransformerConfig) -> Shape:
@@ -208,6 +239,7 @@ def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, li
 
 def _check_shape(found: Found, config: TransformerConfig) -> None:
     theirs, ours = shape_in(found), shape_of(config)
+    theirs = replace(theirs, norm=theirs.norm or ours.norm)
     pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
     if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
         raise WeightsError(

@@ -143,7 +143,7 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
         network.register_comm_hook(None, exchange)
         for number in range(micro_batches):
             with synchronised(network, is_last=number == micro_batches - 1):
-                velocity, hidden = network(
+                velocity, hidden, _ = network(
                     sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"], {2}
                 )
                 projected = (projector(hidden[2]) for projector in model.projectors)

@@ -101,7 +101,7 @@ def test_published_code_predicts_from_an_export_what_the_run_predicts(
     latents = torch.randn((5, 4, 8, 8), generator=generator)
     time, labels = torch.rand(5, generator=generator), torch.tensor([0, 1, 2, 3, 0])
     # SiT's own code counts time from noise to data, and so do its velocities.
-    is_reversed = layout.startswith("sit")
+    is_reversed = Layout(layout).has_time_reversed
     found = predict(
         loaded(tmp_path / "w.pt"),
         latents,

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import SerializeAsAny
 
 from stages.setting_types import Registered
+from stages.train.terms.direction import Direction
 from stages.train.terms.irepa import IRepa
 from stages.train.terms.joint import ClassToken
 from stages.train.terms.nt_xent import NTXent
@@ -19,6 +20,7 @@ TERMS: dict[str, type[Term]] = {
     "nt-xent": NTXent,
     "token-similarity": TokenSimilarity,
     "class-token": ClassToken,
+    "direction": Direction,
 }
 # One of them, by its kind.
 AnyTerm = Annotated[SerializeAsAny[Term], Registered("kind", TERMS)]

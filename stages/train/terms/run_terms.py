@@ -15,7 +15,9 @@ def objective_of(settings: TrainSettings) -> Objective:
     """The denoising objective of a run."""
     if settings.family == "DiT":
         return NoiseAndVariance()
-    return Velocity(interpolant=settings.interpolant, distribution=settings.times)
+    return Velocity(
+        interpolant=settings.interpolant, distribution=settings.times, shift=settings.time_shift
+    )
 
 
 class RunTerm(NamedTuple):
