@@ -10,6 +10,7 @@ from stages.encode.networks.registry import EncoderError, EncoderSpec, find_enco
 from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
+from stages.train.terms.redi import Redi
 from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ def _alignments(config: "Config") -> Iterator[str]:
                 hint = nearest(name, known) if known else ""
                 missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
                 yield missing.rstrip("; ")
+            elif isinstance(term, Redi) and name not in config.components:
+                yield (
+                    f"{where}.encoder: {name!r} has tokens of many features; make a section "
+                    "[components.NAME] of it, and name that"
+                )
         for depth in term.depths:
             if depth > blocks:
                 yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"

@@ -7,10 +7,16 @@ from pydantic import SerializeAsAny
 from stages.setting_types import Registered
 from stages.train.terms.joint import ClassToken
 from stages.train.terms.nt_xent import NTXent
+from stages.train.terms.redi import Redi
 from stages.train.terms.repa import Repa
 from stages.train.terms.term import Term
 
 # The kinds that an entry of `[[train.align]]` takes.
-TERMS: dict[str, type[Term]] = {"repa": Repa, "nt-xent": NTXent, "class-token": ClassToken}
+TERMS: dict[str, type[Term]] = {
+    "repa": Repa,
+    "nt-xent": NTXent,
+    "class-token": ClassToken,
+    "redi": Redi,
+}
 # One of them, by its kind.
 AnyTerm = Annotated[SerializeAsAny[Term], Registered("kind", TERMS)]
