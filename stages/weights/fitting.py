@@ -15,7 +15,15 @@ from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
+from stages.weights.published import (
+    HEAD,
+    PROJECTOR,
+    PROJECTORS,
+    Found,
+    State,
+    WeightsError,
+    count_below,
+)
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -23,7 +31,7 @@ LABELS = "y_embedder.embedding_table.weight"
 # The tensors that tell the shape of a model, and their number of axes.
 TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
 # Of SD-VAE, whose latents the published checkpoints are of.
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT, CHANNELS = 8, 4
 
 
 def start_from(
@@ -49,13 +57,14 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
     tells: files of SiT and of REPA differ in their direction of time, but not in their names.
     """
     possible, evidence = _possible_layouts(found, config)
-    if stated is None and Layout.SIT_NO_SIGMA in possible:
+    other = Layout.REDI if config.joint_channels else Layout.SIT_NO_SIGMA
+    if stated is None and len(possible) > 1 and other in possible:
         raise WeightsError(
             f"{found.path} does not tell whose code its weights are of: it has neither projectors, "
             "as REPA's files, nor an output of twice the channels, as SiT's",
             remedy=(
-                f"Say '{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is "
-                "noise): train.init_layout, or --layout of `repa-cache sample --official`."
+                f"Say '{Layout.REPA}' (time 0 is data) or '{other}' (time 0 is noise): "
+                "train.init_layout, or --layout of `repa-cache sample --official`."
             ),
         )
     if stated is not None and stated not in possible:
@@ -76,6 +85,8 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         return (Layout.DIT,), "it is read as a DiT, as train.model says"
     if found.model is not None:
         return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
+    if has_redi_names(found):
+        return (Layout.REDI,), "its projector has no number, as in ReDi's files"
     if any(name.startswith(PROJECTORS) for name in found.state):
         return (Layout.REPA,), "it has projectors, as only REPA's files do"
     if shape_in(found).learns_sigma:
@@ -83,7 +94,14 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         # Earlier versions of this project wrote such files in their own direction of time.
         return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
     single = "it has neither projectors nor an output of twice the channels"
+    if config.joint_channels:
+        return (Layout.REPA, Layout.REDI), single
     return (Layout.REPA, Layout.SIT_NO_SIGMA), single
+
+
+def has_redi_names(found: Found) -> bool:
+    """Whether weights have the projector of ReDi's code."""
+    return any(name.startswith(PROJECTOR) for name in found.state)
 
 
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
@@ -101,7 +119,9 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     notes += doubts
     _check_shape(found, config)
     _check_trunk(found, own)
-    if layout.has_time_reversed:
+    if layout is Layout.REDI:
+        found = replace(found, state=published.of_redi(found.state))
+    elif layout.has_time_reversed:
         found = replace(found, state=published.with_time_reversed(found.state))
     state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
@@ -127,7 +147,10 @@ def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors say of their model; side: of the latents it is for."""
+    """What tensors say of their model.
+
+    channels: of latents and of components behind them; side: of the latents it is for.
+    """
 
     depth: int
     width: int
@@ -174,7 +197,8 @@ def shape_in(found: Found) -> Shape:
 
 def shape_of(config: TransformerConfig) -> Shape:
     """The shape of a model."""
-    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
+    own = {field.name: getattr(config, field.name) for field in fields(Shape)}
+    return Shape(**{**own, "channels": config.inputs})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:

@@ -4,19 +4,35 @@ Its time is 1 at clean data, and its velocity leads there: weights are turned ro
 its files are.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from methods import BASE, assert_gradients
+from reference import training
+from runs import CPU
 from solving import guided, solved
-from stepping import Stepped, settings_of, stepped
+from stepping import Stepped, model_of, settings_of, stepped
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 from torch.testing import assert_close
 
+from stages.model.sizes import MODELS, Model, Size
+from stages.model.transformer import Transformer
+from stages.sample.sampled_weights import SampleOptions, find_weights
+from stages.sample.sampler import make_sampled
 from stages.train.terms.redi import DROPPED, on_grid
-from stages.weights.published import with_time_reversed
+from stages.train.train_settings import TrainSettings
+from stages.weights.export_options import Layout
+from stages.weights.fitting import start_from
+from stages.weights.published import (
+    WeightsError,
+    as_redi,
+    with_time_reversed,
+    without_projectors,
+)
 
 REDI = {"kind": "redi", "encoder": "pca"}
 REPA = {"kind": "repa", "encoder": "e", "depth": 1, "projector_width": 32}
@@ -183,3 +199,59 @@ def test_both_guidances_add_up(methods: Any, redi: Stepped) -> None:
     assert_close(both, label + towards - plain, rtol=1e-5, atol=1e-5)
     outside = predicted(representation_guidance=1.5, guidance_interval=(0.5, 1.0))
     assert torch.equal(outside, plain)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size for the model of the golden tensors, by the name SiT-golden/2."""
+    monkeypatch.setitem(MODELS, "SiT-golden/2", Model("SiT", Size(2, 32, 4), 2))
+
+
+def official(state: dict[str, Tensor], folder: Path, layout: Layout | None = None) -> Transformer:
+    torch.save(training(state), folder / "redi.pt")
+    options = SampleOptions(official=folder / "redi.pt", layout=layout)
+    found = find_weights(options, TrainSettings(run=folder, model="SiT-golden/2"))
+    assert found.layout is Layout.REDI
+    return make_sampled(found.config, found.load(), torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("has_projector", [True, False])
+def test_images_of_redi_s_files_are_those_of_its_sampler(
+    methods: Any, tmp_path: Path, has_projector: bool
+) -> None:
+    golden, state = methods.below("redi.sampler."), methods.below("redi.model.")
+    if has_projector:
+        model = official(state, tmp_path)
+    else:
+        model = official(without_projectors(state), tmp_path, Layout.REDI)
+    assert (model.config.channels, model.config.joint_channels) == (4, 8)
+    found = solved("euler", guided(model, golden["y"]), golden["latents"], steps=5)
+    assert_close(found.float(), golden["euler.plain"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("small")
+def test_training_starts_from_redi_s_files_and_writes_them_again(
+    methods: Any, redi: Stepped, tmp_path: Path
+) -> None:
+    state = methods.below("redi.model.")
+    torch.save(training(state), tmp_path / "redi.pt")
+    settings = settings_of((REDI, REPA))
+    shapes = {"pca/tokens": (16, 8), "e/directions": (16, 24)}
+    model, _ = model_of(settings, redi.model.config, shapes)
+    start_from(tmp_path / "redi.pt", "ema", model, CPU)
+    assert_close(model.state_dict(), redi.model.state_dict())
+    back = as_redi(model.state_dict())
+    assert back.keys() == state.keys()
+    assert_close(back, state, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small")
+def test_files_of_redi_that_do_not_tell_are_asked_about(methods: Any, tmp_path: Path) -> None:
+    torch.save(training(without_projectors(methods.below("redi.model."))), tmp_path / "redi.pt")
+    shapes = {"pca/tokens": (16, 8)}
+    config = replace(BASE, joint_channels=8)
+    model, _ = model_of(settings_of((REDI,)), config, shapes)
+    with pytest.raises(WeightsError, match=r"'repa' .* or 'redi' \(time 0 is noise\)"):
+        start_from(tmp_path / "redi.pt", "ema", model, CPU)
+    start_from(tmp_path / "redi.pt", "ema", model, CPU, Layout.REDI)
