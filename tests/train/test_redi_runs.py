@@ -105,6 +105,8 @@ def test_components_of_unit_variance_are_read_as_such(redi: Callable[..., Config
     assert scaled.flatten(0, 1).var(dim=0).numpy() == pytest.approx(1, rel=0.02)
 
 
+# Enough for predictions to depend on labels and components.
+LEARNT = (*DROP, "train.steps=20", "train.learning_rate=1e-2", "train.ema_decay=0.1")
 SOLVERS = ("euler-maruyama", "euler", "heun", "dopri5")
 
 
@@ -112,8 +114,7 @@ SOLVERS = ("euler-maruyama", "euler", "heun", "dopri5")
 def test_images_are_drawn_by_every_solver(
     redi: Callable[..., Config], tmp_path: Path, solver: str
 ) -> None:
-    config = redi(*DROP, f"sample.solver={solver}")
-    trained(config)
+    trained(redi(*LEARNT, "train.checkpoint_every=20"))
     pictures = {}
     for name, guided in {
         "plain": (),
@@ -121,7 +122,7 @@ def test_images_are_drawn_by_every_solver(
         "all": ("sample.guidance=3", "sample.guide_components=true"),
         "components": ("sample.representation_guidance=3",),
     }.items():
-        drawn = drawn_into(tmp_path / name, redi(*DROP, f"sample.solver={solver}", *guided))
+        drawn = drawn_into(tmp_path / name, redi(*LEARNT, f"sample.solver={solver}", *guided))
         pictures[name] = b"".join(image_bytes(drawn.samples))
     assert len(set(pictures.values())) == len(pictures)
     manifest = read_manifest(tmp_path / "components")
@@ -143,7 +144,7 @@ def test_a_cache_tells_of_its_components(redi: Callable[..., Config]) -> None:
     config = redi()
     contents = gather_contents(config)
     (held,) = (one for one in contents.columns if one.name == "features/pca4")
-    assert (held.shape, held.changes, contents.missing, contents.faults) == ((2, 2, 4), [], (), ())
+    assert (held.shape, held.changes, contents.missing, contents.faults) == ((4, 4, 4), [], (), ())
     changed = gather_contents(redi("components.pca4.seed=3"))
     (held,) = (one for one in changed.columns if one.name == "features/pca4")
     assert held.changes == ["seed: cache 0, configuration 3"]
@@ -161,7 +162,7 @@ def test_a_plan_counts_their_bytes(redi: Callable[..., Config], folder: Path) ->
         for one in plan.space.arrays
         if (one.column, one.array.name) == ("features/pca4", "tokens")
     )
-    assert array.row_bytes == 2 * 4 * 4
+    assert array.row_bytes == 2 * 16 * 4
     # What is saved is the encoder's work, although components are read.
     alone = make_plan(redi("train.align.0.weight=0"), None, 1)
     assert alone.gains.encoder_flops == plan.gains.encoder_flops > 0
