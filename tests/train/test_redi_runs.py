@@ -155,7 +155,8 @@ def test_a_plan_counts_their_bytes(redi: Callable[..., Config], folder: Path) ->
     written = sum(
         path.stat().st_size for path in (folder / "tiny.zarr").rglob("*") if path.is_file()
     )
-    assert plan.space.whole.bytes == pytest.approx(written, rel=0.001)
+    # Fingerprints of sources are known once these are there.
+    assert plan.space.whole.bytes == pytest.approx(written, rel=0.005)
     assert plan.space.missing.bytes == 0
     (array,) = (
         one.array
