@@ -240,8 +240,10 @@ def training_flops(
 
 
 def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
-    """Raise RunError unless all tokens that are read lie on the transformer's grid."""
+    """Raise RunError unless all tokens that hidden ones are aligned with lie on their grid."""
     for encoder, (reader, *_) in cached.features.items():
+        if not settings.depths(encoder):
+            continue
         tokens = reader.column.array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(

@@ -126,12 +126,14 @@ class Step:
         clean = {LATENTS: self._scaling.sample(batch["moments"], drawn["posterior"])}
         noise = {LATENTS: drawn["noise"]}
         for term in self._terms.joint:
-            clean[term.stream] = term.clean(batch)
+            clean[term.stream] = term.clean(batch, drawn)
             noise[term.stream] = drawn[noise_of(term.stream)]
-        return {
+        posed = {
             name: Posed(x, noise[name], *self._objective.pose(x, noise[name], drawn["time"]))
             for name, x in clean.items()
         }
+        given = {term.stream: term.given(posed[term.stream], drawn) for term in self._terms.joint}
+        return posed | given
 
     def _total(self, losses: Tensor) -> Tensor:
         """What is minimised: the weighted sum of the means of losses [M, B]."""

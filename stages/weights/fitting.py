@@ -19,6 +19,7 @@ from stages.weights.export_options import Layout
 from stages.weights.published import (
     HEAD,
     LAYER,
+    PROJECTOR,
     PROJECTORS,
     Found,
     State,
@@ -32,7 +33,7 @@ LABELS = "y_embedder.embedding_table.weight"
 # The tensors that tell the shape of a model, and their number of axes.
 TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
 # Of SD-VAE, whose latents the published checkpoints are of.
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT, CHANNELS = 8, 4
 
 
 def start_from(
@@ -85,6 +86,8 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         return (Layout.DIT,), "it is read as a DiT, as train.model says"
     if found.model is not None:
         return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
+    if has_redi_names(found):
+        return (Layout.REDI,), "its projector has no number, as in ReDi's files"
     if any(name.startswith(PROJECTORS) for name in found.state):
         return (Layout.REPA,), "it has projectors, as only REPA's files do"
     if shape_in(found).learns_sigma:
@@ -92,9 +95,16 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         # Earlier versions of this project wrote such files in their own direction of time.
         return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
     single = "it has neither projectors nor an output of twice the channels"
+    if config.joint_channels:
+        return (Layout.REPA, Layout.REDI), single
     if shape_in(found).has_only_layers_of_sit:
         return (Layout.REPA, Layout.SIT_NO_SIGMA, Layout.LIGHTNINGDIT), single
     return (Layout.REPA, Layout.LIGHTNINGDIT), f"{single}; some of its layers SiT has not"
+
+
+def has_redi_names(found: Found) -> bool:
+    """Whether weights have the projector of ReDi's code."""
+    return any(name.startswith(PROJECTOR) for name in found.state)
 
 
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
@@ -113,7 +123,9 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     notes += doubts
     _check_shape(found, config)
     _check_trunk(found, own)
-    if layout.has_time_reversed:
+    if layout is Layout.REDI:
+        found = replace(found, state=published.of_redi(found.state))
+    elif layout.has_time_reversed:
         found = replace(found, state=published.with_time_reversed(found.state))
     state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
@@ -141,7 +153,11 @@ def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors say of their model; side: of the latents it is for; norm: None if unsaid."""
+    """What tensors say of their model.
+
+    channels: of latents and of components behind them; side: of the latents it is for; norm: None
+    if unsaid.
+    """
 
     depth: int
     width: int
@@ -217,7 +233,8 @@ def _norm_in(found: Found) -> str | None:
 
 def shape_of(config: TransformerConfig) -> Shape:
     """The shape of a model."""
-    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
+    own = {field.name: getattr(config, field.name) for field in fields(Shape)}
+    return Shape(**{**own, "channels": config.inputs})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:

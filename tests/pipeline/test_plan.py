@@ -29,6 +29,7 @@ PRESET_NAMES = sorted(PRESETS)
 SLOW_PRESETS = {
     "imagenet256-sit-b2",
     "imagenet256-dit-xl2",
+    "imagenet256-redi-xl2",
     "imagenet256-sit-l2-encoders",
     "imagenet512-sit-xl2",
 }

@@ -1,22 +1,18 @@
 """Training in several processes; one launch of torchrun serves many tests, as it takes long."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import TOOLS
+from launching import assert_close_runs, launch
 from reference import golden_model
-from runs import assert_equal_runs, log_values, newest, trained
+from runs import assert_equal_runs, trained
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
 
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
@@ -42,19 +38,6 @@ HALF = {
     for parallel in ("ddp", "fsdp")
     for precision in ("bfloat16", "float16")
 }
-
-
-def launch(folder: Path, scenarios: list[list[str]]) -> None:
-    path = folder / "scenarios.json"
-    path.write_text(json.dumps(scenarios))
-    program = TOOLS / "ranks.py"
-    done = subprocess.run(
-        [sys.executable, *LAUNCH, str(program), str(folder / "pipeline.toml"), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 class Trained:
@@ -151,12 +134,3 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
         assert exchanged == 1
     finally:
         torch.distributed.destroy_process_group()
-
-
-def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:
-    for line, expected in zip(log_values(one), log_values(other), strict=True):
-        assert line == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
-    for weights in ("model", "ema"):
-        theirs = newest(other).weights(weights)
-        for key, tensor in newest(one).weights(weights).items():
-            torch.testing.assert_close(tensor, theirs[key], rtol=tolerance, atol=tolerance / 10)

@@ -9,6 +9,7 @@ from stages.train.terms.direction import Direction
 from stages.train.terms.irepa import IRepa
 from stages.train.terms.joint import ClassToken
 from stages.train.terms.nt_xent import NTXent
+from stages.train.terms.redi import Redi
 from stages.train.terms.repa import Repa
 from stages.train.terms.term import Term
 from stages.train.terms.token_similarity import TokenSimilarity
@@ -21,6 +22,7 @@ TERMS: dict[str, type[Term]] = {
     "token-similarity": TokenSimilarity,
     "class-token": ClassToken,
     "direction": Direction,
+    "redi": Redi,
 }
 # One of them, by its kind.
 AnyTerm = Annotated[SerializeAsAny[Term], Registered("kind", TERMS)]
