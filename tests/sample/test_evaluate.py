@@ -270,6 +270,7 @@ def test_a_reference_may_be_a_folder_adm_s_file_or_kept_statistics(
         assert results[0].reference == str(path)
 
 
+@pytest.mark.slow
 def test_what_statistics_alone_do_not_allow_is_left_out_or_refused(
     judged: Callable[..., list[Result]],
     built: Path,
