@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import OF_LAYERS
 from places import TOOLS
 from reference import golden_model
 from runs import assert_equal_runs, log_values, newest, trained
@@ -17,6 +18,7 @@ from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
 
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+DIRECTION = 'train.align.1={kind = "direction"}'
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
@@ -26,6 +28,8 @@ VARIANTS = {
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
+    "layers": [*OF_LAYERS.values(), DIRECTION],
+    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, "train.compute.parallel=fsdp"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Half precision rounds sums in another order to other numbers.
