@@ -10,6 +10,7 @@ from stages.encode.networks.registry import EncoderError, EncoderSpec, find_enco
 from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
+from stages.train.terms.redi import Redi
 from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def contradictions(
     """
     train = config.train
     yield from _alignments(config)
+    yield from _components(config)
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
@@ -39,16 +41,34 @@ def _alignments(config: "Config") -> Iterator[str]:
     for number, term in enumerate(train.align):
         where = f"train.align.{number}"
         for name in term.encoders:
-            if name not in config.encoders:
-                hint = nearest(name, config.encoders) if config.encoders else ""
+            known = {**config.encoders, **config.components}
+            if name not in known:
+                hint = nearest(name, known) if known else ""
                 missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
                 yield missing.rstrip("; ")
+            elif isinstance(term, Redi) and name not in config.components:
+                yield (
+                    f"{where}.encoder: {name!r} has tokens of many features; make a section "
+                    "[components.NAME] of it, and name that"
+                )
         for depth in term.depths:
             if depth > blocks:
                 yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
         yield from (f"{where}.{problem}" for problem in term.problems(train))
         if term.compares_images and train.compute.micro_batches > 1:
-            yield f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once"
+            yield (
+                f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once "
+                f"({where})"
+            )
+
+
+def _components(config: "Config") -> Iterator[str]:
+    for name, own in config.components.items():
+        if name in config.encoders:
+            yield f"components.{name}: [encoders.{name}] has that name; choose another"
+        if own.encoder not in config.encoders:
+            hint = f"; {nearest(own.encoder, config.encoders)}" if config.encoders else ""
+            yield f"components.{name}.encoder: {own.encoder!r} has no section{hint}"
 
 
 def _training(train: TrainSettings) -> Iterator[str]:

@@ -87,7 +87,7 @@ def sample(
 def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iterator[str]:
     """What the published samplers of a file would do otherwise, if anything."""
     is_guided = settings.guidance != 1 and settings.guided_channels is None
-    if is_guided and weights.layout not in (None, Layout.REPA):
+    if is_guided and weights.layout not in (None, Layout.REPA, Layout.REDI):
         yield (
             "all latent channels are guided; its own code guides the first three, as "
             "sample.guided_channels=3 does"

@@ -37,6 +37,12 @@ class SampleSettings(SolverOptions):
     codes of SiT and DiT guide 3."""
     class_guidance: NonNegativeFloat | None = None
     """Scale of guidance of the class token that a model diffuses along (REG); by default none."""
+    guide_components: bool = False
+    """Whether guidance also moves the components that a model diffuses along (ReDi)."""
+    representation_guidance: NonNegativeFloat = 1.0
+    """Scale of guidance towards what a model predicts of images with their components (ReDi), from
+    what it predicts without, of all channels; 1 for none. Added to the guidance by labels, on the
+    same interval."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

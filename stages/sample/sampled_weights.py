@@ -12,8 +12,14 @@ from stages.model.transformer import TransformerConfig, config_named, without_st
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
-from stages.weights.fitting import LABELS, fit, layout_of, shape_in
-from stages.weights.published import PROJECTORS, WeightsError, read_weights, without_projectors
+from stages.weights.fitting import CHANNELS, LABELS, fit, has_redi_names, layout_of, shape_in
+from stages.weights.published import (
+    PROJECTOR,
+    PROJECTORS,
+    WeightsError,
+    read_weights,
+    without_projectors,
+)
 
 
 @dataclass(frozen=True)
@@ -116,12 +122,16 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
             remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
-    has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
+    has_projectors = any(name.startswith((PROJECTORS, PROJECTOR)) for name in found.state)
     shape = shape_in(found)
+    is_redi = options.layout is Layout.REDI or has_redi_names(found)
+    # Published ones are of SD-VAE's latents, with components behind them.
+    channels = min(shape.channels, CHANNELS) if is_redi else shape.channels
     config = config_named(
         train.model,
         side=int(shape.side),
-        channels=shape.channels,
+        channels=channels,
+        joint_channels=shape.channels - channels,
         classes=len(found.state[LABELS]) - 1,
         has_null_class=True,
         qk_norm=shape.qk_norm,

@@ -16,9 +16,10 @@ from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.sample.model_fit import check_fit
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
-from stages.sample.solvers.solver import Field, Problem, SampleError, Time
+from stages.sample.solvers.solver import Field, Problem, Time
 from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
@@ -136,25 +137,33 @@ def guided_field(
     [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B].
     """
     null = torch.full_like(labels, config.classes)
-    scales = _scales(config, settings)
+    scales, towards = _scales(config, settings), settings.representation_guidance
     low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
     def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""
         times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
-        is_guided = (level >= low) & (level <= high) & bool(scales)
+        is_guided = (level >= low) & (level <= high)
         guided = is_guided.nonzero().flatten()
-        both = predict(
-            torch.cat([state, state[guided]]).float().to(labels.device),
-            torch.cat([times, times[guided]]).float().to(labels.device),
-            torch.cat([labels, null[: len(guided)]]),
+        # What is predicted once more: without labels, and without components.
+        by_label = guided if scales else guided[:0]
+        by_components = guided if towards != 1 else guided[:0]
+        blank = _without_components(state[by_components], config)
+        places = torch.cat([by_label, by_components])
+        every = predict(
+            torch.cat([state, state[by_label], blank]).float().to(labels.device),
+            torch.cat([times, times[places]]).float().to(labels.device),
+            torch.cat([labels, null[: len(by_label)], labels[by_components.to(labels.device)]]),
         )
-        both = both.to(state.device).double()
-        conditional, unconditional = both.tensor_split([len(state)])
+        every = every.to(state.device).double()
+        ends = [len(state), len(state) + len(by_label)]
+        conditional, unconditional, unrepresented = every.tensor_split(ends)
+        shift = (towards - 1) * (conditional[by_components] - unrepresented)
         for part, scale in scales if len(guided) else ():
             with_class, without = conditional[guided, part], unconditional[:, part]
             conditional[guided, part] = without + scale * (with_class - without)
+        conditional[by_components] += shift
         return conditional
 
     return field
@@ -165,59 +174,31 @@ def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[s
 
     What comes after a latent's channels, such as DiT's variance, is the conditional one's.
     """
-    channels = settings.guided_channels or config.channels
-    # Of a state with a class token, single numbers lie along that axis.
-    size = config.side**2 if config.class_features else 1
+    channels, size = settings.guided_channels or config.channels, _channel_size(config)
     scales = [(slice(channels * size), settings.guidance)]
+    if settings.guide_components:
+        scales.append((slice(config.channels * size, config.inputs * size), settings.guidance))
     if config.class_features and settings.class_guidance is not None:
         scales.append((slice(-config.class_features, None), settings.class_guidance))
     return [(part, scale) for part, scale in scales if scale != 1]
 
 
+def _channel_size(config: TransformerConfig) -> int:
+    """How many numbers of a state's second axis are one channel."""
+    # Of a state with a class token, single numbers lie along that axis.
+    return config.side**2 if config.class_features else 1
+
+
+def _without_components(states: Tensor, config: TransformerConfig) -> Tensor:
+    """States with zeros in the place of components, as a model sees images that lack them."""
+    size, blank = _channel_size(config), states.clone()
+    blank[:, config.channels * size : config.inputs * size] = 0
+    return blank
+
+
 def _per_image(state: Tensor, time: Time) -> Tensor:
     """A time for each image, [B], in float64."""
     return torch.as_tensor(time, dtype=torch.float64).expand(len(state))
-
-
-def check_fit(
-    settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
-) -> None:
-    """Raise SampleError if a model cannot be sampled as configured."""
-    solver = find_solver(settings.solver, config.family)
-    if SOLVERS[solver].family != config.family:
-        fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
-        raise SampleError(
-            f"{solver!r} is for {SOLVERS[solver].family}, but the model is a {config.family}; "
-            f"choose from {', '.join(fitting)}",
-            where="sample.solver",
-        )
-    if problem := SOLVERS[solver].problem_with(settings.steps):
-        raise SampleError(problem, where="sample.steps")
-    if settings.time_shift is not None and not SOLVERS[solver].has_grid:
-        raise SampleError(f"{solver!r} has no grid of times to shift", where="sample.time_shift")
-    if settings.guidance != 1 and not config.has_null_class:
-        raise SampleError(
-            f"sample.guidance is {settings.guidance}, but the model was trained without label "
-            "dropping and has no null class",
-            remedy="Set it to 1, or train with label dropping.",
-        )
-    if settings.class_guidance is not None and not config.class_features:
-        raise SampleError(
-            f"sample.class_guidance is {settings.class_guidance}, but the model has no class token",
-            remedy="Leave it out.",
-        )
-    if (settings.guided_channels or 0) > config.channels:
-        raise SampleError(
-            f"the model's latents have {config.channels} channels, got {settings.guided_channels}",
-            where="sample.guided_channels",
-        )
-    if autoencoder.channels != config.channels:
-        raise SampleError(
-            f"its latents have {autoencoder.channels} channels, but those of the model have "
-            f"{config.channels}",
-            where="sample.vae",
-            remedy="Set it to the VAE that the model was trained for.",
-        )
 
 
 def sampling_precision(settings: SampleSettings, device: torch.device) -> str:

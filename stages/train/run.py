@@ -1,6 +1,6 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -61,11 +61,11 @@ class Run:
         if found is not None:
             self._check(found)
         precision = compute.precision_of(settings, place.device)
-        self.modules: dict[int, nn.Module] = {}
+        self.modules: Mapping[int, nn.Module] = {}
         self.model = self._make_model(config, found)
-        trained = {one.number for one in active.every}
-        for number, module in self.modules.items():
-            module.requires_grad_(number in trained)
+        trained = {self.modules.get(one.number) for one in active.every}
+        for module in self.modules.values():
+            module.requires_grad_(module in trained)
         self.model.to(place.device).train()
         compute.compile_blocks(self.model, settings.compute.compile, place.device)
         if self._is_sharded:
@@ -87,7 +87,7 @@ class Run:
                 config,
                 fused_attention=settings.compute.fused_attention,
                 recompute=settings.compute.recompute_activations,
-                make_lists=lambda: self._make_modules(config),
+                make_lists=lambda: self._make_lists(config),
             )
         if found is not None:
             with checkpoint.reading_of(found):
@@ -97,14 +97,9 @@ class Run:
             start_from(settings.init_from, which, model, self._place, layout)
         return model
 
-    def _make_modules(self, config: TransformerConfig) -> dict[str, list[nn.Module]]:
+    def _make_lists(self, config: TransformerConfig) -> Mapping[str, list[nn.Module]]:
         """The modules of all terms, also of those that have ended, in the lists that hold them."""
-        lists: dict[str, list[nn.Module]] = {}
-        for number, term, _ in RunTerms.of(self._settings).every:
-            module = term.make_module(shapes_for(term, config, self._cached.shape))
-            if module is not None:
-                self.modules[number] = module
-                lists.setdefault(term.module_list, []).append(module)
+        self.modules, lists = make_modules(self._settings, config, self._cached.shape)
         return lists
 
     def _restore(self, found: Checkpoint) -> None:
@@ -205,6 +200,29 @@ def shapes_for(
     return Shapes(config.width, latent, {name: shape(name) for name in term.arrays})
 
 
+def make_modules(
+    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> tuple[dict[int, nn.Module], dict[str, list[nn.Module]]]:
+    """New modules of terms, by the terms' numbers, and in the lists of the model that hold them.
+
+    shape: of an array that a term reads.
+    """
+    modules: dict[int, nn.Module] = {}
+    lists: dict[str, list[nn.Module]] = {}
+    every = RunTerms.of(settings).every
+    for number, term, _ in every:
+        if term.lender(settings) is None:
+            module = term.make_module(shapes_for(term, config, shape))
+            if module is not None:
+                modules[number] = module
+                lists.setdefault(term.module_list, []).append(module)
+    numbers = {id(term): number for number, term, _ in every}
+    for number, term, _ in every:
+        if (lender := term.lender(settings)) is not None:
+            modules[number] = modules[numbers[id(lender)]]
+    return modules, lists
+
+
 def training_flops(
     settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
 ) -> float:
@@ -214,14 +232,18 @@ def training_flops(
     """
     tokens = config.grid**2
     modules = (
-        term.module_flops(shapes_for(term, config, shape), tokens) for term in settings.align
+        term.module_flops(shapes_for(term, config, shape), tokens)
+        for term in settings.align
+        if term.lender(settings) is None
     )
     return 3.0 * (forward_flops(config) + sum(modules))
 
 
 def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
-    """Raise RunError unless all tokens that are read lie on the transformer's grid."""
+    """Raise RunError unless all tokens that hidden ones are aligned with lie on their grid."""
     for encoder, (reader, *_) in cached.features.items():
+        if not settings.depths(encoder):
+            continue
         tokens = reader.column.array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(

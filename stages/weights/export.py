@@ -17,7 +17,7 @@ from stages.train.train_settings import TrainSettings
 from stages.weights import published
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
-from stages.weights.fitting import PIXELS_PER_LATENT
+from stages.weights.fitting import CHANNELS, PIXELS_PER_LATENT
 from stages.weights.published import State, WeightsError
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
@@ -25,7 +25,7 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # latents, and what else it assumes.
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
-PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
+PROJECTOR_WIDTH, CLASSES = 2048, 1000
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
 
@@ -56,6 +56,7 @@ FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
     Layout.REPA: ("SiT", lambda state, _: state),
     Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
     Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
+    Layout.REDI: ("SiT", lambda state, _: published.as_redi(state)),
     Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
     Layout.LIGHTNINGDIT: ("SiT", lambda state, _: _of_sit(state)),
 }
@@ -91,8 +92,10 @@ def export(run: Path, options: ExportOptions) -> Exported:
     source = find(run, options.step)
     settings, model = source.settings, source.model
     name = settings.model
-    layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
+    layout = options.layout or _usual_layout(model)
     family, convert = FORMS[layout]
+    if layout is Layout.REDI and not model.joint_channels:
+        raise WeightsError(f"The layout {layout} is for components along latents; {run} has none.")
     if MODELS[name].family != family:
         raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
     if layout is not Layout.REPA and (foreign := _foreign(model, layout)):
@@ -114,6 +117,12 @@ def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
     return [f"train.{name} = {json.dumps(v)}" for name, v in values.items() if v not in known[name]]
 
 
+def _usual_layout(model: TransformerConfig) -> Layout:
+    if model.learns_sigma:
+        return Layout.DIT
+    return Layout.REDI if model.joint_channels else Layout.REPA
+
+
 def _write(path: Path, state: State, step: int) -> None:
     with atomic_file(path) as stream:
         if path.suffix == ".safetensors":
@@ -133,8 +142,12 @@ def _loaded_by(
         return "DiT's samplers with --ckpt"
     if layout is Layout.LIGHTNINGDIT:
         return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
+    if layout is Layout.REDI:
+        return f"ReDi's SiT with {model.inputs} channels, whose time 0 is noise"
     if not settings.align:
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
+    if any(f".{published.LAYER}." in name for name in state):
+        return "iREPA's samplers, which pass over projectors"
     hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
@@ -180,8 +193,8 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
         yield f"projector_dim={', '.join(map(str, sorted(widths)))}"
     if len(settings.depths()) > 1:
         yield "several depths"
-    if model.channels != CHANNELS:
-        yield f"in_channels={model.channels}"
+    if model.inputs != CHANNELS:
+        yield f"in_channels={model.inputs}"
     if not model.has_null_class:
         yield "class_dropout_prob=0"
     yield from _foreign(model, Layout.REPA)

@@ -9,13 +9,23 @@ from pathlib import Path
 
 import torch
 
+from stages.model.projectors import ConvProjection
 from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
+from stages.weights.published import (
+    HEAD,
+    LAYER,
+    PROJECTOR,
+    PROJECTORS,
+    Found,
+    State,
+    WeightsError,
+    count_below,
+)
 
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
@@ -23,7 +33,7 @@ LABELS = "y_embedder.embedding_table.weight"
 # The tensors that tell the shape of a model, and their number of axes.
 TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
 # Of SD-VAE, whose latents the published checkpoints are of.
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT, CHANNELS = 8, 4
 
 
 def start_from(
@@ -76,6 +86,8 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         return (Layout.DIT,), "it is read as a DiT, as train.model says"
     if found.model is not None:
         return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
+    if has_redi_names(found):
+        return (Layout.REDI,), "its projector has no number, as in ReDi's files"
     if any(name.startswith(PROJECTORS) for name in found.state):
         return (Layout.REPA,), "it has projectors, as only REPA's files do"
     if shape_in(found).learns_sigma:
@@ -83,9 +95,16 @@ def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[La
         # Earlier versions of this project wrote such files in their own direction of time.
         return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
     single = "it has neither projectors nor an output of twice the channels"
+    if config.joint_channels:
+        return (Layout.REPA, Layout.REDI), single
     if shape_in(found).has_only_layers_of_sit:
         return (Layout.REPA, Layout.SIT_NO_SIGMA, Layout.LIGHTNINGDIT), single
     return (Layout.REPA, Layout.LIGHTNINGDIT), f"{single}; some of its layers SiT has not"
+
+
+def has_redi_names(found: Found) -> bool:
+    """Whether weights have the projector of ReDi's code."""
+    return any(name.startswith(PROJECTOR) for name in found.state)
 
 
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
@@ -97,21 +116,26 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     file is dropped for a SiT, and unless that half is blank only the user knows what it is of.
     Raises WeightsError if they are the weights of another model.
     """
+    _adopt_kernels(found, model)
     own, config = model.state_dict(), model.config
     doubts = _doubts(found, layout, config)
     found, notes = _with_outputs_of(config, found)
     notes += doubts
     _check_shape(found, config)
     _check_trunk(found, own)
-    if layout.has_time_reversed:
+    if layout is Layout.REDI:
+        found = replace(found, state=published.of_redi(found.state))
+    elif layout.has_time_reversed:
         found = replace(found, state=published.with_time_reversed(found.state))
     state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
     count = count_below(PROJECTORS, own)
-    kept = [n for n in range(count) if _projector(found.state, n) == _projector(own, n)]
-    state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
+    kept = [n for n in range(count) if _shapes(found.state, n) == _shapes(own, n)]
+    for number in kept:
+        names = zip(_projector(own, number), _projector(found.state, number), strict=True)
+        state |= {name: found.state[there] for name, there in names}
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
@@ -129,7 +153,11 @@ def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensors say of their model; side: of the latents it is for; norm: None if unsaid."""
+    """What tensors say of their model.
+
+    channels: of latents and of components behind them; side: of the latents it is for; norm: None
+    if unsaid.
+    """
 
     depth: int
     width: int
@@ -205,7 +233,8 @@ def _norm_in(found: Found) -> str | None:
 
 def shape_of(config: TransformerConfig) -> Shape:
     """The shape of a model."""
-    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
+    own = {field.name: getattr(config, field.name) for field in fields(Shape)}
+    return Shape(**{**own, "channels": config.inputs})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
@@ -277,10 +306,22 @@ def _classes(config: TransformerConfig) -> str:
     return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
 
 
-def _projector(state: State, number: int) -> dict[str, torch.Size]:
-    """The shapes of a projector's tensors, by their names."""
-    prefix = f"{PROJECTORS}{number}."
-    return {name: tensor.shape for name, tensor in state.items() if name.startswith(prefix)}
+def _adopt_kernels(found: Found, model: Transformer) -> None:
+    """Give convolutions of a new model the kernels of those in a file, if they may be any."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConvProjection):
+            module.adopt_kernel(found.state, f"{name}.")
+
+
+def _projector(state: State, number: int) -> list[str]:
+    """The names of a projector's tensors, in order."""
+    return sorted(name for name in state if name.startswith(f"{PROJECTORS}{number}."))
+
+
+def _shapes(state: State, number: int) -> list[tuple[str, torch.Size]]:
+    """Layers of a projector and their shapes: REPA's layers have longer names in iREPA's code."""
+    names = _projector(state, number)
+    return [(name.replace(f".{LAYER}.", "."), state[name].shape) for name in names]
 
 
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:

@@ -55,6 +55,7 @@ def check(attempts: list[Attempt], undisturbed: Attempt) -> None:
             assert attempt.after[shard] == made, f"shard {shard} was made again"
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_every_shard_boundary_never_makes_a_shard_twice(
     tiny: Callable[..., Config], images: Path
 ) -> None:

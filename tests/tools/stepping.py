@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.train.cached_data import LatentScaling
-from stages.train.run import config_for, shapes_for
+from stages.train.run import config_for, make_modules
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings
@@ -36,18 +36,8 @@ def model_of(
     settings: TrainSettings, config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Transformer, dict[int, torch.nn.Module]]:
     """A model of any size with all that the terms train, and their modules by number."""
-    modules: dict[int, torch.nn.Module] = {}
-
-    def make_lists() -> dict[str, list[torch.nn.Module]]:
-        lists: dict[str, list[torch.nn.Module]] = {}
-        for number, term, _ in RunTerms.of(settings).every:
-            module = term.make_module(shapes_for(term, config, shapes.__getitem__))
-            if module is not None:
-                modules[number] = module
-                lists.setdefault(term.module_list, []).append(module)
-        return lists
-
-    return Transformer(config, make_lists=make_lists), modules
+    modules, lists = make_modules(settings, config, shapes.__getitem__)
+    return Transformer(config, make_lists=lambda: lists), modules
 
 
 def stepped(

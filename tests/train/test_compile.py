@@ -54,10 +54,21 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.compute.micro_batches=2",),
         ("train.compute.recompute_activations=true",),
         ("train.model=DiT-XS/2",),
+        ("train.align.0.kind=irepa",),
         ("train.align.0.until=2",),
+        ("train.align.0.until=4", "train.align.0.fade=3"),
         tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
     ],
-    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends", "layers"],
+    ids=[
+        "plain",
+        "micro-batches",
+        "recomputed",
+        "dit",
+        "irepa",
+        "alignment-ends",
+        "alignment-fades",
+        "layers",
+    ],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
     trainable: Callable[..., Config], graphs: list[set[str]], settings: tuple[str, ...]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Named, Seen, Shapes
+    from stages.train.terms.term import Named, Posed, Seen, Shapes
     from stages.train.train_settings import TrainSettings
 
 
@@ -60,8 +60,12 @@ class Joint(Term):
         """Fields of the transformer's configuration that take it in."""
 
     @abstractmethod
-    def clean(self, batch: Named) -> Tensor:
-        """What is diffused of B images, [B, ...]."""
+    def clean(self, batch: Named, drawn: Named) -> Tensor:
+        """What is diffused of B images, [B, ...]. drawn: for these images."""
+
+    def given(self, posed: Posed, drawn: Named) -> Posed:  # noqa: ARG002
+        """The same with what of it the model is given."""
+        return posed
 
     def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
         return {noise_of(self.stream): self.shape(shapes)}
@@ -91,7 +95,7 @@ class ClassToken(Joint):
     def model_options(self, shapes: Shapes) -> Mapping[str, Any]:
         return {"class_features": self.shape(shapes)[-1]}
 
-    def clean(self, batch: Named) -> Tensor:
+    def clean(self, batch: Named, drawn: Named) -> Tensor:  # noqa: ARG002
         return batch[self.arrays[0]].float()
 
 

@@ -50,9 +50,9 @@ class RunTerms:
         return RunTerms(tuple(one for one in self.every if one.term.is_active(step)))
 
     def end(self, step: int, last: int) -> int:
-        """The first step behind one, at most `last`, that has other terms."""
-        now = self.at(step)
-        return next((later for later in range(step + 1, last) if self.at(later) != now), last)
+        """The first step behind one, at most `last`, that lacks a term of it."""
+        ends = (one.term.until for one in self.at(step).every)
+        return min((end for end in ends if end is not None and end < last), default=last)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,8 +61,17 @@ class RunTerms:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each loss in the total."""
+        """Of each loss in the total, before any of them fades."""
         return tuple(one.term.weight for one in self.every for _ in one.names)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The number of each loss's term."""
+        return tuple(one.number for one in self.every for _ in one.names)
+
+    def shares(self, step: int) -> Mapping[int, float]:
+        """How much of its weight each term that fades has at a step, by number."""
+        return {one.number: one.term.share(step) for one in self.every if one.term.fade}
 
     @property
     def arrays(self) -> tuple[str, ...]:
