@@ -22,6 +22,7 @@ from pipeline.config import Config, ConfigError
 from stages.model.attention import RMSNorm, Rotary, rotate
 from stages.model.blocks import Block, SwiGLU
 from stages.model.transformer import Transformer, TransformerConfig, forward_flops
+from stages.sample.solvers.solver import SampleError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "rms": {"norm": "rms"},
@@ -215,6 +216,23 @@ def test_a_run_learns_resumes_bit_for_bit_and_is_drawn_from(
     assert drawn.images == 6
 
 
+def test_shifted_steps_draw_other_images_and_are_told_by_the_manifest(
+    trainable: Callable[..., Config], tmp_path: Path
+) -> None:
+    trained(trainable())
+    euler = ("sample.solver=euler", "sample.images=2", "sample.steps=3")
+    folders = [tmp_path / name for name in ("plain", "one", "shifted")]
+    for folder, more in zip(folders, ((), ("sample.time_shift=1",), SHIFTED), strict=True):
+        drawn_into(folder, trainable(*euler, *more))
+    plain, one, other = ((folder / "000000.png").read_bytes() for folder in folders)
+    assert plain == one
+    assert plain != other
+    assert json.loads((folders[2] / "manifest.json").read_text())["time_shift"] == 3
+    with pytest.raises(SampleError, match="time_shift: folder 3"):
+        drawn_into(folders[2], trainable(*euler))
+
+
+SHIFTED = ("sample.time_shift=3",)
 SR_DIT = (
     *(OF_LAYERS[name] for name in ("rotary", "qk_norm", "value_residual")),
     *("train.norm=rms", "train.time_shift=2.0", "train.times=lognormal"),
