@@ -219,7 +219,7 @@ def test_a_run_learns_resumes_bit_for_bit_and_is_drawn_from(
 def test_shifted_steps_draw_other_images_and_are_told_by_the_manifest(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    trained(trainable())
+    trained(trainable("train.learning_rate=0.03", "train.ema_decay=0.0"))
     euler = ("sample.solver=euler", "sample.images=2", "sample.steps=3")
     folders = [tmp_path / name for name in ("plain", "one", "shifted")]
     for folder, more in zip(folders, ((), ("sample.time_shift=1",), SHIFTED), strict=True):
