@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from compiling import COMPILING
+from methods import OF_LAYERS
 from reference import with_projectors
 from runs import log_values, trained
 
@@ -56,6 +57,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.align.0.kind=irepa",),
         ("train.align.0.until=2",),
         ("train.align.0.until=4", "train.align.0.fade=3"),
+        tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
     ],
     ids=[
         "plain",
@@ -65,6 +67,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         "irepa",
         "alignment-ends",
         "alignment-fades",
+        "layers",
     ],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
@@ -74,6 +77,13 @@ def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_ru
     assert len(graphs) == 3
     trained(trainable(COMPILED, *settings, "train.steps=6"))
     assert len(graphs) == 3
+
+
+def test_a_first_block_that_gives_its_values_to_the_others_has_a_graph_of_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    trained(trainable(COMPILED, *OF_LAYERS.values()))
+    assert len(graphs) == 3 + 1
 
 
 def test_sample_grids_add_a_graph_for_block_and_final_layer_each(

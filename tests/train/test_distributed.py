@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from launching import assert_close_runs, launch
+from methods import OF_LAYERS
 from reference import golden_model
 from runs import assert_equal_runs, trained
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
 
+DIRECTION = 'train.align.1={kind = "direction"}'
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
@@ -22,6 +24,8 @@ VARIANTS = {
     "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
     "end-of-alignment": ["train.align.0.until=2"],
+    "layers": [*OF_LAYERS.values(), DIRECTION],
+    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, "train.compute.parallel=fsdp"],
     "fsdp-irepa": ["train.align.0.kind=irepa", "train.compute.parallel=fsdp"],
     "token-similarity": [
         'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
