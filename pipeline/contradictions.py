@@ -43,9 +43,10 @@ def _alignments(config: "Config") -> Iterator[str]:
                 hint = nearest(name, config.encoders) if config.encoders else ""
                 missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
                 yield missing.rstrip("; ")
-        for depth in term.depths:
-            if depth > blocks:
-                yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
+        for key, depths in (("depth", term.depths), ("teacher_depth", term.teacher_depths)):
+            for depth in depths:
+                if depth > blocks:
+                    yield f"{where}.{key}: {train.model} has {blocks} blocks, got {depth}"
         yield from (f"{where}.{problem}" for problem in term.problems(train))
         if term.compares_images and train.compute.micro_batches > 1:
             yield (
@@ -90,6 +91,12 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
+    for term in train.align:
+        if (share := train.batch_size // world) < term.least_images:
+            yield (
+                f"train.batch_size: {term.kind!r} compares the images of a process, which has "
+                f"{share} here and needs {term.least_images}"
+            )
 
 
 def _sources(config: "Config") -> Iterator[str]:
