@@ -77,6 +77,9 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
 
 def _sampling(config: "Config") -> Iterator[str]:
     sample, family = config.sample, config.train.family
+    kinds = {term.kind for term in config.train.align}
+    if sample.contrastive_correction and "contrastive" not in kinds:
+        yield "sample.contrastive_correction: train.align has no entry of kind 'contrastive'"
     if sample.solver != "auto" or family == "DiT":
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:

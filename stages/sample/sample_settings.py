@@ -33,6 +33,9 @@ class SampleSettings(SolverOptions):
     codes of SiT and DiT guide 3."""
     class_guidance: NonNegativeFloat | None = None
     """Scale of guidance of the class token that a model diffuses along (REG); by default none."""
+    contrastive_correction: bool | None = None
+    """Whether guided steps with a scale above 1 make up for contrastive training (Delta-FM), by the
+    mean of the latents that the run keeps; by default if the run was trained so."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

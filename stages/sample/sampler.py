@@ -15,6 +15,7 @@ from stages.encode.networks.autoencoder import Autoencoder
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.sample.correction import Correction
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.sample.solvers.solver import Field, Problem, SampleError, Time
@@ -31,6 +32,7 @@ class Sampler:
     """Draws numbered images; noise and label depend on seed and number alone.
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
+    correction: of what a contrastive model predicts, in guided steps.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -42,8 +44,11 @@ class Sampler:
         interpolant: str,
         autoencoder: Autoencoder,
         device: torch.device,
+        *,
+        correction: Correction | None = None,
     ) -> None:
         self._settings = settings
+        self._correction = correction
         self._config = model.config
         self._interpolant = interpolant
         self._autoencoder = autoencoder
@@ -83,7 +88,8 @@ class Sampler:
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
         labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        field = guided_field(self._predict, self._config, labels.to(self._device), settings)
+        labels = labels.to(self._device)
+        field = guided_field(self._predict, self._config, labels, settings, self._correction)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -127,14 +133,16 @@ def guided_field(
     config: TransformerConfig,
     labels: Tensor,
     settings: SampleSettings,
+    correction: Correction | None = None,
 ) -> Field:
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
     On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
-    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B].
+    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B];
+    correction: of what is predicted of latents, in guided steps.
     """
     null = torch.full_like(labels, config.classes)
-    scales = _scales(config, settings)
+    scales, latents = _scales(config, settings), slice(config.channels * _channel_size(config))
     low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
@@ -153,6 +161,8 @@ def guided_field(
         for part, scale in scales if len(guided) else ():
             with_class, without = conditional[guided, part], unconditional[:, part]
             conditional[guided, part] = without + scale * (with_class - without)
+        if correction is not None:
+            conditional[guided, latents] = correction(conditional[guided, latents])
         return conditional
 
     return field
@@ -163,13 +173,17 @@ def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[s
 
     What comes after a latent's channels, such as DiT's variance, is the conditional one's.
     """
-    channels = settings.guided_channels or config.channels
-    # Of a state with a class token, single numbers lie along that axis.
-    size = config.side**2 if config.class_features else 1
+    channels, size = settings.guided_channels or config.channels, _channel_size(config)
     scales = [(slice(channels * size), settings.guidance)]
     if config.class_features and settings.class_guidance is not None:
         scales.append((slice(-config.class_features, None), settings.class_guidance))
     return [(part, scale) for part, scale in scales if scale != 1]
+
+
+def _channel_size(config: TransformerConfig) -> int:
+    """How many numbers of a state's second axis are one channel."""
+    # Of a state with a class token, single numbers lie along that axis.
+    return config.side**2 if config.class_features else 1
 
 
 def _per_image(state: Tensor, time: Time) -> Tensor:

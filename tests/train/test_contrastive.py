@@ -176,6 +176,10 @@ def test_training_is_resumed_bit_for_bit_and_lowers_the_total(
             r"train\.batch_size: 'contrastive' compares .* 1 here and needs 2",
         ),
         (("train.compute.micro_batches=2",), r"micro_batches: 'contrastive' needs the whole batch"),
+        (
+            ("train.align=[]", "sample.contrastive_correction=true"),
+            r"sample\.contrastive_correction: train\.align has no entry",
+        ),
         (("train.align.1.weight=1.0",), r"train\.align\.1\.weight: .*less than 1"),
     ],
 )

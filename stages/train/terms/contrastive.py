@@ -34,6 +34,7 @@ class Contrastive(Term):
 
     is_maximised: ClassVar[bool] = True
     least_images: ClassVar[int] = 2
+    needs_latent_mean: ClassVar[bool] = True
 
     kind: Literal["contrastive"] = "contrastive"
     """Which loss it is."""

@@ -91,12 +91,14 @@ class Term(Settings, ABC):
 
     module_list: the list of the model's that holds the term's module, by the name that published
     code gives it; is_maximised: whether its losses are subtracted from the total; least_images:
-    that a process has to have at a step.
+    that a process has to have at a step; needs_latent_mean: whether sampling from the run takes the
+    mean of the latents that it was trained on.
     """
 
     module_list: ClassVar[str] = "projectors"
     is_maximised: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
+    needs_latent_mean: ClassVar[bool] = False
 
     kind: str
     """Which loss it is."""
