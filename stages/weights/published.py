@@ -26,6 +26,8 @@ State: TypeAlias = dict[str, Tensor]
 # The layers whose last axis of outputs is [P, P, channels], channels fastest.
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
+# Of SRA's prediction heads here, and of the one in its own code.
+PREDICTION_HEADS = "ap_head"
 # What iREPA's code calls the layers of a projector, which REPA's only numbers.
 LAYER = "projection_layer"
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
@@ -162,5 +164,11 @@ def with_time_reversed(state: State) -> State:
 
 
 def without_projectors(state: Mapping[str, Tensor]) -> State:
-    """What a sampler needs: all but the projectors."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
+    """What a sampler needs: all but the projectors and prediction heads."""
+    known = without_prediction_heads(state)
+    return {name: tensor for name, tensor in known.items() if not name.startswith(PROJECTORS)}
+
+
+def without_prediction_heads(state: Mapping[str, Tensor]) -> State:
+    """What REPA's code knows."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(PREDICTION_HEADS)}

@@ -76,6 +76,16 @@ def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_ru
     assert len(graphs) == 3
 
 
+def test_a_teacher_adds_a_graph_for_block_and_final_layer_each_and_a_head_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    term = 'train.align.1={kind = "sra", depth = 1, teacher_depth = 3}'
+    trained(trainable(COMPILED, term))
+    assert len(graphs) == 3 + 3
+    trained(trainable(COMPILED, term, "train.steps=6"))
+    assert len(graphs) == 3 + 3
+
+
 def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
     trainable: Callable[..., Config], graphs: list[set[str]]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from methods import BASE
 from runs import assert_equal_runs, log_values, newest, trained
+from safetensors.torch import load_file
 from stepping import model_of, settings_of, stepped
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -17,6 +18,8 @@ from pipeline.config import Config, ConfigError
 from stages.train.step import Step
 from stages.train.terms.run_terms import objective_of
 from stages.train.terms.sra import INTERVAL, SelfAlignment
+from stages.weights.export import export
+from stages.weights.export_options import ExportOptions, Layout
 
 ENTRY = {"kind": "sra", "depth": 1, "teacher_depth": 2}
 TERM = 'train.align.1={kind = "sra", depth = 1, teacher_depth = 3}'
@@ -166,6 +169,23 @@ def test_training_lowers_the_loss_and_is_resumed_bit_for_bit(
     assert_equal_runs(whole, trainable(*more))
     losses = [line["sra"] for line in log_values(whole)]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("layout", [None, Layout.SIT_NO_SIGMA])
+def test_exported_files_have_no_head_and_can_be_started_from(
+    trainable: Callable[..., Config], tmp_path: Path, layout: Layout | None
+) -> None:
+    config = trainable(TERM, 'train.align.2={kind = "dispersive", recipe = "torch"}')
+    trained(config)
+    path = tmp_path / "exported.safetensors"
+    told = export(config.train.run, ExportOptions(path, layout=layout))
+    assert not any(name.startswith("ap_head") for name in load_file(path))
+    if layout is None:
+        assert "--encoder-depth=2 " in told.loaded_by
+    which = [] if layout is None else [f"train.init_layout={layout}"]
+    started = trainable(TERM, f"train.init_from={path}", f"train.run={tmp_path / 'other'}", *which)
+    trained(started)
+    assert any(name.startswith("ap_heads.0.") for name in newest(started).weights("ema"))
 
 
 @pytest.mark.parametrize(
