@@ -11,6 +11,7 @@ from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
 from stages.train.terms.redi import Redi
+from stages.train.terms.term import Term
 from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -37,29 +38,36 @@ def contradictions(
 
 
 def _alignments(config: "Config") -> Iterator[str]:
-    train, blocks = config.train, MODELS[config.train.model].size.depth
+    train = config.train
     for number, term in enumerate(train.align):
-        where = f"train.align.{number}"
-        for name in term.encoders:
-            known = {**config.encoders, **config.components}
-            if name not in known:
-                hint = nearest(name, known) if known else ""
-                missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
-                yield missing.rstrip("; ")
-            elif isinstance(term, Redi) and name not in config.components:
-                yield (
-                    f"{where}.encoder: {name!r} has tokens of many features; make a section "
-                    "[components.NAME] of it, and name that"
-                )
-        for depth in term.depths:
-            if depth > blocks:
-                yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
-        yield from (f"{where}.{problem}" for problem in term.problems(train))
+        own = (*_read(config, term), *_depths(train, term), *term.problems(train))
+        yield from (f"train.align.{number}.{problem}" for problem in own)
         if term.compares_images and train.compute.micro_batches > 1:
             yield (
                 f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once "
-                f"({where})"
+                f"(train.align.{number})"
             )
+
+
+def _read(config: "Config", term: Term) -> Iterator[str]:
+    known = {**config.encoders, **config.components}
+    for name in term.encoders:
+        if name not in known:
+            hint = f"; {nearest(name, known)}" if known else ""
+            yield f"encoder: {name!r} has no section [encoders.{name}]{hint}"
+        elif isinstance(term, Redi) and name not in config.components:
+            yield (
+                f"encoder: {name!r} has tokens of many features; make a section "
+                "[components.NAME] of it, and name that"
+            )
+
+
+def _depths(train: TrainSettings, term: Term) -> Iterator[str]:
+    blocks = MODELS[train.model].size.depth
+    for key, depths in (("depth", term.depths), ("teacher_depth", term.teacher_depths)):
+        for depth in depths:
+            if depth > blocks:
+                yield f"{key}: {train.model} has {blocks} blocks, got {depth}"
 
 
 def _components(config: "Config") -> Iterator[str]:
@@ -94,6 +102,9 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
 
 def _sampling(config: "Config") -> Iterator[str]:
     sample, family = config.sample, config.train.family
+    kinds = {term.kind for term in config.train.align}
+    if sample.contrastive_correction and "contrastive" not in kinds:
+        yield "sample.contrastive_correction: train.align has no entry of kind 'contrastive'"
     if sample.solver != "auto" or family == "DiT":
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:
@@ -110,6 +121,12 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
+    for term in train.align:
+        if (share := train.batch_size // world) < term.least_images:
+            yield (
+                f"train.batch_size: {term.kind!r} compares the images of a process, which has "
+                f"{share} here and needs {term.least_images}"
+            )
 
 
 def _sources(config: "Config") -> Iterator[str]:

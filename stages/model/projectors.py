@@ -1,4 +1,4 @@
-"""Projectors from hidden tokens to an encoder's, by the names that iREPA's checkpoints have.
+"""Modules from hidden tokens to an encoder's, by iREPA's names, and to those of another block.
 
 B images, T tokens on a square grid of h x w, W the transformer's width, D an encoder's features.
 """
@@ -25,6 +25,19 @@ class MLPProjection(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         projected: Tensor = self.projection_layer(tokens)
         return projected
+
+
+class PredictionHead(nn.Sequential):
+    """Hidden tokens of a block to those of another, [B, T, W] both (SRA, section 3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    # The compiler takes up functions of this project only, as in MLPProjector.
+    def forward(self, tokens: Tensor) -> Tensor:
+        for layer in self:
+            tokens = layer(tokens)
+        return tokens
 
 
 class ConvProjection(nn.Module):

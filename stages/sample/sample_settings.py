@@ -43,6 +43,9 @@ class SampleSettings(SolverOptions):
     """Scale of guidance towards what a model predicts of images with their components (ReDi), from
     what it predicts without, of all channels; 1 for none. Added to the guidance by labels, on the
     same interval."""
+    contrastive_correction: bool | None = None
+    """Whether guided steps with a scale above 1 make up for contrastive training (Delta-FM), by the
+    mean of the latents that the run keeps; by default if the run was trained so."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

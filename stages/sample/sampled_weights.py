@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
+from stages.sample.correction import Contrast, contrast_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
@@ -45,7 +46,8 @@ class SampledWeights:
     path: where they lie; title: a name for what is drawn from them; model: of what kind they
     are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
     the encoders it was aligned to, or None if that is not known; file: of the weights; load:
-    reads them; layout: whose code published ones are of; notes: what is to be said of them.
+    reads them; layout: whose code published ones are of; notes: what is to be said of them;
+    contrast: that they were trained contrastively, if they were.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class SampledWeights:
     load: Callable[[], Mapping[str, Tensor]]
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
+    contrast: Contrast | None = None
 
     @property
     def sha256(self) -> str:
@@ -111,6 +114,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
         aligned_with=settings.encoders,
         file=found.weights_file(weights),
         load=lambda: found.weights(weights),
+        contrast=contrast_of(settings, found.step),
     )
 
 

@@ -16,6 +16,7 @@ from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.sample.correction import Correction
 from stages.sample.model_fit import check_fit
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
@@ -33,6 +34,7 @@ class Sampler:
     """Draws numbered images; noise and label depend on seed and number alone.
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
+    correction: of what a contrastive model predicts, in guided steps.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -44,8 +46,11 @@ class Sampler:
         interpolant: str,
         autoencoder: Autoencoder,
         device: torch.device,
+        *,
+        correction: Correction | None = None,
     ) -> None:
         self._settings = settings
+        self._correction = correction
         self._config = model.config
         self._interpolant = interpolant
         self._autoencoder = autoencoder
@@ -85,7 +90,8 @@ class Sampler:
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
         labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        field = guided_field(self._predict, self._config, labels.to(self._device), settings)
+        labels = labels.to(self._device)
+        field = guided_field(self._predict, self._config, labels, settings, self._correction)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -130,14 +136,17 @@ def guided_field(
     config: TransformerConfig,
     labels: Tensor,
     settings: SampleSettings,
+    correction: Correction | None = None,
 ) -> Field:
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
     On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
-    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B].
+    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B];
+    correction: of what is predicted of latents, in guided steps.
     """
     null = torch.full_like(labels, config.classes)
     scales, towards = _scales(config, settings), settings.representation_guidance
+    latents = slice(config.channels * _channel_size(config))
     low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
@@ -164,6 +173,8 @@ def guided_field(
             with_class, without = conditional[guided, part], unconditional[:, part]
             conditional[guided, part] = without + scale * (with_class - without)
         conditional[by_components] += shift
+        if correction is not None:
+            conditional[guided, latents] = correction(conditional[guided, latents])
         return conditional
 
     return field

@@ -24,6 +24,7 @@ from stages.progress import progress
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
+from stages.train.latent_mean import keep_mean
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
@@ -89,6 +90,8 @@ def train(
                 start = stretch.start
                 if place.is_main:
                     begun()
+                if any(term.needs_latent_mean for term in settings.align):
+                    keep_mean(settings.run, cached, place)
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began

@@ -1,6 +1,7 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,7 +36,8 @@ class Run:
     """A run at some step, new or restored from a checkpoint.
 
     found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
-    network: the model as it has to be called; modules: of terms, by the terms' numbers. Raises
+    network: the model as it has to be called; teacher: the moving average as a model, up to the
+    last block that a term sees of it, if any does; modules: of terms, by the terms' numbers. Raises
     RunError if the cache does not suit the model, or if the checkpoint was made with other
     settings or from other cached tensors; WeightsError if the weights it is to start from do not
     suit the model.
@@ -67,11 +69,18 @@ class Run:
         for module in self.modules.values():
             module.requires_grad_(module in trained)
         self.model.to(place.device).train()
-        compute.compile_blocks(self.model, settings.compute.compile, place.device)
-        if self._is_sharded:
-            compute.shard(self.model, place, precision)
+        depth = max(active.teacher_depths, default=0)
+        self.teacher = deepcopy(self.model).requires_grad_(False) if depth else None
+        for model in (self.model, self.teacher):
+            if model is not None:
+                compute.compile_blocks(model, settings.compute.compile, place.device)
+                if self._is_sharded:
+                    compute.shard(model, place, precision)
         self.network = compute.replicate(self.model, place)
-        self.average = Average(self.model, settings.ema_decay)
+        self.average = Average(self.model, settings.ema_decay, self.teacher)
+        if self.teacher is not None:
+            # Nobody sees what the blocks behind would make.
+            self.teacher.blocks = self.teacher.blocks[:depth]
         self.optimiser = make_optimiser(self.model, settings)
         self.scaler = compute.make_scaler(precision, place.device)
         self.step = 0
@@ -228,7 +237,7 @@ def training_flops(
 ) -> float:
     """Operations of one image's forward and backward pass, with all terms.
 
-    A backward pass is two forward passes. shape: of an array that a term reads.
+    A backward pass is two forward passes; a teacher has none. shape: of an array that a term reads.
     """
     tokens = config.grid**2
     modules = (
@@ -236,7 +245,9 @@ def training_flops(
         for term in settings.align
         if term.lender(settings) is None
     )
-    return 3.0 * (forward_flops(config) + sum(modules))
+    taught = (max(term.teacher_depths, default=0) for term in settings.align)
+    teachers = (forward_flops(replace(config, depth=depth)) for depth in taught)
+    return 3.0 * (forward_flops(config) + sum(modules)) + sum(teachers)
 
 
 def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:

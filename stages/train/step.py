@@ -3,7 +3,7 @@
 B images of a rank, M losses, C latent channels, h and w the latent's sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.compute import autocast, precision_of, synchronised, whole
+from stages.train.compute import autocast, precision_of, reshard, synchronised, whole
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.run import Run
@@ -97,13 +97,33 @@ class Step:
         predicted = predictions(output, run.model.config)
         streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
         seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
+        taught = self._taught(seen, labels)
         return torch.stack(
             [
                 loss
                 for number, term, _ in terms.every
-                for loss in term.losses(replace(seen, projected=projected.get(number)))
+                for loss in term.losses(
+                    replace(seen, projected=projected.get(number), taught=taught.get(number, {}))
+                )
             ]
         )
+
+    @torch.no_grad()
+    def _taught(self, seen: Seen, labels: Tensor) -> dict[int, Mapping[int, Tensor]]:
+        """The teacher's hidden tokens for each term that asks for them, by the terms' numbers."""
+        objective, teacher, taught = self._objective, self._run.teacher, {}
+        for number, term, _ in self._terms.every:
+            if teacher is None or not term.teacher_depths:
+                continue
+            time = objective.time(term.teacher_level(seen.level, seen.drawn))
+            streams = seen.streams.items()
+            noisy = {name: objective.pose(one.clean, one.noise, time)[0] for name, one in streams}
+            with autocast(self._precision, self._device):
+                channels, class_token = joined(noisy)
+                depths = term.teacher_depths
+                taught[number] = teacher(channels, time, labels, depths, class_token).patches
+            reshard(teacher)
+        return taught
 
     def _projected(self, output: Output) -> dict[int, Tensor]:
         """What the terms' modules make of hidden tokens, by the terms' numbers."""

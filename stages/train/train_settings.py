@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
@@ -17,6 +25,7 @@ from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
+from stages.train.terms.term import Term
 from stages.weights.export_options import Layout
 
 # The keys of the former form, with their defaults.
@@ -153,6 +162,15 @@ class TrainSettings(Settings):
     is one."""
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("align")
+    @classmethod
+    def _settle(cls, align: tuple[Term, ...], info: ValidationInfo) -> tuple[Term, ...]:
+        """The entries with what they leave to the size of the model."""
+        if "model" not in info.data:
+            return align
+        blocks = MODELS[info.data["model"]].size.depth
+        return tuple(term.settled(blocks) for term in align)
 
     @property
     def encoders(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def _of_sit(state: State) -> State:
 
 # The model family of a layout, and how its tensors are made from a run's and the side of a patch.
 FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
-    Layout.REPA: ("SiT", lambda state, _: state),
+    Layout.REPA: ("SiT", lambda state, _: published.without_prediction_heads(state)),
     Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
     Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
     Layout.REDI: ("SiT", lambda state, _: published.as_redi(state)),
@@ -144,7 +144,7 @@ def _loaded_by(
         return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
     if layout is Layout.REDI:
         return f"ReDi's SiT with {model.inputs} channels, whose time 0 is noise"
-    if not settings.align:
+    if not any(isinstance(term, Alignment) for term in settings.align):
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
     if any(f".{published.LAYER}." in name for name in state):
         return "iREPA's samplers, which pass over projectors"
@@ -170,7 +170,7 @@ def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) 
     count = published.count_below(published.PROJECTORS, state)
     features = (len(state[OUTPUT.format(number)]) for number in range(count))
     yield f"--model={settings.model}"
-    yield f"--encoder-depth={','.join(map(str, settings.depths()))}"
+    yield f"--encoder-depth={','.join(map(str, _aligned_depths(settings)))}"
     yield f"--projector-embed-dims={','.join(map(str, features))}"
     if model.classes != CLASSES:
         yield f"--num-classes={model.classes}"
@@ -191,10 +191,16 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
     widths = {term.projector_width for term in settings.align if isinstance(term, Alignment)}
     if widths - {PROJECTOR_WIDTH}:
         yield f"projector_dim={', '.join(map(str, sorted(widths)))}"
-    if len(settings.depths()) > 1:
+    if len(_aligned_depths(settings)) > 1:
         yield "several depths"
     if model.inputs != CHANNELS:
         yield f"in_channels={model.inputs}"
     if not model.has_null_class:
         yield "class_dropout_prob=0"
     yield from _foreign(model, Layout.REPA)
+
+
+def _aligned_depths(settings: TrainSettings) -> list[int]:
+    """The blocks whose output is aligned with an encoder."""
+    aligned = (term for term in settings.align if isinstance(term, Alignment))
+    return sorted({depth for term in aligned for depth in term.depths})

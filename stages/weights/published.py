@@ -26,6 +26,8 @@ State: TypeAlias = dict[str, Tensor]
 # The layers whose last axis of outputs is [P, P, channels], channels fastest.
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
+# Of SRA's prediction heads here, and of the one in its own code.
+PREDICTION_HEADS = "ap_head"
 # What iREPA's code calls the layers of a projector, which REPA's only numbers.
 LAYER = "projection_layer"
 # Of ReDi, which has one at most and gives it no number.
@@ -183,6 +185,14 @@ def _renamed(state: State, prefix: str, other: str) -> State:
 
 
 def without_projectors(state: Mapping[str, Tensor]) -> State:
-    """What a sampler needs: all but the projectors."""
-    prefixes = (PROJECTORS, PROJECTOR)
+    """What a sampler needs: all but the projectors and prediction heads."""
+    return _without(state, PROJECTORS, PROJECTOR, PREDICTION_HEADS)
+
+
+def without_prediction_heads(state: Mapping[str, Tensor]) -> State:
+    """What REPA's code knows."""
+    return _without(state, PREDICTION_HEADS)
+
+
+def _without(state: Mapping[str, Tensor], *prefixes: str) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -46,11 +47,13 @@ def stepped(
     state: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     drawn: Mapping[str, Tensor],
+    average: Mapping[str, Tensor] | None = None,
 ) -> Stepped:
     """Forward and backward of a step.
 
     state: the model's weights; batch: `clean` latents [B, C, h, w], `labels` [B] that are not
-    dropped any more, and cached arrays by name; drawn: `noise`, `time` and what terms draw.
+    dropped any more, and cached arrays by name; drawn: `noise`, `time` and what terms draw;
+    average: the weights of the moving average, by default the model's.
     """
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in batch.items()}
     options = config_for(settings, shapes["clean"], config.classes, shapes.__getitem__)
@@ -59,7 +62,10 @@ def stepped(
     )
     model, modules = model_of(settings, config, shapes)
     model.load_state_dict(dict(state))
-    run = SimpleNamespace(network=model, model=model, modules=modules)
+    teacher = deepcopy(model)
+    if average is not None:
+        teacher.load_state_dict(dict(average))
+    run = SimpleNamespace(network=model, model=model, modules=modules, teacher=teacher)
     cached = SimpleNamespace(scaling=LatentScaling(1, 0), classes=config.classes)
     terms = RunTerms.of(settings)
     step = Step(settings, run, terms, cached, CPU)  # type: ignore[arg-type]

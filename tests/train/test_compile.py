@@ -86,6 +86,16 @@ def test_a_first_block_that_gives_its_values_to_the_others_has_a_graph_of_its_ow
     assert len(graphs) == 3 + 1
 
 
+def test_a_teacher_adds_a_graph_for_block_and_final_layer_each_and_a_head_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    term = 'train.align.1={kind = "sra", depth = 1, teacher_depth = 3}'
+    trained(trainable(COMPILED, term))
+    assert len(graphs) == 3 + 3
+    trained(trainable(COMPILED, term, "train.steps=6"))
+    assert len(graphs) == 3 + 3
+
+
 def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
     trainable: Callable[..., Config], graphs: list[set[str]]
 ) -> None:

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
+from stages.train.latent_mean import read_mean
+from stages.weights.run_folder import latent_mean_path
 
 DIRECTION = 'train.align.1={kind = "direction"}'
 # Each is trained in one process and in two.
@@ -30,8 +32,22 @@ VARIANTS = {
     "token-similarity": [
         'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
     ],
+    "sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3}'],
+    "fsdp-sra": [
+        'train.align.1={kind="sra", depth=1, teacher_depth=3, decay=2, constant=1}',
+        "train.compute.parallel=fsdp",
+    ],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
+}
+# Their losses are over the images of a process: two of them train like one in two parts.
+OF_A_PROCESS = {
+    "contrastive": ['train.align.1={kind="contrastive"}'],
+    "contrastive-skipping": [
+        'train.align.1={kind="contrastive", negatives="other-class", skip_unlabelled=true}'
+    ],
+    "contrastive-rolled": ['train.align.1={kind="contrastive", negatives="rolled"}'],
+    "dispersive": ['train.align.1={kind="dispersive"}'],
 }
 # Half precision rounds sums in another order to other numbers.
 HALF = {
@@ -63,7 +79,11 @@ class Trained:
 def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = Trained(built, tmp_path_factory.mktemp("ranks"))
     (runs.folder / "pipeline.toml").write_text(runs.config.read_text())
-    scenarios = [runs.overrides(f"two-{name}", *more) for name, more in VARIANTS.items()]
+    scenarios = [
+        runs.overrides(f"two-{name}", *more) for name, more in {**VARIANTS, **OF_A_PROCESS}.items()
+    ]
+    for name, settings in OF_A_PROCESS.items():
+        trained(in_parts(load_config(runs.config, runs.overrides(f"parts-{name}", *settings))))
     for name, settings in VARIANTS.items():
         trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
     for name in ("ddp", "fsdp"):
@@ -81,6 +101,21 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
     assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
+
+
+@pytest.mark.parametrize("name", OF_A_PROCESS)
+def test_two_processes_train_like_one_in_two_parts_if_each_compares_its_own_images(
+    runs: Trained, name: str
+) -> None:
+    assert_close_runs(runs.run(f"two-{name}"), runs.run(f"parts-{name}"), 1e-4)
+
+
+def test_two_processes_keep_the_mean_of_the_latents_of_one(runs: Trained) -> None:
+    two, one = (
+        read_mean(latent_mean_path(runs.run(f"{name}-contrastive").train.run))
+        for name in ("two", "parts")
+    )
+    torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.slow
@@ -138,3 +173,9 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
         assert exchanged == 1
     finally:
         torch.distributed.destroy_process_group()
+
+
+def in_parts(config: Config) -> Config:
+    """The same with the batch in two parts, which users are not let do: it is another loss."""
+    compute = config.train.compute.model_copy(update={"micro_batches": 2})
+    return config.model_copy(update={"train": config.train.model_copy(update={"compute": compute})})

@@ -61,8 +61,12 @@ class RunTerms:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each loss in the total, before any of them fades."""
-        return tuple(one.term.weight for one in self.every for _ in one.names)
+        """Of each loss in the total, before any of them fades; less than 0 of what is maximised."""
+        return tuple(
+            -one.term.weight if one.term.is_maximised else one.term.weight
+            for one in self.every
+            for _ in one.names
+        )
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -70,8 +74,8 @@ class RunTerms:
         return tuple(one.number for one in self.every for _ in one.names)
 
     def shares(self, step: int) -> Mapping[int, float]:
-        """How much of its weight each term that fades has at a step, by number."""
-        return {one.number: one.term.share(step) for one in self.every if one.term.fade}
+        """How much of its weight each term has at a step, by number, if that changes."""
+        return {one.number: one.term.share(step) for one in self.every if one.term.has_schedule}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -82,6 +86,11 @@ class RunTerms:
     def depths(self) -> frozenset[int]:
         """The blocks whose output is seen."""
         return frozenset(depth for one in self.every for depth in one.term.depths)
+
+    @property
+    def teacher_depths(self) -> frozenset[int]:
+        """The blocks of the teacher whose output is seen."""
+        return frozenset(depth for one in self.every for depth in one.term.teacher_depths)
 
     def draws(self, shapes_of: Callable[[Term], Shapes]) -> Mapping[str, tuple[int, ...]]:
         """What is drawn for them, and its shape for an image."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
@@ -69,7 +69,8 @@ class Seen:
     [B]; drawn: what it asked for, besides `posterior` and `noise` [B, C, h, w]; time: [B], in the
     unit of the model; level: [B], the same from 0, clean, to 1, noise; streams: what is diffused,
     by the names of `stages.model.streams`; hidden: tokens [B, T, W] of patches behind blocks, by
-    the blocks' numbers from 1; projected: what the term's own module made of hidden tokens.
+    the blocks' numbers from 1; projected: what the term's own module made of hidden tokens;
+    taught: those of the teacher that the term asks for, without gradient.
     """
 
     batch: Named
@@ -79,6 +80,7 @@ class Seen:
     streams: Mapping[str, Streamed]
     hidden: Mapping[int, Tensor]
     projected: Tensor | None = None
+    taught: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Term(Settings, ABC):
@@ -88,10 +90,15 @@ class Term(Settings, ABC):
     torch where it computes: configurations are checked without it.
 
     module_list: the list of the model's that holds the term's module, by the name that published
-    code gives it.
+    code gives it; is_maximised: whether its losses are subtracted from the total; least_images:
+    that a process has to have at a step; needs_latent_mean: whether sampling from the run takes the
+    mean of the latents that it was trained on.
     """
 
     module_list: ClassVar[str] = "projectors"
+    is_maximised: ClassVar[bool] = False
+    least_images: ClassVar[int] = 1
+    needs_latent_mean: ClassVar[bool] = False
 
     kind: str
     """Which loss it is."""
@@ -108,6 +115,10 @@ class Term(Settings, ABC):
         if self.fade > (self.until or 0):
             end = "there is no until" if self.until is None else f"until is {self.until}"
             raise ValueError(f"fade: {self.fade} steps before an end, but {end}")
+        return self
+
+    def settled(self, blocks: int) -> Self:  # noqa: ARG002
+        """The same for a model of so many blocks, if it leaves anything to their number."""
         return self
 
     @property
@@ -129,6 +140,15 @@ class Term(Settings, ABC):
     def depths(self) -> tuple[int, ...]:
         """The blocks, counted from 1, whose output it sees."""
         return ()
+
+    @property
+    def teacher_depths(self) -> tuple[int, ...]:
+        """The blocks of the model's moving average, its teacher, whose output it sees."""
+        return ()
+
+    def teacher_level(self, level: Tensor, drawn: Named) -> Tensor:  # noqa: ARG002
+        """The levels of noise [B] at which the teacher sees the images, given the model's."""
+        return level
 
     @property
     def compares_images(self) -> bool:
@@ -155,6 +175,11 @@ class Term(Settings, ABC):
     def is_active(self, step: int) -> bool:
         """Whether it is part of a step, counted from 0."""
         return self.until is None or step < self.until
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its share changes while it is active."""
+        return self.fade > 0
 
     def share(self, step: int) -> float:
         """How much of its weight it has at a step at which it is active, from 0 to 1."""
