@@ -101,10 +101,12 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
 
 
 def _sampling(config: "Config") -> Iterator[str]:
-    sample, family = config.sample, config.train.family
-    kinds = {term.kind for term in config.train.align}
-    if sample.contrastive_correction and "contrastive" not in kinds:
+    sample, train, family = config.sample, config.train, config.train.family
+    if sample.contrastive_correction and all(term.kind != "contrastive" for term in train.align):
         yield "sample.contrastive_correction: train.align has no entry of kind 'contrastive'"
+    # Samples may be drawn from other weights, but grids are of this run.
+    if train.grid_every and sample.class_guidance is not None and not train.has_class_token:
+        yield "sample.class_guidance: no entry of kind 'class-token' is there for the run's grids"
     if sample.solver != "auto" or family == "DiT":
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:
@@ -177,7 +179,7 @@ def _grids(config: "Config") -> Iterator[str]:
         yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
         return
     grid = side // patch
-    for name in set(train.encoders) & encoders.keys():
+    for name in set(train.on_grid) & encoders.keys():
         tokens, encoder = config.encode.token_grid(name), encoders[name]
         if tokens != grid:
             yield (

@@ -16,7 +16,7 @@ from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 from stages.train.cached_data import encoder_of, shape_of, stored_arrays
-from stages.train.run import config_for, training_flops
+from stages.train.run import config_for, count_parameters, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
 
@@ -108,8 +108,19 @@ class ReadRate:
         return self.needed_images_per_second * self.image_bytes
 
 
-def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> float:
-    """Operations of the transformer for one image of a training step."""
+@dataclass(frozen=True)
+class Trained:
+    """What a run trains, with the modules of all terms.
+
+    flops: operations for one image of a step.
+    """
+
+    parameters: int
+    flops: float
+
+
+def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> Trained:
+    """The transformer as configured. classes: of the data set."""
     columns = {one.column.name: one.column for one in foreseen}
     channels, *sides = columns[config.tensors.latents].array("moments").row_shape
 
@@ -117,7 +128,9 @@ def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int)
         return shape_of(name, columns[FEATURES + encoder_of(name)])
 
     model = config_for(config.train, (channels // 2, *sides), classes, shape)
-    return training_flops(config.train, model, shape)
+    return Trained(
+        count_parameters(config.train, model, shape), training_flops(config.train, model, shape)
+    )
 
 
 def read_rate(

@@ -1,6 +1,6 @@
 """A plan as one JSON object, and as tables for the terminal.
 
-cache, images, counted_in, model, encoders, advice
+cache, images, counted_in, model, parameters, encoders, advice
 disk        arrays, whole, missing, needed_bytes, free_bytes, folder, fits
 networks    by column: flops of an image, seconds for it in a build and online
 build       is_measured, device, parts (seconds of what runs side by side), seconds, slowest
@@ -35,6 +35,7 @@ def exported(plan: Plan) -> dict[str, Any]:
         "images": plan.images.count,
         "counted_in": plan.images.counted_in,
         "model": plan.config.train.model,
+        "parameters": plan.parameters,
         "encoders": list(plan.config.train.encoders),
         "disk": _disk(plan),
         "networks": {
@@ -181,7 +182,8 @@ def _show_networks(plan: Plan) -> None:
         if name == plan.config.latents.column:
             remark = "published code precomputes it"
         table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
-    model = f"{plan.config.train.model}, forward and backward"
+    size = f"{plan.parameters / 1e6:,.1f} M parameters"
+    model = f"{plan.config.train.model} ({size}), forward and backward"
     table.add_row(model, operations(step), "", "")
     _print("Operations for an image", table)
 

@@ -43,12 +43,14 @@ def _check_solver(settings: SampleSettings, config: TransformerConfig) -> None:
 
 
 def _check_guidance(settings: SampleSettings, config: TransformerConfig) -> None:
-    if settings.guidance != 1 and not config.has_null_class:
-        raise SampleError(
-            f"sample.guidance is {settings.guidance}, but the model was trained without label "
-            "dropping and has no null class",
-            remedy="Set it to 1, or train with label dropping.",
-        )
+    scales = {"guidance": settings.guidance, "class_guidance": settings.class_guidance}
+    for name, scale in scales.items():
+        if scale not in (None, 1) and not config.has_null_class:
+            raise SampleError(
+                f"sample.{name} is {scale}, but the model was trained without label dropping and "
+                "has no null class",
+                remedy="Set it to 1, or train with label dropping.",
+            )
     if settings.class_guidance is not None and not config.class_features:
         raise SampleError(
             f"sample.class_guidance is {settings.class_guidance}, but the model has no class token",

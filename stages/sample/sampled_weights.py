@@ -13,8 +13,11 @@ from stages.sample.correction import Contrast, contrast_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
-from stages.weights.fitting import CHANNELS, LABELS, fit, has_redi_names, layout_of, shape_in
+from stages.weights.file_layout import has_redi_names, layout_of
+from stages.weights.fitting import fit
+from stages.weights.model_shape import CHANNELS, LABELS, shape_in
 from stages.weights.published import (
+    CLASS_TOKENS,
     PROJECTOR,
     PROJECTORS,
     WeightsError,
@@ -126,7 +129,8 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
             remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
-    has_projectors = any(name.startswith((PROJECTORS, PROJECTOR)) for name in found.state)
+    owned = (PROJECTORS, PROJECTOR, CLASS_TOKENS)
+    was_aligned = any(name.startswith(owned) for name in found.state)
     shape = shape_in(found)
     is_redi = options.layout is Layout.REDI or has_redi_names(found)
     # Published ones are of SD-VAE's latents, with components behind them.
@@ -143,6 +147,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         mlp=shape.mlp,
         rotary=shape.rotary,
         value_residual=shape.value_residual,
+        class_features=shape.class_features,
     )
     layout = layout_of(found, options.layout, config)
     found = replace(found, state=without_projectors(found.state))
@@ -153,7 +158,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         model=train.model,
         config=config,
         interpolant=train.interpolant,
-        aligned_with=None if has_projectors else (),
+        aligned_with=None if was_aligned else (),
         file=path,
         load=lambda: state,
         layout=layout,

@@ -9,7 +9,7 @@ such as `ENCODER/class_token`. All are float32. B images, T tokens, D features, 
 latent channels, h and w the latent's sides, N rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,17 @@ def shape_of(name: str, column: Column) -> tuple[int, ...]:
     """Of one of a batch, for an image."""
     shape = column.array(stored_arrays(name, column)[0]).row_shape
     return shape[-1:] if name.endswith(f"/{VECTOR}") else shape
+
+
+def notes_on_means(names: Iterable[str], column_of: Callable[[str], Column]) -> Iterator[str]:
+    """Where the mean of an encoder's tokens stands for a class token, a line each.
+
+    names: of arrays of a batch; column_of: an encoder's.
+    """
+    for name in names:
+        encoder = encoder_of(name)
+        if name.endswith(f"/{VECTOR}") and _array_of(name, column_of(encoder)) == VECTOR:
+            yield f"{encoder} has no class token: the mean of its tokens stands for it"
 
 
 def storage_of(column: Column) -> Storage:
@@ -153,9 +164,13 @@ class CachedData:
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
 
+    def column(self, encoder: str) -> Column:
+        """An encoder's, of the images as they are."""
+        return self.features[encoder][0].column
+
     def shape(self, name: str) -> tuple[int, ...]:
         """That of an image's part of an array, one of `stages.train.cached_data`."""
-        return shape_of(name, self.features[encoder_of(name)][0].column)
+        return shape_of(name, self.column(encoder_of(name)))
 
 
 def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ from cache.order import Rows
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.processes import InterruptedWorkError, stop_request
-from stages.progress import progress
+from stages.progress import progress, say
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
@@ -90,8 +90,7 @@ def train(
                 start = stretch.start
                 if place.is_main:
                     begun()
-                if any(term.needs_latent_mean for term in settings.align):
-                    keep_mean(settings.run, cached, place)
+                stretch.introduce()
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began
@@ -138,6 +137,13 @@ class Stretch:
         if found is not None:
             self._meter.restore(found.measured)
         self._note = ""
+
+    def introduce(self) -> None:
+        """Say what is special about what the run reads, and keep what it needs of all of it."""
+        for line in self._run.notes if self._place.is_main else ():
+            say(line)
+        if any(term.needs_latent_mean for term in self._settings.align):
+            keep_mean(self._settings.run, self._cached, self._place)
 
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""

@@ -13,7 +13,7 @@ from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train import compute
-from stages.train.cached_data import CachedData
+from stages.train.cached_data import CachedData, notes_on_means
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.randomness import Stream, seed_for
@@ -37,10 +37,10 @@ class Run:
 
     found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
     network: the model as it has to be called; teacher: the moving average as a model, up to the
-    last block that a term sees of it, if any does; modules: of terms, by the terms' numbers. Raises
-    RunError if the cache does not suit the model, or if the checkpoint was made with other
-    settings or from other cached tensors; WeightsError if the weights it is to start from do not
-    suit the model.
+    last block that a term sees of it, if any does; modules: of terms, by the terms' numbers; notes:
+    what is to be said of what it reads. Raises RunError if the cache does not suit the model, or
+    if the checkpoint was made with other settings or from other cached tensors; WeightsError if
+    the weights it is to start from do not suit the model.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Run:
             "columns": cached.fingerprints,
             "rows": cached.rows_identity,
         }
+        self.notes = list(notes_on_means(RunTerms.of(settings).arrays, cached.column))
         config = config_for(settings, cached.latent_shape, cached.classes, cached.shape)
         check_grids(config, settings, cached)
         if found is not None:
@@ -149,6 +150,7 @@ class Run:
                 "step": self.step,
                 **self._identity,
                 "model": asdict(self.model.config),
+                **({"notes": self.notes} if self.notes else {}),
                 "scaler": self.scaler.state_dict(),
             },
             is_sharded=self._is_sharded,
@@ -239,9 +241,12 @@ def training_flops(
 
     A backward pass is two forward passes; a teacher has none. shape: of an array that a term reads.
     """
-    tokens = config.grid**2
+    patches = config.grid**2
     modules = (
-        term.module_flops(shapes_for(term, config, shape), tokens)
+        term.module_flops(
+            shapes_for(term, config, shape),
+            patches + (config.class_tokens if term.sees_class_token else 0),
+        )
         for term in settings.align
         if term.lender(settings) is None
     )
@@ -250,12 +255,21 @@ def training_flops(
     return 3.0 * (forward_flops(config) + sum(modules)) + sum(teachers)
 
 
+def count_parameters(
+    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> int:
+    """Number of parameters that a run trains. shape: of an array that a term reads."""
+    with torch.device("meta"):
+        made = (term.make_module(shapes_for(term, config, shape)) for term in settings.align)
+        modules = [Transformer(config), *(module for module in made if module is not None)]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
 def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
-    """Raise RunError unless all tokens that hidden ones are aligned with lie on their grid."""
-    for encoder, (reader, *_) in cached.features.items():
-        if not settings.depths(encoder):
-            continue
-        tokens = reader.column.array("tokens").row_shape[0]
+    """Raise RunError unless tokens lie on the transformer's grid where they have to."""
+    for encoder in settings.on_grid:
+        tokens = cached.column(encoder).array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "

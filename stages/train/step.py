@@ -146,7 +146,7 @@ class Step:
         clean = {LATENTS: self._scaling.sample(batch["moments"], drawn["posterior"])}
         noise = {LATENTS: drawn["noise"]}
         for term in self._terms.joint:
-            clean[term.stream] = term.clean(batch, drawn)
+            clean[term.stream] = term.kept(term.clean(batch), drawn)
             noise[term.stream] = drawn[noise_of(term.stream)]
         posed = {
             name: Posed(x, noise[name], *self._objective.pose(x, noise[name], drawn["time"]))

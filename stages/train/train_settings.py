@@ -25,6 +25,7 @@ from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
+from stages.train.terms.joint import ClassToken
 from stages.train.terms.term import Term
 from stages.weights.export_options import Layout
 
@@ -177,10 +178,20 @@ class TrainSettings(Settings):
         """Those whose cached arrays are read at some step, each once."""
         return tuple(dict.fromkeys(name for term in self.align for name in term.encoders))
 
+    @property
+    def on_grid(self) -> tuple[str, ...]:
+        """Those of which tokens have to lie on the transformer's grid."""
+        return tuple(dict.fromkeys(name for term in self.align for name in term.on_grid))
+
     def depths(self, encoder: str | None = None) -> tuple[int, ...]:
         """The blocks, from 1, whose output is aligned: with any encoder, or with one."""
         terms = (term for term in self.align if encoder is None or encoder in term.encoders)
         return tuple(sorted({depth for term in terms for depth in term.depths}))
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token is diffused along with the latents."""
+        return any(isinstance(term, ClassToken) for term in self.align)
 
     @property
     def family(self) -> str:

@@ -17,7 +17,7 @@ from stages.train.train_settings import TrainSettings
 from stages.weights import published
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
-from stages.weights.fitting import CHANNELS, PIXELS_PER_LATENT
+from stages.weights.model_shape import CHANNELS, PIXELS_PER_LATENT
 from stages.weights.published import State, WeightsError
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
@@ -25,7 +25,7 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # latents, and what else it assumes.
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
-PROJECTOR_WIDTH, CLASSES = 2048, 1000
+PROJECTOR_WIDTH, CLASSES, CLASS_FEATURES = 2048, 1000, 768
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
 
@@ -103,6 +103,11 @@ def export(run: Path, options: ExportOptions) -> Exported:
             f"The code of the layout {layout} has no {', '.join(foreign)}, as {run} has",
             remedy="Take the layout repa, which keeps all names.",
         )
+    if model.class_features and layout.has_time_reversed:
+        raise WeightsError(
+            f"The code of the layout {layout} knows no class token, which {run} diffuses along",
+            remedy=f"REG's does, whose files have the layout {Layout.REPA}.",
+        )
     state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
@@ -148,7 +153,8 @@ def _loaded_by(
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
     if any(f".{published.LAYER}." in name for name in state):
         return "iREPA's samplers, which pass over projectors"
-    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
+    code = "REG" if model.class_features else "REPA"
+    hint = f"{code}'s generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
 
@@ -172,6 +178,9 @@ def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) 
     yield f"--model={settings.model}"
     yield f"--encoder-depth={','.join(map(str, _aligned_depths(settings)))}"
     yield f"--projector-embed-dims={','.join(map(str, features))}"
+    if model.class_features:
+        # REG's code samples by no ODE, though that is its default.
+        yield "--mode=sde"
     if model.classes != CLASSES:
         yield f"--num-classes={model.classes}"
     if model.side in SIDES[1:]:
@@ -195,6 +204,8 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
         yield "several depths"
     if model.inputs != CHANNELS:
         yield f"in_channels={model.inputs}"
+    if model.class_features not in (0, CLASS_FEATURES):
+        yield f"a class token of {model.class_features} features"
     if not model.has_null_class:
         yield "class_dropout_prob=0"
     yield from _foreign(model, Layout.REPA)

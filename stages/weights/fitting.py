@@ -1,10 +1,9 @@
 """Whether weights are those of a model, and which of its parts start anew.
 
-T tokens, W the transformer's width, P a patch's side, C latent channels.
+T tokens, W the transformer's width, P a patch's side, C latent channels, D an encoder's features.
 """
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,24 +15,17 @@ from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
+from stages.weights.file_layout import doubts_about, layout_of
+from stages.weights.model_shape import LABELS, Shape, shape_in, shape_of
 from stages.weights.published import (
     HEAD,
     LAYER,
-    PROJECTOR,
     PROJECTORS,
     Found,
     State,
     WeightsError,
     count_below,
 )
-
-PATCHES = "x_embedder.proj.weight"
-POSITIONS = "pos_embed"
-LABELS = "y_embedder.embedding_table.weight"
-# The tensors that tell the shape of a model, and their number of axes.
-TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
-# Of SD-VAE, whose latents the published checkpoints are of.
-PIXELS_PER_LATENT, CHANNELS = 8, 4
 
 
 def start_from(
@@ -52,61 +44,6 @@ def start_from(
             say(line)
 
 
-def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) -> Layout:
-    """Whose code weights are of, as far as they and the model that they are for tell.
-
-    stated: what the user says. Raises WeightsError if that contradicts the weights, and if nothing
-    tells: files of SiT and of REPA differ in their direction of time, but not in their names.
-    """
-    possible, evidence = _possible_layouts(found, config)
-    others = " or ".join(f"'{layout}'" for layout in possible[1:])
-    if stated is None and others and possible[0] is Layout.REPA:
-        raise WeightsError(
-            f"{found.path} does not tell whose code its weights are of: {evidence}",
-            remedy=(
-                f"Say '{Layout.REPA}' (time 0 is data) or {others} (time 0 is noise): "
-                "train.init_layout, or --layout of `repa-cache sample --official`."
-            ),
-        )
-    if stated is not None and stated not in possible:
-        fitting = " or ".join(f"'{layout}'" for layout in possible)
-        raise WeightsError(
-            f"{found.path} is not of the layout '{stated}': {evidence}",
-            remedy=(
-                f"Expected {fitting} (train.init_layout, or --layout of `repa-cache sample "
-                "--official`)."
-            ),
-        )
-    return stated or possible[0]
-
-
-def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Layout, ...], str]:
-    """The layouts that weights may have, and what tells so."""
-    if config.learns_sigma:
-        return (Layout.DIT,), "it is read as a DiT, as train.model says"
-    if found.model is not None:
-        return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
-    if has_redi_names(found):
-        return (Layout.REDI,), "its projector has no number, as in ReDi's files"
-    if any(name.startswith(PROJECTORS) for name in found.state):
-        return (Layout.REPA,), "it has projectors, as only REPA's files do"
-    if shape_in(found).learns_sigma:
-        doubled = "its output has twice the channels, as SiT's files have"
-        # Earlier versions of this project wrote such files in their own direction of time.
-        return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
-    single = "it has neither projectors nor an output of twice the channels"
-    if config.joint_channels:
-        return (Layout.REPA, Layout.REDI), single
-    if shape_in(found).has_only_layers_of_sit:
-        return (Layout.REPA, Layout.SIT_NO_SIGMA, Layout.LIGHTNINGDIT), single
-    return (Layout.REPA, Layout.LIGHTNINGDIT), f"{single}; some of its layers SiT has not"
-
-
-def has_redi_names(found: Found) -> bool:
-    """Whether weights have the projector of ReDi's code."""
-    return any(name.startswith(PROJECTOR) for name in found.state)
-
-
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
     """A model's state with these weights in it, and what differs from them, a line each.
 
@@ -118,7 +55,7 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     """
     _adopt_kernels(found, model)
     own, config = model.state_dict(), model.config
-    doubts = _doubts(found, layout, config)
+    doubts = doubts_about(found, layout, config)
     found, notes = _with_outputs_of(config, found)
     notes += doubts
     _check_shape(found, config)
@@ -139,102 +76,6 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
-
-
-def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str]:
-    """What speaks against the layout that the user states, though it is possible."""
-    if layout is not Layout.REPA or Layout.SIT not in _possible_layouts(found, config)[0]:
-        return []
-    return [
-        "read with time 0 as data, as earlier versions of repa-cache wrote such files; those of "
-        f"SiT's own code have the layout '{Layout.SIT}'"
-    ]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What tensors say of their model.
-
-    channels: of latents and of components behind them; side: of the latents it is for; norm: None
-    if unsaid.
-    """
-
-    depth: int
-    width: int
-    patch: int
-    channels: int
-    side: float
-    learns_sigma: bool
-    qk_norm: bool
-    norm: str | None
-    mlp: str
-    rotary: bool
-    value_residual: bool
-
-    @property
-    def has_only_layers_of_sit(self) -> bool:
-        """Whether SiT's code may have made it."""
-        layers = (self.norm or "layer", self.mlp, self.rotary, self.value_residual)
-        return layers == ("layer", "gelu", False, False)
-
-    def in_words(self) -> list[str]:
-        """A phrase for each field."""
-        pixels = self.side * PIXELS_PER_LATENT
-        return [
-            f"{self.depth} blocks",
-            f"width {self.width}",
-            f"patches of side {self.patch}",
-            f"{self.channels} latent channels",
-            f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
-            "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
-            f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
-            f"norms of kind {self.norm!r} (train.norm)",
-            f"blocks with {self.mlp!r} (train.mlp)",
-            f"{'rotary and' if self.rotary else 'only'} fixed positions (train.rotary)",
-            f"{'mixed' if self.value_residual else 'unmixed'} values (train.value_residual)",
-        ]
-
-
-def shape_in(found: Found) -> Shape:
-    """The shape that weights have; raises WeightsError if they are of another kind of model."""
-    state = found.state
-    for name, axes in TELLING.items():
-        if name not in state or state[name].ndim != axes:
-            raise WeightsError(
-                f"{found.path} holds no weights of a SiT or DiT: {name} with {axes} axes is not "
-                f"among them, but {', '.join(sorted(state)[:4])}."
-            )
-    width, channels, patch, _ = state[PATCHES].shape
-    return Shape(
-        depth=count_below("blocks.", state),
-        width=width,
-        patch=patch,
-        channels=channels,
-        side=math.sqrt(state[POSITIONS].shape[1]) * patch,
-        learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
-        qk_norm=any(".q_norm." in name for name in state),
-        norm=_norm_in(found),
-        mlp="swiglu" if any(".mlp.w12." in name for name in state) else "gelu",
-        rotary=any(name.startswith("feat_rope.") for name in state),
-        value_residual=any(name.endswith(".v1_lambda") for name in state),
-    )
-
-
-def _norm_in(found: Found) -> str | None:
-    """The kind of the norms, if it is known; a layer norm with weights has biases, too."""
-    if found.model is not None:
-        return found.model.norm
-    if "blocks.0.norm1.weight" in found.state:
-        return "rms-affine"
-    if "blocks.0.attn.q_norm.weight" in found.state:
-        return "layer" if "blocks.0.attn.q_norm.bias" in found.state else "rms"
-    return None
-
-
-def shape_of(config: TransformerConfig) -> Shape:
-    """The shape of a model."""
-    own = {field.name: getattr(config, field.name) for field in fields(Shape)}
-    return Shape(**{**own, "channels": config.inputs})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
@@ -268,11 +109,22 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
 def _advice(theirs: Shape, ours: Shape) -> str:
     if theirs.side != ours.side:
         return "Positions are not resampled: take weights of the cache's resolution."
+    if theirs.class_features != ours.class_features:
+        return _advice_on_class_tokens(theirs)
     family = "DiT" if theirs.learns_sigma else "SiT"
     for name, (own, size, patch) in MODELS.items():
         if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
             return f"Set train.model to {name!r}, if that is meant."
     return ""
+
+
+def _advice_on_class_tokens(theirs: Shape) -> str:
+    if not theirs.class_features:
+        return "Leave out the entry of kind 'class-token' in [[train.align]]."
+    return (
+        "Set an entry of kind 'class-token' in [[train.align]], with an encoder of "
+        f"{theirs.class_features} features."
+    )
 
 
 def _check_trunk(found: Found, own: State) -> None:

@@ -34,6 +34,8 @@ LAYER = "projection_layer"
 PROJECTOR = "projector."
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
 TIMES = "t_embedder.mlp.0.weight"
+# What takes in a class token, in REG's code: from its features to the width.
+CLASS_TOKENS = "cls_projectors2.weight"
 
 
 class WeightsError(RepaCacheError):

@@ -1,5 +1,6 @@
 """REG: a class token that is diffused along, against tensors of the published code."""
 
+import math
 from typing import Any
 
 import pytest
@@ -17,10 +18,9 @@ ALIGN = (
 )
 
 
-@pytest.fixture(scope="module")
-def reg(methods: Any) -> Stepped:
+def step_of(methods: Any, **train: Any) -> Stepped:
     return stepped(
-        settings_of(ALIGN),
+        settings_of(ALIGN, **train),
         BASE,
         methods.below("reg.model."),
         {
@@ -35,6 +35,11 @@ def reg(methods: Any) -> Stepped:
             "class_token/noise": methods["reg.in.class_noise"],
         },
     )
+
+
+@pytest.fixture(scope="module")
+def reg(methods: Any) -> Stepped:
+    return step_of(methods)
 
 
 def test_losses_are_the_published_ones(methods: Any, reg: Stepped) -> None:
@@ -57,6 +62,49 @@ def test_predictions_are_the_published_ones(methods: Any, reg: Stepped) -> None:
     projected = reg.model.projectors[0](output.hidden[1])
     assert_close(projected, methods["reg.projected"], rtol=1e-5, atol=1e-6)
     assert torch.equal(output.patches[1], output.hidden[1][:, 1:])
+
+
+def posed(methods: Any, path: str, clean: str, noise: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is noisy and its velocity, image by image, from the formulas of the paths."""
+    noisy, velocity = [], []
+    for x, e, t in zip(*(methods[f"reg.in.{key}"] for key in (clean, noise, "t")), strict=True):
+        if path == "linear":
+            noisy.append((1 - t) * x + t * e)
+            velocity.append(e - x)
+        else:
+            angle = math.pi / 2 * t
+            noisy.append(angle.cos() * x + angle.sin() * e)
+            velocity.append(math.pi / 2 * (angle.cos() * e - angle.sin() * x))
+    return torch.stack(noisy), torch.stack(velocity)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_a_step_is_what_its_formulas_say(methods: Any, path: str) -> None:
+    reg = step_of(methods, interpolant=path)
+    noisy, velocity = posed(methods, path, "x", "noise")
+    noisy_class, class_velocity = posed(methods, path, "class_token", "class_noise")
+    times, labels = methods["reg.in.t"], methods["reg.in.y"]
+    model = step_of(methods, interpolant=path).model
+    model.zero_grad()
+    output = model(noisy, times, labels, [1], noisy_class)
+    denoising = (output.prediction - velocity).square().mean((1, 2, 3))
+    # One number for each image: the published code mixes images on the cosine path.
+    class_denoising = (output.class_prediction - class_velocity).square().mean(1)
+    assert class_velocity.shape == noisy_class.shape == (2, 24)
+    projected = model.projectors[0](output.hidden[1])
+    targets = torch.cat(
+        [methods["reg.in.class_token"][:, None], methods["reg.in.target_tokens"]], dim=1
+    )
+    lengths = projected.norm(dim=2) * targets.norm(dim=2)
+    alignment = -((projected * targets).sum(dim=2) / lengths).mean(dim=1)
+    for name, expected in (
+        ("denoising", denoising),
+        ("class-token", class_denoising),
+        ("alignment/e", alignment),
+    ):
+        assert_close(reg.losses[name], expected, rtol=1e-5, atol=1e-6)
+    (denoising.mean() + 0.03 * class_denoising.mean() + 0.5 * alignment.mean()).backward()
+    assert_gradients(reg.model, {n: p.grad for n, p in model.named_parameters() if p.requires_grad})
 
 
 GUIDANCE = {

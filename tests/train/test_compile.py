@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_tokens import entries
 from compiling import COMPILING
 from methods import OF_LAYERS
 from reference import with_projectors
@@ -58,16 +59,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.align.0.until=2",),
         ("train.align.0.until=4", "train.align.0.fade=3"),
         tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
+        (entries(),),
+        (entries(), "train.align.1.class_token=false", "train.compute.micro_batches=2"),
     ],
     ids=[
-        "plain",
-        "micro-batches",
-        "recomputed",
-        "dit",
-        "irepa",
-        "alignment-ends",
-        "alignment-fades",
-        "layers",
+        *("plain", "micro-batches", "recomputed", "dit", "irepa"),
+        *("alignment-ends", "alignment-fades", "layers"),
+        *("class-token", "class-token-beside-alignment"),
     ],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
@@ -130,12 +128,13 @@ def test_the_compiled_run_is_the_one_that_is_not(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), (entries(),)], ids=["plain", "class-token"])
 def test_the_losses_of_a_compiled_run_are_those_of_one_that_is_not(
-    trainable: Callable[..., Config], tmp_path: Path
+    trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    plain = trainable(f"train.run={tmp_path / 'plain'}")
+    plain = trainable(*settings, f"train.run={tmp_path / 'plain'}")
     trained(plain)
-    trained(trainable(COMPILED))
+    trained(trainable(COMPILED, *settings))
     for line, expected in zip(log_values(trainable()), log_values(plain), strict=True):
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
 

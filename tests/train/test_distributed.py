@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_tokens import entries
 from launching import assert_close_runs, launch
 from methods import OF_LAYERS
 from reference import golden_model
@@ -38,6 +39,8 @@ VARIANTS = {
         "train.compute.parallel=fsdp",
     ],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
+    "class-token": [entries()],
+    "fsdp-class-token": [entries(), "train.compute.parallel=fsdp"],
     "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Their losses are over the images of a process: two of them train like one in two parts.

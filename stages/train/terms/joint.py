@@ -60,8 +60,12 @@ class Joint(Term):
         """Fields of the transformer's configuration that take it in."""
 
     @abstractmethod
-    def clean(self, batch: Named, drawn: Named) -> Tensor:
-        """What is diffused of B images, [B, ...]. drawn: for these images."""
+    def clean(self, batch: Named) -> Tensor:
+        """What is diffused of B images, [B, ...]. batch: the arrays that it reads, and moments."""
+
+    def kept(self, clean: Tensor, drawn: Named) -> Tensor:  # noqa: ARG002
+        """What of it a step of training has."""
+        return clean
 
     def given(self, posed: Posed, drawn: Named) -> Posed:  # noqa: ARG002
         """The same with what of it the model is given."""
@@ -89,13 +93,17 @@ class ClassToken(Joint):
     def arrays(self) -> tuple[str, ...]:
         return (f"{self.encoder}/vector",)
 
+    @property
+    def on_grid(self) -> tuple[str, ...]:
+        return ()
+
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         return shapes.arrays[self.arrays[0]]
 
     def model_options(self, shapes: Shapes) -> Mapping[str, Any]:
         return {"class_features": self.shape(shapes)[-1]}
 
-    def clean(self, batch: Named, drawn: Named) -> Tensor:  # noqa: ARG002
+    def clean(self, batch: Named) -> Tensor:
         return batch[self.arrays[0]].float()
 
 

@@ -67,11 +67,13 @@ class Redi(Joint):
     def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
         return {**super().draws(shapes), **({DROPPED: ()} if self.drop else {})}
 
-    def clean(self, batch: Named, drawn: Named) -> Tensor:
-        components = on_grid(batch[self.arrays[0]].float(), batch["moments"].shape[-2:])
+    def clean(self, batch: Named) -> Tensor:
+        return on_grid(batch[self.arrays[0]].float(), batch["moments"].shape[-2:])
+
+    def kept(self, clean: Tensor, drawn: Named) -> Tensor:
         if self.drop_mode == "legacy":
-            return without(components, self._dropped(drawn))
-        return components
+            return without(clean, self._dropped(drawn))
+        return clean
 
     def given(self, posed: Posed, drawn: Named) -> Posed:
         if self.drop_mode == "legacy":

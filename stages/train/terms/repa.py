@@ -25,8 +25,7 @@ class Repa(Alignment):
 
     def problems(self, train: TrainSettings) -> Iterator[str]:
         yield from super().problems(train)
-        kinds = {term.kind for term in train.align}
-        if self.class_token and "class-token" not in kinds:
+        if self.class_token and not train.has_class_token:
             yield "class_token: no entry of kind 'class-token' has the model diffuse one"
 
     @property

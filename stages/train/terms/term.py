@@ -137,6 +137,11 @@ class Term(Settings, ABC):
         return ()
 
     @property
+    def on_grid(self) -> tuple[str, ...]:
+        """Encoders whose tokens have to lie on the transformer's grid."""
+        return self.encoders
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """The blocks, counted from 1, whose output it sees."""
         return ()
