@@ -119,7 +119,15 @@ def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) 
         create_array(group, array, column.rows, column.rows_per_shard)
     create_array(group, LEDGER, column.shards, 1)
     for name, values in column.constants.items():
-        group.create_array(name, data=values, chunks=values.shape, compressors=None, filters=None)
+        group.create_array(
+            name,
+            data=values,
+            chunks=values.shape,
+            compressors=None,
+            filters=None,
+            # A file also of zeros, which any reader finds.
+            config={"write_empty_chunks": True},
+        )
     group.attrs.update(
         {
             "arrays": [

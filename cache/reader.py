@@ -176,7 +176,11 @@ class PartialReader:
 
     def values(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows [B] of the column's main array as numbers, however they are stored."""
-        return _decoded(self.column, name, self.read(rows))
+        return self.decoded(name, self.read(rows))
+
+    def decoded(self, name: str, arrays: Mapping[str, Buffer]) -> npt.NDArray[np.float32]:
+        """The same of what was read of all arrays."""
+        return _decoded(self.column, name, arrays)
 
 
 def _decoded(column: Column, name: str, arrays: Mapping[str, Buffer]) -> npt.NDArray[np.float32]:

@@ -29,6 +29,10 @@ class Config(Settings):
     encoders: build_settings.Encoders = Field(default_factory=dict)
     """Frozen encoders, a section each, by names of the registry or of timm, or of your own. Each is
     built once and shared by every run."""
+    components: build_settings.Components = Field(default_factory=dict)
+    """Principal components of cached tokens, a section each, by names of your own: as ReDi diffuses
+    along with latents. They are made of the tokens alone and named like an encoder in
+    `[[train.align]]`."""
     build: build_settings.BuildSettings = build_settings.BuildSettings()
     train: TrainSettings
     sample: AnySampling = SampleSettings()
@@ -53,6 +57,7 @@ class Config(Settings):
             cache=self.cache,
             latents=self.latents,
             encoders=self.encoders,
+            components=self.components,
             build=self.build,
         )
 

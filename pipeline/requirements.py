@@ -7,7 +7,6 @@ from cache.metadata import check_fields, has_column, read_column, root_attribute
 from cache.rows import count_rows
 from pipeline.config import Config
 from stages.encode.build_settings import EncoderSettings
-from stages.encode.building.columns import declared_recipes
 from stages.encode.images.sources import SOURCES
 from stages.encode.networks.registry import EncoderError
 from stages.packages import OPTIONAL, is_installed, needs
@@ -92,6 +91,8 @@ def check_columns(config: Config) -> None:
 
     Weights are compared by `build`, which loads the networks.
     """
+    from stages.encode.building.columns import declared_recipes  # torch takes seconds
+
     path = config.cache.path
     root_attributes(path)
     rows = count_rows(path)

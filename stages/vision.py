@@ -8,6 +8,7 @@ Every module takes them from here, so that this comes first in every process.
 
 import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,8 +33,16 @@ def _import_torchvision() -> None:
 
 _import_torchvision()
 
-import timm  # noqa: E402 - only after torchvision
-import torch_fidelity  # noqa: E402 - only after torchvision
-from diffusers import AutoencoderKL  # noqa: E402 - only after torchvision
+if TYPE_CHECKING:
+    import timm as timm
+    import torch_fidelity as torch_fidelity
+    from diffusers import AutoencoderKL as AutoencoderKL
 
-__all__ = ["AutoencoderKL", "timm", "torch_fidelity"]
+
+def __getattr__(name: str) -> Any:
+    # Each takes seconds: only what is asked for is imported.
+    if name in ("timm", "torch_fidelity"):
+        return importlib.import_module(name)
+    if name == "AutoencoderKL":
+        return importlib.import_module("diffusers").AutoencoderKL
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

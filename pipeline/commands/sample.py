@@ -53,7 +53,7 @@ def command(
         Layout | None,
         typer.Option(
             help="Whose code the FILE is of, if it does not tell: time 0 is data in repa's files, "
-            "noise in those of sit and sit-no-sigma."
+            "noise in those of sit, sit-no-sigma and redi."
         ),
     ] = None,
     weights: arguments.WhichWeights = Weights.EMA,

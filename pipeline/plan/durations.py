@@ -157,17 +157,16 @@ def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Co
 def assumed_pace(config: Config, foreseen: Sequence[ForeseenColumn]) -> Pace:
     """That of an H100, by the numbers of operations."""
     return Pace(
-        {
-            one.column.name: one.flops / FLOPS[_precision_of(config, one.column.name)]
-            for one in foreseen
-        },
+        {one.column.name: one.flops / FLOPS[_precision_of(config, one)] for one in foreseen},
         {one.column.name: one.flops / FLOPS["float16"] for one in foreseen},
     )
 
 
-def _precision_of(config: Config, column: str) -> Precision:
+def _precision_of(config: Config, foreseen: ForeseenColumn) -> Precision:
     """In which the network of a column computes."""
-    family, _, name = column.removesuffix(FLIPPED).partition("/")
+    if foreseen.is_derived:
+        return "float32"
+    family, _, name = foreseen.column.name.removesuffix(FLIPPED).partition("/")
     own = config.encoders[name] if family == "features" else config.latents
     return own.precision
 
@@ -181,7 +180,7 @@ def build_time(
     }
     if measured is None:
         return BuildTime(networks)
-    decoded = max(one.missing_rows for one in foreseen)
+    decoded = max(one.missing_rows for one in foreseen if not one.is_derived)
     return BuildTime(
         networks,
         decoded / measured.decoding.images_per_second if measured.decoding else None,

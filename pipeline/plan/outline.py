@@ -117,7 +117,8 @@ def _room(plan: Plan) -> Iterator[str]:
             if one.array.name == "tokens" and one.array.dtype == "float16"
         )
         ways.append(f'storage = "int8" for {floats} (saves {decimal(saved)})')
-    unused = [name for name in plan.config.encoders if name not in plan.config.train.encoders]
+    used = set(map(plan.config.encode.network, plan.config.train.encoders))
+    unused = [name for name in plan.config.encoders if name not in used]
     if unused:
         ways.append(f"fewer encoders (this run does not need {', '.join(unused)})")
     ways.append("another disk (cache.path)")

@@ -172,7 +172,8 @@ def _show_networks(plan: Plan) -> None:
     step = plan.gains.step_flops
     table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
     table.columns[-1].justify = "left"
-    used = {features_column(name) for name in plan.config.train.encoders}
+    encoders = map(plan.config.encode.network, plan.config.train.encoders)
+    used = set(map(features_column, encoders))
     for one in plan.foreseen:
         name = one.column.name
         if not one.flops or name.endswith(FLIPPED):

@@ -57,7 +57,8 @@ def _term(term: Mapping[str, Any]) -> str:
         parts[0] += f" at block {term['depth']}"
     parts.append(f"weight {term['weight']:.4g}")
     if term["until"] is not None:
-        parts.append(f"until step {term['until']:,}")
+        fade = f", fading over {term['fade']:,}" if term.get("fade") else ""
+        parts.append(f"until step {term['until']:,}{fade}")
     return ", ".join(parts)
 
 

@@ -90,7 +90,8 @@ class HiddenStates:
         clean = {LATENTS: self._scaling.sample(moments, self._normal(rows, POSTERIOR, shape))}
         noise = {LATENTS: self._normal(rows, NOISE, shape)}
         for term in self._joint:
-            clean[term.stream] = own = term.clean({n: self._array(n, rows) for n in term.arrays})
+            batch = {"moments": moments, **{n: self._array(n, rows) for n in term.arrays}}
+            clean[term.stream] = own = term.clean(batch)
             draw = stream_named(noise_of(term.stream))
             noise[term.stream] = self._normal(rows, draw, own.shape[1:])
         levels = torch.full((len(rows),), level, device=self._device)

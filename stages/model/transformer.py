@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.model.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
+from stages.model.attention import Rotary, make_affine_norm
+from stages.model.blocks import (
+    Block,
+    FinalLayer,
+    LabelEmbedding,
+    Layers,
+    PatchEmbedding,
+    TimeEmbedding,
+    swiglu_width,
+)
 from stages.model.sizes import LEARNS_SIGMA, MODELS
 
 
@@ -24,7 +33,10 @@ class TransformerConfig:
     the null class; learns_sigma: whether a variance is predicted beside each channel, as DiT does;
     qk_norm: whether queries and keys are normalised; joint_channels: of an encoder, diffused behind
     those of the latent (ReDi, arXiv 2504.16064); class_features: D of a class token that is
-    diffused along as a token in front of the others (REG, arXiv 2507.01467), 0 for none.
+    diffused along as a token in front of the others (REG, arXiv 2507.01467), 0 for none; norm, mlp:
+    kinds of layers, by the names of `stages.model.sizes`; rotary: whether queries and keys are
+    turned by their positions, too; value_residual: whether the first block's values are mixed into
+    those of the others.
     """
 
     side: int
@@ -39,6 +51,10 @@ class TransformerConfig:
     qk_norm: bool = False
     joint_channels: int = 0
     class_features: int = 0
+    norm: str = "layer"
+    mlp: str = "gelu"
+    rotary: bool = False
+    value_residual: bool = False
 
     @property
     def family(self) -> str:
@@ -121,18 +137,20 @@ class Transformer(nn.Module):
         places = positions(width, config.grid)
         if config.class_tokens:
             self.cls_projectors2 = nn.Linear(config.class_features, width)
-            self.wg_norm = nn.LayerNorm(width, eps=1e-6)
+            self.wg_norm = make_affine_norm(config.norm, width)
             # The class token has no place: a row of zeros.
             places = torch.cat([torch.zeros(1, width), places])
         self.pos_embed = nn.Parameter(places[None], requires_grad=False)
+        self.feat_rope = Rotary(width // config.heads, config.grid) if config.rotary else None
+        layers = Layers(config.norm, config.mlp, config.qk_norm, config.value_residual)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
-            for _ in range(config.depth)
+            Block(width, config.heads, layers, fused_attention=fused_attention, is_first=depth == 0)
+            for depth in range(config.depth)
         )
         for name, modules in make_lists().items():
             self.add_module(name, nn.ModuleList(modules))
         outputs = config.patch**2 * config.outputs
-        self.final_layer = FinalLayer(width, outputs, config.class_features)
+        self.final_layer = FinalLayer(width, outputs, config.class_features, config.norm)
         self._initialise()
 
     def forward(
@@ -156,9 +174,12 @@ class Transformer(nn.Module):
             tokens = torch.cat([first[:, None], tokens], dim=1)
         tokens = tokens + self.pos_embed
         condition = self.t_embedder(time) + self.y_embedder(labels)
+        rotation = self.feat_rope(self.config.class_tokens) if self.feat_rope is not None else None
+        first_values: Tensor | None = None
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition)
+            tokens, given = self._run(block, tokens, condition, rotation, first_values)
+            first_values = first_values if given is None else given
             if depth in depths:
                 # A view of its own: gradients from here join those of later blocks as one sum,
                 # so that it does not matter to the last bit when the tokens are used.
@@ -166,16 +187,15 @@ class Transformer(nn.Module):
         patches, class_prediction = self.final_layer(tokens, condition)
         return Output(self._assemble(patches), hidden, class_prediction)
 
-    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        output: Tensor
+    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """What a block makes of its inputs, as it says itself."""
+        made: tuple[Tensor, Tensor | None]
         if self.recompute and torch.is_grad_enabled():
             # No block draws random numbers whose state would have to be restored.
-            output = checkpoint(
-                block, tokens, condition, use_reentrant=False, preserve_rng_state=False
-            )
+            made = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            output = block(tokens, condition)
-        return output
+            made = block(*inputs)
+        return made
 
     def _assemble(self, patches: Tensor) -> Tensor:
         """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""
@@ -212,7 +232,8 @@ def forward_flops(config: TransformerConfig) -> float:
     Counts matrix products, at two operations a multiplication.
     """
     tokens, width = config.grid**2 + config.class_tokens, config.width
-    block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
+    inside = 6 * swiglu_width(width) if config.mlp == "swiglu" else 16 * width
+    block = (8 * width + inside) * tokens * width + 4 * tokens**2 * width + 12 * width**2
     return float(config.depth * block)
 
 

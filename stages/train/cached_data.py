@@ -2,7 +2,9 @@
 
 `ENCODER/tokens` are an encoder's tokens [B, T, D]; `ENCODER/directions` the same up to a positive
 factor for each token, which spares int8 codes their scales; `ENCODER/vector` its class token, or
-the mean of its tokens where it has none, [B, D]; any other array of the column has its own name,
+the mean of its tokens where it has none, [B, D]; `NAME/unit_tokens` the components of a column of
+components, [B, T, R], each divided by its deviation over the images that they were fitted to; any
+other array of the column has its own name,
 such as `ENCODER/class_token`. All are float32. B images, T tokens, D features, C
 latent channels, h and w the latent's sides, N rows.
 """
@@ -22,6 +24,9 @@ from cache.storage import STORAGES, Storage
 from stages.train.train_settings import CachedTensors
 
 DIRECTIONS, TOKENS, VECTOR, CLASS_TOKEN = "directions", "tokens", "vector", "class_token"
+UNIT_TOKENS = "unit_tokens"
+# The constant of a column of components that has their variances, the largest first.
+VARIANCES = "explained_variance"
 
 
 def encoder_of(name: str) -> str:
@@ -34,7 +39,8 @@ def stored_arrays(name: str, column: Column) -> tuple[str, ...]:
     array = _array_of(name, column)
     if array == DIRECTIONS:
         return (TOKENS,)
-    return (TOKENS, *storage_of(column).beside) if array in {TOKENS, VECTOR} else (array,)
+    decoded = {TOKENS, VECTOR, UNIT_TOKENS}
+    return (TOKENS, *storage_of(column).beside) if array in decoded else (array,)
 
 
 def _array_of(name: str, column: Column) -> str:
@@ -77,11 +83,12 @@ class Decoder:
         self._array = _array_of(name, views[0])
         self._storage = storage_of(views[0])
         self.stored = stored_arrays(name, views[0])
+        needed = (*self._storage.constants, *((VARIANCES,) if self._array == UNIT_TOKENS else ()))
         self._constants = {
             constant: torch.from_numpy(np.stack([view.constants[constant] for view in views])).to(
                 device
             )
-            for constant in views[0].constants
+            for constant in needed
         }
 
     def __call__(self, arrays: Mapping[str, Tensor], views: Tensor) -> Tensor:
@@ -94,6 +101,9 @@ class Decoder:
         decoded: Tensor
         if self._array == DIRECTIONS:
             decoded = self._storage.directions(arrays[TOKENS], constants)
+        elif self._array == UNIT_TOKENS:
+            decoded = self._storage.decode(TOKENS, arrays, constants)
+            decoded = decoded / constants[VARIANCES][..., : decoded.shape[-1]].sqrt()
         elif self._array in {TOKENS, VECTOR}:
             decoded = self._storage.decode(TOKENS, arrays, constants)
             # Tokens [B, T, D] become their means, [B, D].

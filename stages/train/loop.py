@@ -24,6 +24,7 @@ from stages.progress import progress, say
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
+from stages.train.latent_mean import keep_mean
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
@@ -89,8 +90,7 @@ def train(
                 start = stretch.start
                 if place.is_main:
                     begun()
-                    for line in stretch.notes:
-                        say(line)
+                stretch.introduce()
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began
@@ -111,8 +111,7 @@ def train(
 class Stretch:
     """Steps of a run that have the same terms; the next stretch begins as if resumed.
 
-    start, end: the first step, and that after the last one; parameters: number of trained ones;
-    notes: what is to be said of what it reads.
+    start, end: the first step, and that after the last one; parameters: number of trained ones.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Stretch:
         self._settings, self._place, self._draw_grid = settings, place, draw_grid
         self._cached = cached
         self._run = Run(settings, cached, place, found, self._terms)
-        self.parameters, self.notes = self._run.parameters, self._run.notes
+        self.parameters = self._run.parameters
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
         self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)
@@ -138,6 +137,13 @@ class Stretch:
         if found is not None:
             self._meter.restore(found.measured)
         self._note = ""
+
+    def introduce(self) -> None:
+        """Say what is special about what the run reads, and keep what it needs of all of it."""
+        for line in self._run.notes if self._place.is_main else ():
+            say(line)
+        if any(term.needs_latent_mean for term in self._settings.align):
+            keep_mean(self._settings.run, self._cached, self._place)
 
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""

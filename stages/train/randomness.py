@@ -99,7 +99,9 @@ class Randomness:
         drawn = {
             "posterior": self._cut(torch.randn, self._latent, Stream.POSTERIOR, step),
             "noise": self._cut(torch.randn, self._latent, Stream.NOISE, step),
-            "time": self._objective.times(lambda sample: self._cut(sample, (), Stream.TIME, step)),
+            "time": self._objective.times(
+                lambda sample: self._cut(sample, (), Stream.TIME, step), self._latent
+            ),
             "dropped": self._dropped(step),
         }
         for name, shape in self._named.items():

@@ -283,7 +283,7 @@ def test_encoders_are_compared(tmp_path: Path) -> None:
     make_cache(tmp_path / "two.zarr")
     add_encoder(tmp_path / "two.zarr", "y")
     output = invoke("encoders", str(tmp_path / "two.zarr"), "--epochs", "2")
-    assert re.search(r"y +4 x 4 x 130 float16 +4\.7 kB +-?0\.\d+ +0\.\d+", output)
+    assert re.search(r"y +4 x 4 x 130 float16 +4\.7 kB +-?0\.\d+ +-?0\.\d+ +0\.\d+", output)
     assert "From more spatial structure to less, by LDS:" in output
     one, other = analysed(tmp_path, "two-encoders")
     assert (one["tokens"], one["features"], one["bytes_per_image"]) == ("16", "130", "4664")

@@ -111,7 +111,7 @@ def test_features_that_are_all_equal_are_worth_no_more_than_chance() -> None:
     assert found.top1 < 0.35
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=20, max_size=200),
     share=st.floats(0.1, 0.9),

@@ -186,7 +186,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--images", type=int, default=1_281_167)
+    parser.add_argument("--images", type=int, default=1_281_167, help="more than a shard")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--source", choices=("imagefolder", "zip"), default="imagefolder")
     parser.add_argument("--rounds", type=int, default=3)

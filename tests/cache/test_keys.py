@@ -30,7 +30,7 @@ def hashed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("hashed")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=NAMES, others=NAMES, seed=st.integers(0, 99))
 def test_keys_are_found_where_they_are_whatever_is_likely(
     names: list[str], others: list[str], seed: int

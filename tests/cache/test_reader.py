@@ -78,7 +78,7 @@ def stored(
     return path, content, is_direct
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ROW_LISTS)
 def test_any_rows_are_what_zarr_python_and_tensorstore_read(
     stored: tuple[Path, np.ndarray, bool], rows: list[int]

@@ -66,6 +66,7 @@ def test_a_worker_that_is_killed_changes_no_byte(tiny: Callable[..., Config]) ->
     assert not locks.exists()
 
 
+@pytest.mark.slow
 def test_a_running_scheduler_is_used_and_left_running(tiny: Callable[..., Config]) -> None:
     config = tiny()
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local:

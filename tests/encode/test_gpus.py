@@ -70,6 +70,7 @@ def claimed(client: Client, name: str, cluster: str = "one") -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_each_of_the_workers_of_a_host_has_a_gpu_and_one_that_is_too_many_is_refused(
     client: Client,
 ) -> None:

@@ -288,6 +288,7 @@ def test_every_command_works_beside_files_of_the_packages_names(hostile: Path) -
         run_python(hostile.parent / "repa-cache", *command.split(), cwd=hostile, path=path)
 
 
+@pytest.mark.slow
 def test_so_does_a_build_with_workers(hostile: Path) -> None:
     (hostile.parent / "repa-cache").write_text(PROGRAM)
     path = os.pathsep.join([str(hostile), str(ROOT)])

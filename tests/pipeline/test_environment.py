@@ -59,6 +59,7 @@ def test_cublas_is_told_to_repeat_itself_before_torch_is_imported(
     assert seen_by(folder, command) == [":4096:8"]
 
 
+@pytest.mark.slow
 def test_so_it_is_in_every_process_of_torchrun(tiny: Callable[..., Config]) -> None:
     folder = tiny().dataset.path.parent
     # torchrun itself, which computes nothing, and two ranks.

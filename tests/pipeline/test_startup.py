@@ -85,6 +85,7 @@ def test_a_mistake_is_named_before_anything_heavy_is_imported(
     assert packages & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_a_model_of_timm_is_asked_for_once(folder: Path) -> None:
     setting = f'encoders."{TIMM}".input_size=100'
     said, packages = imported(folder, "plan", "--images", "9", "--set", setting, status=1)

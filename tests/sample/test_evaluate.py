@@ -200,6 +200,7 @@ def test_missing_samples_and_another_encoder_are_refused(
 ALL = "evaluate.metrics=['fid', 'sfid', 'is', 'precision', 'recall', 'kid']"
 
 
+@pytest.mark.slow
 def test_all_metrics_are_those_of_the_features_of_all_images(
     judged: Callable[..., list[Result]],
     inception_weights: Path,
@@ -269,6 +270,7 @@ def test_a_reference_may_be_a_folder_adm_s_file_or_kept_statistics(
         assert results[0].reference == str(path)
 
 
+@pytest.mark.slow
 def test_what_statistics_alone_do_not_allow_is_left_out_or_refused(
     judged: Callable[..., list[Result]],
     built: Path,
@@ -350,6 +352,7 @@ def test_images_of_unequal_sides_are_no_samples_but_may_be_a_reference(
         FolderImages(built / "tiny.zarr", 1)
 
 
+@pytest.mark.slow
 def test_several_processes_measure_what_one_does(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
     write_images(tmp_path / "images.npz", iter(images), np.zeros(23, np.int64))

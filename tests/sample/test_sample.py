@@ -112,7 +112,8 @@ def test_a_stopped_sampling_goes_on(
     assert drawn_into(tmp_path / "samples", drawable()).images == 3
 
 
-@pytest.mark.parametrize("run", ["sit", pytest.param("dit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["sit", "dit"])
 def test_a_killed_sampling_resumes_to_the_same_folder(
     drawable: Callable[..., Config], built: Path, tmp_path: Path, run: str
 ) -> None:
@@ -139,7 +140,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("settings", [(*PAPER, *GUIDED), ("sample.solver=dopri5",), DIT])
+@pytest.mark.parametrize(
+    "settings",
+    [(*PAPER, *GUIDED), pytest.param(("sample.solver=dopri5",), marks=pytest.mark.slow), DIT],
+)
 def test_images_do_not_depend_on_the_batch_size(
     drawable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
@@ -153,7 +157,7 @@ def test_images_do_not_depend_on_the_batch_size(
     assert len(set(found[0].values())) == 49
 
 
-@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_images_do_not_depend_on_the_number_of_processes(
     drawable: Callable[..., Config], built: Path, tmp_path: Path, processes: int
 ) -> None:

@@ -1,6 +1,7 @@
 """What the golden tensors of the methods after REPA have in common."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from stages.model.transformer import TransformerConfig
 BASE = TransformerConfig(
     side=8, patch=2, channels=4, depth=2, width=32, heads=4, classes=10, has_null_class=True
 )
+# Every layer that is not SiT's, as fields of a transformer and as settings of a run.
+LAYERS: dict[str, Any] = {
+    "norm": "rms-affine",
+    "mlp": "swiglu",
+    "rotary": True,
+    "qk_norm": True,
+    "value_residual": True,
+}
+OF_LAYERS = {name: f"train.{name}={str(value).lower()}" for name, value in LAYERS.items()}
 
 
 def assert_gradients(model: torch.nn.Module, expected: Mapping[str, Tensor]) -> None:

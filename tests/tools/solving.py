@@ -25,9 +25,10 @@ def solved(
     path: str = "linear",
     noise: Callable[[int], Tensor] = lambda _: torch.zeros(()),
     tolerances: tuple[float, float] = (1e-6, 1e-3),
+    shift: float = 1.0,
 ) -> Tensor:
     options = Tolerances(tolerances=tolerances)
-    problem = Problem(field, start.double(), steps, path, noise, options)
+    problem = Problem(field, start.double(), steps, path, noise, options, shift)
     with torch.no_grad():
         return SOLVERS[solver].solve(problem)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.train.cached_data import LatentScaling
-from stages.train.run import config_for, shapes_for
+from stages.train.run import config_for, make_modules
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings
@@ -36,18 +37,8 @@ def model_of(
     settings: TrainSettings, config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Transformer, dict[int, torch.nn.Module]]:
     """A model of any size with all that the terms train, and their modules by number."""
-    modules: dict[int, torch.nn.Module] = {}
-
-    def make_lists() -> dict[str, list[torch.nn.Module]]:
-        lists: dict[str, list[torch.nn.Module]] = {}
-        for number, term, _ in RunTerms.of(settings).every:
-            module = term.make_module(shapes_for(term, config, shapes.__getitem__))
-            if module is not None:
-                modules[number] = module
-                lists.setdefault(term.module_list, []).append(module)
-        return lists
-
-    return Transformer(config, make_lists=make_lists), modules
+    modules, lists = make_modules(settings, config, shapes.__getitem__)
+    return Transformer(config, make_lists=lambda: lists), modules
 
 
 def stepped(
@@ -56,11 +47,13 @@ def stepped(
     state: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
     drawn: Mapping[str, Tensor],
+    average: Mapping[str, Tensor] | None = None,
 ) -> Stepped:
     """Forward and backward of a step.
 
     state: the model's weights; batch: `clean` latents [B, C, h, w], `labels` [B] that are not
-    dropped any more, and cached arrays by name; drawn: `noise`, `time` and what terms draw.
+    dropped any more, and cached arrays by name; drawn: `noise`, `time` and what terms draw;
+    average: the weights of the moving average, by default the model's.
     """
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in batch.items()}
     options = config_for(settings, shapes["clean"], config.classes, shapes.__getitem__)
@@ -69,7 +62,10 @@ def stepped(
     )
     model, modules = model_of(settings, config, shapes)
     model.load_state_dict(dict(state))
-    run = SimpleNamespace(network=model, model=model, modules=modules)
+    teacher = deepcopy(model)
+    if average is not None:
+        teacher.load_state_dict(dict(average))
+    run = SimpleNamespace(network=model, model=model, modules=modules, teacher=teacher)
     cached = SimpleNamespace(scaling=LatentScaling(1, 0), classes=config.classes)
     terms = RunTerms.of(settings)
     step = Step(settings, run, terms, cached, CPU)  # type: ignore[arg-type]

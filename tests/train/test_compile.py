@@ -8,6 +8,7 @@ import pytest
 import torch
 from class_tokens import entries
 from compiling import COMPILING
+from methods import OF_LAYERS
 from reference import with_projectors
 from runs import log_values, trained
 
@@ -54,13 +55,17 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         ("train.compute.micro_batches=2",),
         ("train.compute.recompute_activations=true",),
         ("train.model=DiT-XS/2",),
+        ("train.align.0.kind=irepa",),
         ("train.align.0.until=2",),
+        ("train.align.0.until=4", "train.align.0.fade=3"),
+        tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
         (entries(),),
         (entries(), "train.align.1.class_token=false", "train.compute.micro_batches=2"),
     ],
     ids=[
-        *("plain", "micro-batches", "recomputed", "dit", "alignment-ends", "class-token"),
-        "class-token-beside-alignment",
+        *("plain", "micro-batches", "recomputed", "dit", "irepa"),
+        *("alignment-ends", "alignment-fades", "layers"),
+        *("class-token", "class-token-beside-alignment"),
     ],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
@@ -70,6 +75,23 @@ def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_ru
     assert len(graphs) == 3
     trained(trainable(COMPILED, *settings, "train.steps=6"))
     assert len(graphs) == 3
+
+
+def test_a_first_block_that_gives_its_values_to_the_others_has_a_graph_of_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    trained(trainable(COMPILED, *OF_LAYERS.values()))
+    assert len(graphs) == 3 + 1
+
+
+def test_a_teacher_adds_a_graph_for_block_and_final_layer_each_and_a_head_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    term = 'train.align.1={kind = "sra", depth = 1, teacher_depth = 3}'
+    trained(trainable(COMPILED, term))
+    assert len(graphs) == 3 + 3
+    trained(trainable(COMPILED, term, "train.steps=6"))
+    assert len(graphs) == 3 + 3
 
 
 def test_sample_grids_add_a_graph_for_block_and_final_layer_each(

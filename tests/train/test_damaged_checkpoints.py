@@ -125,6 +125,7 @@ def test_every_command_names_a_damaged_checkpoint_or_looks_past_it(
         assert "The newest whole one is" in shown.output
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_the_run_goes_on_bit_for_bit(
     built: Path, trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

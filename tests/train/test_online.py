@@ -89,8 +89,15 @@ def test_a_batch_is_what_the_encoder_gives_for_its_images(
             assert distance < {"float16": 1e-7, "int8": 2e-4}[storage]
 
 
-@in_every_storage
-@with_and_without_mirrored_images
+@pytest.mark.parametrize(
+    ("storage", "flip"),
+    [
+        ("float16", "false"),
+        ("int8", "true"),
+        pytest.param("float16", "true", marks=pytest.mark.slow),
+        pytest.param("int8", "false", marks=pytest.mark.slow),
+    ],
+)
 def test_training_from_the_cache_is_training_with_the_encoder_online(
     cached: Callable[[str], Config],
     losses_online: Callable[[Config], npt.NDArray[np.float64]],

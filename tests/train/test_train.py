@@ -94,6 +94,7 @@ def torchrun(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_sample_like_one(
     built: Path, trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def test_hidden_states_are_those_that_are_asked_for(sit_repa: Any) -> None:
     tokens = hidden[1]
     condition = model.t_embedder(inputs[1]) + model.y_embedder(inputs[2])
     for block in model.blocks[1:3]:
-        tokens = block(tokens, condition)
+        tokens, _ = block(tokens, condition)
     assert torch.equal(hidden[3], tokens)
 
 
@@ -53,7 +53,7 @@ def test_when_hidden_states_are_used_changes_no_bit_of_a_gradient(sit_repa: Any)
 
     def gradients(at_once: bool) -> list[torch.Tensor]:
         seen = []
-        hook = model.blocks[0].register_forward_hook(lambda *made: seen.append(head(made[-1])))
+        hook = model.blocks[0].register_forward_hook(lambda *made: seen.append(head(made[-1][0])))
         prediction, hidden, _ = model(*inputs, [1])
         hook.remove()
         projected = seen[0] if at_once else head(hidden[1])
@@ -127,7 +127,7 @@ def test_how_it_is_computed_changes_neither_output_nor_gradients(
     results = []
     for one in (model, other):
         one.load_state_dict(weights)
-        velocity, hidden = one(*inputs, {2})
+        velocity, hidden, _ = one(*inputs, {2})
         sum(t.square().mean() for t in (velocity, hidden[2])).backward()
         gradients = [p.grad for p in one.parameters() if p.requires_grad]
         results.append([velocity, hidden[2], *gradients])

@@ -127,9 +127,8 @@ def test_fifty_runs_that_are_stopped_are_all_gone_within_five_seconds(
     print(f"longest {max(spent):.2f} s, median {sorted(spent)[25]:.2f} s")  # noqa: T201
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGUSR1]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_single_process_stops_with_a_checkpoint_too(
     built: Path, trainable: Callable[..., Config], number: signal.Signals
 ) -> None:

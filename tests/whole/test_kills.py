@@ -62,12 +62,6 @@ def check_kills(
     assert [p.name for p in (killed.train.run / "checkpoints").iterdir()] == ["step-00000040"]
 
 
-def test_a_run_killed_at_a_random_moment_equals_an_undisturbed_one(
-    built: Path, trainable: Callable[..., Config]
-) -> None:
-    check_kills(PROGRAM, built, trainable, kills=1)
-
-
 @pytest.mark.slow
 def test_a_run_killed_many_times_equals_an_undisturbed_one(
     built: Path, trainable: Callable[..., Config]

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import torch
@@ -28,13 +28,17 @@ from cache.metadata import check_recipe, read_column
 from cache.rows import read_rows
 from stages.encode.build_options import Cluster
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.columns import load_makers
+from stages.encode.building.columns import Maker, load_makers
+from stages.encode.building.components import open_components
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source
 from stages.placement import find_device, named_device
 from stages.progress import say
+
+if TYPE_CHECKING:
+    from stages.encode.building.token_batches import Reader
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -148,15 +152,17 @@ def make_on_cluster(
     cluster: Cluster,
     meter: Meter,
     failures: dict[str, str],
+    derived: str | None = None,
 ) -> None:
     """Have the workers of a cluster, which share the cache's file system, make shards.
 
     source: the data set, which the workers need not list again; meter, failures: told what they
-    did. Raises ClusterError if there is no cluster, or if its workers keep dying.
+    did; derived: the column to make, if it is made of another one and not of images. Raises
+    ClusterError if there is no cluster, or if its workers keep dying.
     """
     with _connected(cluster) as client, _shared(client, source) as build:
         scheduler = str(client.scheduler_info()["id"])
-        order = Order(build, settings.model_dump_json(), cluster.workers, scheduler)
+        order = Order(build, settings.model_dump_json(), cluster.workers, scheduler, derived)
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
@@ -223,13 +229,15 @@ class Order:
 
     build: a name of its own, because rows and columns may differ from build to build, which is
     also that of its `Listing`; workers: on the worker's machine, if they were started for this
-    build, else 0; cluster: the scheduler's identity.
+    build, else 0; cluster: the scheduler's identity; derived: the column to make, if it is made of
+    another one.
     """
 
     build: str
     settings: str
     workers: int
     cluster: str
+    derived: str | None
 
 
 _opening = threading.Lock()
@@ -238,9 +246,11 @@ _opening = threading.Lock()
 def _make_on_worker(shard: int, order: Order) -> ShardReport:
     with _opening:
         shared = _open(order)
-    own = replace(shared, crops=replace(shared.crops, failures={}), meter=Meter())
+    # Readers of all kinds are dataclasses.
+    reader: Reader = replace(shared.reader, failures={})  # type: ignore[type-var]
+    own = replace(shared, reader=reader, meter=Meter())
     claimed = own.encode([shard])
-    return ShardReport(claimed, own.meter.counts, own.crops.failures)
+    return ShardReport(claimed, own.meter.counts, own.reader.failures)
 
 
 @lru_cache(maxsize=1)
@@ -252,14 +262,22 @@ def _open(order: Order) -> ShardEncoder:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.workers))
         threads = max(1, threads // order.workers)
     device = find_device(own_gpu(settings.build.device, order.cluster))
-    rows, source = read_rows(path), cast("Listing", get_worker().plugins[order.build]).source
-    makers = load_makers(settings, device)
+    rows, pool = read_rows(path), ThreadPoolExecutor(threads)
+    makers: Sequence[Maker]
+    reader: Reader
+    if order.derived is not None:
+        derived, reader = open_components(settings, order.derived, rows, pool, device)
+        makers = [derived]
+    else:
+        source = cast("Listing", get_worker().plugins[order.build]).source
+        makers = load_makers(settings, device)
+        reader = open_crops(settings, source, rows, pool, device)
     columns = [read_column(path, maker.column, len(rows)) for maker in makers]
     for column, maker in zip(columns, makers, strict=True):
         check_recipe(column, maker.recipe)
     return ShardEncoder(
         list(zip(columns, makers, strict=True)),
-        open_crops(settings, source, rows, ThreadPoolExecutor(threads), device),
+        reader,
         Device(device),
         Meter(),
         BuildLocks(path),

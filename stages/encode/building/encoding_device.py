@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache.layout import Column
 from stages.encode.building.columns import Maker
-from stages.encode.images.crop_batches import Crops
+from stages.encode.building.token_batches import Batch
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,19 +35,19 @@ class Device:
         self._lock = threading.Lock()
         self._constants: dict[str, dict[str, Tensor]] = {}
 
-    def encode(self, crops: Crops, jobs: Sequence[Job]) -> "Encoded":
-        """Compute columns of a batch of crops; a GPU goes on with it after this returns."""
+    def encode(self, batch: Batch, jobs: Sequence[Job]) -> "Encoded":
+        """Compute columns of a batch; a GPU goes on with it after this returns."""
         is_cuda = self._device.type == "cuda"
         selected: AbstractContextManager[object] = (
             torch.cuda.device(self._device) if is_cuda else nullcontext()
         )
         with self._lock, selected:
             start = _now(is_cuda)
-            there = crops.to(self._device)
+            there = batch.to(self._device)
             tensors = [_on_host(self._make(there, job), is_cuda) for job in jobs]
             return Encoded(tensors, start, _now(is_cuda))
 
-    def _make(self, crops: Crops, job: Job) -> dict[str, Tensor]:
+    def _make(self, batch: Batch, job: Job) -> dict[str, Tensor]:
         column = job.column
         if column.name not in self._constants:
             # Once: a copy from ordinary memory has to wait for all that the device has to do.
@@ -55,7 +55,7 @@ class Device:
                 name: torch.from_numpy(values).to(self._device)
                 for name, values in column.constants.items()
             }
-        return job.maker.encode(crops[job.done :], self._constants[column.name])
+        return job.maker.encode(batch[job.done :], self._constants[column.name])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cache.reader import PartialReader
 from cache.writer import ShardWriter
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device, Encoded, Job
-from stages.encode.images.crop_batches import CropReader, Crops
+from stages.encode.building.token_batches import Batch, Reader
 from stages.progress import Advance, say
 
 Item = TypeVar("Item")
@@ -129,7 +129,7 @@ class ShardEncoder:
     """Makes shards of columns that nobody else is making."""
 
     work: Work
-    crops: CropReader
+    reader: Reader
     device: Device
     meter: Meter
     locks: BuildLocks
@@ -146,13 +146,13 @@ class ShardEncoder:
             # Should anything fail, what is computed is written nevertheless.
             disk = stack.enter_context(ThreadPoolExecutor(1))
             opened = self._opened(shards, claimed, files)
-            batches = stack.enter_context(closing(self.crops.tagged_batches(opened)))
-            for shard, crops in self.meter.decoded(batches):
+            batches = stack.enter_context(closing(self.reader.tagged_batches(opened)))
+            for shard, batch in self.meter.decoded(batches):
                 if len(writes) == BATCHES_IN_FLIGHT:
                     writes.popleft().result()
-                jobs = shard.jobs(crops)
-                made = self.device.encode(crops, jobs)
-                writes.append(disk.submit(self._write, shard, jobs, made, len(crops)))
+                jobs = shard.jobs(batch)
+                made = self.device.encode(batch, jobs)
+                writes.append(disk.submit(self._write, shard, jobs, made, len(batch)))
             for write in writes:
                 write.result()
         return claimed
@@ -177,13 +177,13 @@ class ShardEncoder:
 
     def _lacking(self, number: int) -> Work:
         """The columns that do not have a shard, and their makers."""
-        rows = self.crops.rows
+        rows = self.reader.rows
         return [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
 
     def _open(self, number: int, work: Work, files: ExitStack) -> tuple["OpenShard", range]:
         columns = [column for column, _ in work]
         span = columns[0].shard_rows(number)
-        images = self.crops.rows.digest(span)
+        images = self.reader.rows.digest(span)
         writers = {}
         for column in columns:
             writers[column.name] = files.enter_context(ShardWriter(column, number, images))
@@ -209,12 +209,12 @@ class ShardEncoder:
 
     def _keep_finished_rows(self, column: Column, shard: int, writer: ShardWriter) -> None:
         """Copy the rows that were encoded before images were added to the shard."""
-        count = ledger.finished_rows(column, self.crops.rows, shard)
+        count = ledger.finished_rows(column, self.reader.rows, shard)
         span = column.shard_rows(shard)[:count]
         try:
             reader = PartialReader(column)
-            for start in range(span.start, span.stop, self.crops.batch_size):
-                rows = np.arange(start, min(start + self.crops.batch_size, span.stop))
+            for start in range(span.start, span.stop, self.reader.batch_size):
+                rows = np.arange(start, min(start + self.reader.batch_size, span.stop))
                 writer.write(reader.read(rows))
         except (DamagedCacheError, IncompleteCacheError, OSError):
             # Whatever cannot be copied is encoded again.
@@ -241,12 +241,12 @@ class OpenShard:
         """Whether all rows of all columns are in the files."""
         return all(writer.written == self.rows for writer in self.writers.values())
 
-    def jobs(self, crops: Crops) -> list[Job]:
+    def jobs(self, batch: Batch) -> list[Job]:
         """What to make of the next batch: columns that do not have its rows yet."""
         done = [max(self.kept[column.name] - self.begun, 0) for column, _ in self.work]
-        self.begun += len(crops)
+        self.begun += len(batch)
         return [
             Job(column, maker, count)
             for (column, maker), count in zip(self.work, done, strict=True)
-            if count < len(crops)
+            if count < len(batch)
         ]

@@ -87,7 +87,8 @@ def measure_networks(
             else:
                 seconds[name] = 0.0
             advance(1, name)
-    return seconds
+    # What is made of other columns has no network.
+    return {one.column.name: 0.0 for one in foreseen} | seconds
 
 
 def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Named, Seen, Shapes
+    from stages.train.terms.term import Named, Posed, Seen, Shapes
     from stages.train.train_settings import TrainSettings
 
 
@@ -61,7 +61,15 @@ class Joint(Term):
 
     @abstractmethod
     def clean(self, batch: Named) -> Tensor:
-        """What is diffused of B images, [B, ...]."""
+        """What is diffused of B images, [B, ...]. batch: the arrays that it reads, and moments."""
+
+    def kept(self, clean: Tensor, drawn: Named) -> Tensor:  # noqa: ARG002
+        """What of it a step of training has."""
+        return clean
+
+    def given(self, posed: Posed, drawn: Named) -> Posed:  # noqa: ARG002
+        """The same with what of it the model is given."""
+        return posed
 
     def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
         return {noise_of(self.stream): self.shape(shapes)}

@@ -15,7 +15,9 @@ def objective_of(settings: TrainSettings) -> Objective:
     """The denoising objective of a run."""
     if settings.family == "DiT":
         return NoiseAndVariance()
-    return Velocity(interpolant=settings.interpolant, distribution=settings.times)
+    return Velocity(
+        interpolant=settings.interpolant, distribution=settings.times, shift=settings.time_shift
+    )
 
 
 class RunTerm(NamedTuple):
@@ -48,9 +50,9 @@ class RunTerms:
         return RunTerms(tuple(one for one in self.every if one.term.is_active(step)))
 
     def end(self, step: int, last: int) -> int:
-        """The first step behind one, at most `last`, that has other terms."""
-        now = self.at(step)
-        return next((later for later in range(step + 1, last) if self.at(later) != now), last)
+        """The first step behind one, at most `last`, that lacks a term of it."""
+        ends = (one.term.until for one in self.at(step).every)
+        return min((end for end in ends if end is not None and end < last), default=last)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,8 +61,21 @@ class RunTerms:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each loss in the total."""
-        return tuple(one.term.weight for one in self.every for _ in one.names)
+        """Of each loss in the total, before any of them fades; less than 0 of what is maximised."""
+        return tuple(
+            -one.term.weight if one.term.is_maximised else one.term.weight
+            for one in self.every
+            for _ in one.names
+        )
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The number of each loss's term."""
+        return tuple(one.number for one in self.every for _ in one.names)
+
+    def shares(self, step: int) -> Mapping[int, float]:
+        """How much of its weight each term has at a step, by number, if that changes."""
+        return {one.number: one.term.share(step) for one in self.every if one.term.has_schedule}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -71,6 +86,11 @@ class RunTerms:
     def depths(self) -> frozenset[int]:
         """The blocks whose output is seen."""
         return frozenset(depth for one in self.every for depth in one.term.depths)
+
+    @property
+    def teacher_depths(self) -> frozenset[int]:
+        """The blocks of the teacher whose output is seen."""
+        return frozenset(depth for one in self.every for depth in one.term.teacher_depths)
 
     def draws(self, shapes_of: Callable[[Term], Shapes]) -> Mapping[str, tuple[int, ...]]:
         """What is drawn for them, and its shape for an image."""
