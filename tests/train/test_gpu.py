@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from class_tokens import entries
 from compiling import COMPILING
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
@@ -58,8 +59,12 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
         ALIGNED,
         COMPARED,
         (*COMPARED, "train.compute.compile=false"),
+        (entries(),),
     ],
-    ids=["bfloat16", "float16", "dit", "compiled", "aligned", "compared", "compared-plain"],
+    ids=[
+        *("bfloat16", "float16", "dit", "compiled", "aligned", "compared", "compared-plain"),
+        "class-token",
+    ],
 )
 # So torch says of the mode itself, whenever it is switched on.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
@@ -115,6 +120,8 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
         (*ALIGNED, "train.compute.compile=false"),
         COMPARED,
         (*COMPARED, "train.compute.compile=false"),
+        (entries(),),
+        (entries(), "train.compute.compile=false"),
     ],
     ids=[
         "compiled",
@@ -125,6 +132,8 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
         "aligned-plain",
         "compared",
         "compared-plain",
+        "class-token",
+        "class-token-plain",
     ],
 )
 def test_a_graph_makes_the_steps_that_it_records(
