@@ -19,6 +19,8 @@ from runs import (
     newest,
     trained,
 )
+from safetensors.torch import load_file
+from weights import assert_equal, export
 
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError
@@ -211,6 +213,33 @@ def test_sample_grids_are_those_of_the_run_and_change_nothing(
     plain = trainable(REG, f"train.run={tmp_path / 'plain'}")
     trained(plain)
     assert_equal_runs(trainable(), plain)
+
+
+def test_an_export_has_the_names_of_reg_s_code_and_comes_back(
+    reg: Config, built: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    said = export(built, reg.train.run, path)
+    assert "REG's generate.py with --model=SiT-XS/2 --encoder-depth=2" in said
+    assert "--projector-embed-dims=112 --mode=sde" in said
+    assert "a class token of 112 features" in said
+    held, written = newest(reg).weights("ema"), load_file(path)
+    assert_equal(written, held)
+    assert written["pos_embed"].shape == (1, 17, 128)
+    assert written["cls_projectors2.weight"].shape == (128, 112)
+    assert written["final_layer.linear_cls.bias"].shape == (112,)
+    drawn = [drawn_into(tmp_path / "own", reg), drawn_into(tmp_path / "file", reg, official=path)]
+    one, other = (image_bytes(each.samples) for each in drawn)
+    assert one == other
+
+
+@pytest.mark.parametrize("layout", ["sit", "sit-no-sigma"])
+def test_sit_s_code_is_given_no_class_token(
+    reg: Config, built: Path, tmp_path: Path, layout: str
+) -> None:
+    said = export(built, reg.train.run, tmp_path / "w.pt", "--layout", layout, status=1)
+    assert "class token" in said
+    assert not (tmp_path / "w.pt").exists()
 
 
 ALIGNED = f"{{kind = 'repa', encoder = '{TINY}', depth = 2, class_token = true}}"
