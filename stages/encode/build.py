@@ -24,6 +24,7 @@ from cache.rows import RowTable, read_rows
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.build_times import record_times
 from stages.encode.building.cache_setup import known_rows, lay_out, tidy, wanted_rows
 from stages.encode.building.columns import declared_recipes, load_makers
 from stages.encode.building.encoding_device import Device
@@ -101,6 +102,7 @@ def build(
         images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
         advance = stack.enter_context(progress("build", images, "images"))
         meter = Meter(advance, options.devices)
+        stack.callback(lambda: record_times(columns, meter.counts))
         if options.cluster is None:
             work = list(zip(columns, makers, strict=True))
             make_all(shards, ShardEncoder(work, crops, Device(device), meter, locks).encode)
