@@ -36,8 +36,8 @@ def _repeated(sweep: "Sweep") -> Iterator[str]:
     """Runs that would be the same."""
     known: dict[str, str] = {}
     for run in sweep.runs:
-        without = run.config.train.model_copy(update={"run": None})
-        content = without.model_dump_json() + run.config.sample.model_dump_json()
+        content = run.config.train.model_dump_json(exclude={"run"})
+        content += run.config.sample.model_dump_json()
         if (other := known.setdefault(content, run.name)) != run.name:
             yield f"{other} and {run.name} have the same settings"
 

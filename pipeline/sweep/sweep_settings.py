@@ -64,5 +64,5 @@ class SweepSettings(Settings):
     """Settings that vary together, a list of them."""
     judge: JudgeSettings = JudgeSettings()
     early_stop: EarlyStopSettings = EarlyStopSettings()
-    attempts: Few = 2
-    """How often a run is begun before it is left as failed."""
+    attempts: Few = 3
+    """How often a run is begun, or taken up again, before it is left as failed."""
