@@ -122,6 +122,13 @@ def _words(value: Any) -> Iterator[str]:
         yield str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def in_words(value: Any) -> str:
+    """A value for people: of a list of alignments, what each is told to be."""
+    if isinstance(value, list):
+        return " + ".join(" ".join(_words(one)) for one in value) or "none"
+    return " ".join(_words(value))
+
+
 def _safe(text: str) -> str:
     """Text of characters that file systems take."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.") or "none"
