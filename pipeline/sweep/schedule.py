@@ -154,5 +154,5 @@ class Shown:
         self._last = time.monotonic()
         reached = sum(logged_step(run.folder) for run in self._runs)
         names = ", ".join(at_work[:SHOWN]) + (" and more" if len(at_work) > SHOWN else "")
-        self._advance(max(reached - self._done, 0), f"{names}; {waiting} runs waiting")
+        self._advance(max(reached - self._done, 0), f"{names}; {waiting} waiting")
         self._done = max(reached, self._done)

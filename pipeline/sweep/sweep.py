@@ -104,6 +104,8 @@ def _build(sweep: Sweep, cluster: Cluster | None, is_asked: Callable[[], bool]) 
         finally:
             child.terminate()
     if is_asked():
-        raise InterruptedWorkError("Stopped while building", remedy="Run the same command to go on")
+        raise InterruptedWorkError(
+            "Stopped while building", remedy="Run the same command to go on."
+        )
     if child.returncode:
         raise FollowingError("the build failed, and said why")

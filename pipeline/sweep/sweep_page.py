@@ -127,7 +127,7 @@ def _group(summary: Summary, number: int, group: Group) -> dict[str, Any]:
         "settings": [summary.setting(group, name) for name in summary.varied],
         "seeds": len(group.runs),
         "step": f"{step:,}" if step else LACKING,
-        "values": [
+        "results": [
             (one.shown if one else LACKING, summary.best(metric) == group.name)
             for metric, one in spreads.items()
         ],
