@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,21 +50,18 @@ class Schedule:
         """Have all runs done; whether that was so, and nobody asked to stop."""
         steps = sum(run.config.train.steps for run in self.sweep.runs)
         done = sum(logged_step(run.folder) for run in self.sweep.runs)
-        before: list[SweepRun] = list(self.sweep.runs)
-        with ExitStack() as stack:
-            # Nothing is left to be done: nothing to show.
-            advance = stack.enter_context(progress("sweep", steps, "steps", min(done, steps)))
-            show = Shown(self.sweep.runs, advance, min(done, steps))
-            rung = None
+        done = min(done, steps)
+        before, rung = list(self.sweep.runs), 0
+        with progress("sweep", steps, "steps", done) as advance:
+            show = Shown(self.sweep.runs, advance, done)
             for until, runs in halvings(self.sweep):
                 for run in (run for run in before if run not in runs):
-                    assert rung is not None
                     self.ended_early[run.name] = rung
                     say(f"{run.name}: ends early, at step {rung:,}")
                 self._work_up_to(until, runs, show)
                 if self._is_stopping:
                     return False
-                before, rung = runs, until
+                before, rung = runs, until or 0
         return True
 
     def _work_up_to(self, until: int | None, runs: Sequence[SweepRun], show: "Shown") -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,7 +13,7 @@ from cache.files import write_atomically
 from pipeline.report.records import RunRecord, is_run, read_run
 from pipeline.sweep.halving import is_higher_better, results_at
 from pipeline.sweep.reading import Read, read_by
-from pipeline.sweep.states import trained_step
+from pipeline.sweep.states import lacking_steps, trained_step
 from pipeline.sweep.sweep_file import Sweep, SweepRun
 from pipeline.sweep.variations import Dotted, group_of, in_words
 from stages.evaluate.results import Result
@@ -189,7 +189,7 @@ def _state(sweep: Sweep, run: SweepRun, ended: int | None) -> str:
     step = trained_step(run.folder)
     if not step:
         return "not begun"
-    is_judged = all(results_at(run, s) for s in sweep.judged_steps(run)) or not sweep.metrics
+    is_judged = not lacking_steps(run, sweep.judged_steps(run))
     if step >= run.config.train.steps and is_judged:
         return "done"
     return f"at step {step:,} of {run.config.train.steps:,}"
@@ -262,8 +262,3 @@ def _number(value: float) -> str:
 def csv_path(sweep: Sweep) -> Path:
     """The table beside the page."""
     return sweep.folder / "sweep.csv"
-
-
-def last_steps(groups: Sequence[Group]) -> dict[str, int]:
-    """The last step at which each group was judged, by name."""
-    return {group.name: group.steps[-1] for group in groups if group.steps}

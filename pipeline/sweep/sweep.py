@@ -1,5 +1,6 @@
 """A sweep from its file to its page: columns once, then runs, then what came of them."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -102,7 +103,8 @@ def _build(sweep: Sweep, cluster: Cluster | None, is_asked: Callable[[], bool]) 
             while child.poll() is None and not is_asked():
                 time.sleep(POLL_SECONDS)
         finally:
-            child.terminate()
+            # As Ctrl-C: it keeps what it measured.
+            child.send_signal(signal.SIGINT)
     if is_asked():
         raise InterruptedWorkError(
             "Stopped while building", remedy="Run the same command to go on."

@@ -119,6 +119,7 @@ def _draw(title: str, curves: Curves, axis: str) -> Panel:
 
 
 def _set_axis(axes: Axes, axis: str) -> None:
+    axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if axis != "hours":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

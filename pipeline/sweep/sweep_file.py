@@ -168,7 +168,8 @@ class _Reading:
             except ConfigError as error:
                 title = variation or " ".join(as_overrides(settings)) or variations.PLAIN
                 for line in _lines(error):
-                    problems.setdefault(line, []).append(title)
+                    titles = problems.setdefault(line, [])
+                    titles += [] if title in titles else [title]
         for name in variations.repeated([run.name for run in runs]):
             problems[f"several runs would be called {name!r}: give variations a name each"] = []
         if problems:

@@ -17,7 +17,7 @@ SEED = "train.seed"
 # What a run is called that differs in nothing.
 PLAIN = "base"
 # Of what a setting adds to a name, and of a whole name, in characters.
-PART_LENGTH, NAME_LENGTH = 40, 100
+PART_LENGTH, NAME_LENGTH = 64, 120
 DIGEST_LENGTH = 6
 LACKING = object()
 

@@ -85,7 +85,9 @@ def _judge(config: "Config", step: int) -> None:
     from pipeline.evaluation_targets import Target
     from stages.sample.sampled_weights import SampleOptions
 
-    drawn = sample(config, SampleOptions(step=step))
+    drawn, judges = sample(config, SampleOptions(step=step)), config.evaluate
+    if judges.metrics == () and not judges.frechet_encoders:
+        return
     evaluate(config, [Target(drawn.samples.folder, config.train.run, config)])
 
 
