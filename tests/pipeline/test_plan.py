@@ -31,6 +31,7 @@ SLOW_PRESETS = {
     "imagenet256-dit-xl2",
     "imagenet256-lightningdit-xl2",
     "imagenet256-redi-xl2",
+    "imagenet256-reg-xl2",
     "imagenet256-sit-l2-encoders",
     "imagenet256-sr-dit-b2",
     "imagenet512-sit-xl2",
