@@ -65,6 +65,14 @@ def read_group(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def update_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Give a Zarr group some attributes anew. Raises DamagedCacheError if it cannot be read."""
+    kept = read_group(path)
+    content = json.loads((path / "zarr.json").read_bytes())
+    content["attributes"] = {**kept, **attributes}
+    write_atomically(path / "zarr.json", json.dumps(content, indent=2).encode())
+
+
 def has_column(path: Path, name: str) -> bool:
     """Whether the cache at `path` has a column of this name, finished or not."""
     return (path / name).is_dir()

@@ -122,9 +122,9 @@ def show_plan(plan: Plan) -> None:
         f"{config.cache.path}: {images.count:,} images ({images.counted_in}) at "
         f"{config.dataset.resolution} px; {config.train.model} aligned to {aligned}"
     )
-    _show_space(plan)
+    show_space(plan)
     _show_networks(plan)
-    _show_build(plan)
+    show_build(plan)
     _show_reading(plan)
     _show_gains(plan)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -139,7 +139,8 @@ def _print(title: str, table: Table) -> None:
     print_table(table)
 
 
-def _show_space(plan: Plan) -> None:
+def show_space(plan: Plan) -> None:
+    """Print what the cache takes of its disk."""
     space = plan.space
     table = new_table("array", "type", "row", "in all", "to write", has_numbers=True)
     for one in (one for one in space.arrays if one.array.name not in BESIDE):
@@ -188,7 +189,8 @@ def _show_networks(plan: Plan) -> None:
     _print("Operations for an image", table)
 
 
-def _show_build(plan: Plan) -> None:
+def show_build(plan: Plan) -> None:
+    """Print what a build takes."""
     build = plan.build
     if plan.measured:
         how = f"measured on this {plan.device_name}"

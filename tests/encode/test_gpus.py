@@ -14,9 +14,9 @@ from dask.distributed import Client, LocalCluster
 from places import TOOLS
 
 from pipeline.config import Config
+from stages.cluster import ClusterError, NoGpuError, own_gpu
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions, Cluster
-from stages.encode.building.cluster import ClusterError, NoGpuError, own_gpu
 
 CPU = torch.device("cpu")
 GPUS = TOOLS / "gpus.py"

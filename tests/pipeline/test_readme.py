@@ -100,6 +100,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         invoke("run")
+        invoke("init", "--sweep")
         other = ("--set", "train.run=other-run", "--set", "train.steps=2")
         invoke("train", *other)
         invoke("sample", "other-run")
@@ -142,8 +143,13 @@ def test_no_command_is_left_out() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        # A cluster takes its time to start.
-        pytest.param(command, marks=[pytest.mark.slow] if "--scheduler" in command else [])
+        # A cluster takes its time to start, and so does every run.
+        pytest.param(
+            command,
+            marks=[pytest.mark.slow]
+            if "--scheduler" in command or command.startswith("repa-cache sweep")
+            else [],
+        )
         for command in starting_with("repa-cache ")
     ],
 )
@@ -151,6 +157,7 @@ def test_a_command_of_the_documents_works(command: str, here: Path) -> None:
     _, name, *arguments = as_here(command)
     if name == "init":
         (here / "pipeline.toml").unlink()
+        (here / "sweep.toml").unlink()
         arguments = ["demo" if word == "efficientnet-lite0" else word for word in arguments]
     if "--workers" in arguments:
         arguments[arguments.index("--workers") + 1] = "1"

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from cache.locks import BuildLocks
 from cache.rows import RowTable
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.build_times import record_times
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
@@ -58,8 +60,9 @@ class ColumnMaking:
         """
         shards = _missing_shards(columns, reader.rows, self.options.shards)
         images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
-        with progress(derived or "build", images, "images") as advance:
+        with progress(derived or "build", images, "images") as advance, ExitStack() as stack:
             meter = Meter(advance, self.options.devices)
+            stack.callback(lambda: record_times(columns, meter.counts))
             if self.options.cluster is None:
                 work = list(zip(columns, makers, strict=True))
                 encoder = ShardEncoder(work, reader, Device(self.device), meter, self.locks)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,10 +44,19 @@ class Device:
             torch.cuda.device(self._device) if is_cuda else nullcontext()
         )
         with self._lock, selected:
-            start = _now(is_cuda)
-            there = batch.to(self._device)
-            tensors = [_on_host(self._make(there, job), is_cuda) for job in jobs]
-            return Encoded(tensors, start, _now(is_cuda))
+            moments = [_now(is_cuda)]
+            there, tensors = batch.to(self._device), []
+            for job in jobs:
+                tensors.append(_on_host(self._make(there, job), is_cuda))
+                moments.append(_now(is_cuda))
+            return Encoded(tensors, moments)
+
+    @cached_property
+    def name(self) -> str:
+        """What computes: the model of the GPU, or the kind of device."""
+        if self._device.type == "cuda":
+            return str(torch.cuda.get_device_name(self._device))
+        return self._device.type
 
     def _make(self, batch: Batch, job: Job) -> dict[str, Tensor]:
         column = job.column
@@ -62,20 +73,19 @@ class Device:
 class Encoded:
     """Tensors on their way from the device.
 
-    start, end: moments in the device's own time, between which it was busy with them.
+    moments: in the device's own time, before the first column and after each.
     """
 
     _tensors: Sequence[Mapping[str, Tensor]]
-    _start: Any
-    _end: Any
+    _moments: Sequence[Any]
 
-    def wait(self) -> tuple[list[Arrays], float]:
-        """The arrays of every column, and the seconds that the device was busy with them."""
-        if isinstance(self._end, float):
-            seconds = self._end - self._start
+    def wait(self) -> tuple[list[Arrays], list[float]]:
+        """The arrays of every column, and the seconds that the device was busy with each."""
+        if isinstance(self._moments[-1], float):
+            seconds = [end - start for start, end in pairwise(self._moments)]
         else:
-            self._end.synchronize()
-            seconds = self._start.elapsed_time(self._end) / 1000
+            self._moments[-1].synchronize()
+            seconds = [start.elapsed_time(end) / 1000 for start, end in pairwise(self._moments)]
         arrays = [{n: np.asarray(t) for n, t in tensors.items()} for tensors in self._tensors]
         return arrays, seconds
 

@@ -5,11 +5,11 @@ Crops are decoded ahead by a pool of threads, one thread feeds the device, and a
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -40,7 +40,8 @@ class Counts:
     """Work that was done.
 
     shards: of all columns; bytes: before compression; device, disk: seconds in which they were
-    busy; decoding: seconds in which the device had to wait for crops.
+    busy; decoding: seconds in which the device had to wait for crops; encoded, seconds: images,
+    and the device's seconds for them, by column and name of the device.
     """
 
     images: int = 0
@@ -49,9 +50,12 @@ class Counts:
     device: float = 0.0
     decoding: float = 0.0
     disk: float = 0.0
+    encoded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        names = (own.name for own in fields(self))
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def note(self, seconds: float) -> str:
         """The shares of a time, summed over devices, that were spent on what."""
@@ -205,7 +209,17 @@ class ShardEncoder:
                 shard.files.close()
                 self.meter.add(Counts(shards=len(shard.work)))
         written = sum(array.nbytes for arrays in made for array in arrays.values())
-        self.meter.add(Counts(images=images, bytes=written, device=seconds))
+        names = [(job.column.name, self.device.name) for job in jobs]
+        rows = [len(next(iter(arrays.values()))) for arrays in made]
+        self.meter.add(
+            Counts(
+                images=images,
+                bytes=written,
+                device=sum(seconds),
+                encoded=Counter(dict(zip(names, rows, strict=True))),
+                seconds=Counter(dict(zip(names, seconds, strict=True))),
+            )
+        )
 
     def _keep_finished_rows(self, column: Column, shard: int, writer: ShardWriter) -> None:
         """Copy the rows that were encoded before images were added to the shard."""
