@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 from pydantic import Field, NonNegativeFloat
 
@@ -105,8 +105,9 @@ class Term(Settings, ABC):
         """
         return {}
 
+    @final
     def is_active(self, step: int) -> bool:
-        """Whether it is part of a step, counted from 0."""
+        """Whether it is part of a step, counted from 0: of all before `until`."""
         return self.until is None or step < self.until
 
     def make_module(self, shapes: Shapes) -> nn.Module | None:  # noqa: ARG002
