@@ -264,6 +264,7 @@ def test_only_columns_of_the_configuration_can_be_rebuilt(copied: Config) -> Non
         find_columns(copied.encode, ["tiny-vea"])
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_share_the_work(tiny: Callable[..., Config], images: Path) -> None:
     whole = tiny(f"cache.path={images.parent / 'whole.zarr'}", "cache.rows_per_shard=1")
     built_by(whole)

@@ -228,13 +228,14 @@ def finished(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begun",
     [
-        pytest.param("tiny.zarr/features/efficientnet-lite0/ledger/c.0.0", marks=pytest.mark.slow),
+        "tiny.zarr/features/efficientnet-lite0/ledger/c.0.0",
         "run/log.jsonl",
-        pytest.param("run/samples/*/000001.png", marks=pytest.mark.slow),
-        pytest.param("run/samples/step-*.png", marks=pytest.mark.slow),
+        "run/samples/*/000001.png",
+        "run/samples/step-*.png",
     ],
     ids=["build", "train", "sample", "evaluate"],
 )

@@ -17,16 +17,19 @@ from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
 
 LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+FSDP = "train.compute.parallel=fsdp"
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
-    "micro-batches": ["train.compute.micro_batches=2"],
     "nt-xent": ["train.align.0.kind=nt-xent"],
-    "fsdp": ["train.compute.parallel=fsdp"],
-    "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
-    "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
+    "fsdp": [FSDP],
+    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
+}
+MORE_VARIANTS = {
+    "micro-batches": ["train.compute.micro_batches=2"],
+    "fsdp-micro-batches": [FSDP, "train.compute.micro_batches=2"],
+    "dit": ["train.model=DiT-XS/2", FSDP],
     "end-of-alignment": ["train.align.0.until=2"],
-    "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Half precision rounds sums in another order to other numbers.
 HALF = {
@@ -89,6 +92,15 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
     assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
+
+
+@pytest.mark.slow
+def test_more_ways_of_two_processes_train_like_one(built: Path, tmp_path: Path) -> None:
+    runs = Trained(built, tmp_path)
+    launch(built, [runs.overrides(f"two-{name}", *more) for name, more in MORE_VARIANTS.items()])
+    for name, settings in MORE_VARIANTS.items():
+        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+        assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
 
 
 @pytest.mark.slow
