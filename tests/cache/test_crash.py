@@ -69,11 +69,12 @@ def test_a_build_killed_at_every_shard_boundary_never_makes_a_shard_twice(
     check(attempts, undisturbed)
 
 
-@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
 def test_a_build_killed_at_random_moments_comes_out_the_same(
-    tiny: Callable[..., Config], images: Path, kills: int
+    tiny: Callable[..., Config], images: Path
 ) -> None:
     tiny()
+    kills = 50
     undisturbed, *attempts = under_fire(images.parent / "pipeline.toml", "random", str(kills))
     assert sum(not attempt.survived for attempt in attempts) == kills
     assert attempts[-1].survived
@@ -139,7 +140,7 @@ def killed_at(number: int, path: Path) -> bool:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 59])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 29])
 def test_a_build_killed_at_any_stage_of_writing_comes_out_the_same(
     tmp_path: Path, stride: int
 ) -> None:

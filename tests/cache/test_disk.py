@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from places import ROOT, TOOLS
 
 from pipeline.config import Config
 
 
+@pytest.mark.slow
 def test_a_full_and_a_read_only_disk_are_clear_errors_and_lose_nothing(
     tiny: Callable[..., Config], images: Path
 ) -> None:

@@ -50,6 +50,7 @@ def half_the_cores() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("half_the_cores")
 def test_a_worker_that_is_killed_changes_no_byte(tiny: Callable[..., Config]) -> None:
     alone, shared = tiny(SHARDS, "cache.path=alone.zarr"), tiny(SHARDS)

@@ -49,7 +49,11 @@ def seen_by(folder: Path, command: tuple[str, ...], **more: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [REPA_CACHE, (sys.executable, *MODULE), (sys.executable, "-c", "import stages.placement")],
+    [
+        pytest.param(REPA_CACHE, marks=pytest.mark.slow),
+        pytest.param((sys.executable, *MODULE), marks=pytest.mark.slow),
+        (sys.executable, "-c", "import stages.placement"),
+    ],
     ids=["repa-cache", "python-m", "import"],
 )
 def test_cublas_is_told_to_repeat_itself_before_torch_is_imported(

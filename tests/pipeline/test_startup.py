@@ -114,6 +114,7 @@ def test_a_cache_is_verified_without_what_computes_and_draws(built: Path, tmp_pa
     assert packages & (HEAVY - {"safetensors", "zarr"}) == set()
 
 
+@pytest.mark.slow
 def test_a_plan_draws_nothing_and_makes_no_page(built: Path, tmp_path: Path) -> None:
     arguments = "plan", "--config", str(built / "pipeline.toml"), "--images", "30"
     said, packages = imported(tmp_path, *arguments)

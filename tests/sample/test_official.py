@@ -120,6 +120,7 @@ def invoke(built: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return run
 
 
+@pytest.mark.slow
 def test_official_weights_are_drawn_and_judged_from_the_command_line(
     invoke: Callable[..., str], built: Path, runs: Path, tmp_path: Path, inception_weights: Path
 ) -> None:

@@ -157,7 +157,8 @@ def test_images_do_not_depend_on_the_batch_size(
     assert len(set(found[0].values())) == 49
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_images_do_not_depend_on_the_number_of_processes(
     drawable: Callable[..., Config], built: Path, tmp_path: Path, processes: int
 ) -> None:

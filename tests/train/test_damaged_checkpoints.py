@@ -60,7 +60,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[pytest.mark.slow] if "torn" in fault else []) for fault in FAULTS],
+)
 def test_a_damaged_checkpoint_is_named_with_its_fault_and_what_to_go_on_from(
     config: Config, fault: str
 ) -> None:

@@ -18,34 +18,37 @@ from stages.train.latent_mean import read_mean
 from stages.weights.run_folder import latent_mean_path
 
 DIRECTION = 'train.align.1={kind = "direction"}'
+FSDP = "train.compute.parallel=fsdp"
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
-    "micro-batches": ["train.compute.micro_batches=2"],
     "nt-xent": ["train.align.0.kind=nt-xent"],
-    "fsdp": ["train.compute.parallel=fsdp"],
-    "fsdp-micro-batches": ["train.compute.parallel=fsdp", "train.compute.micro_batches=2"],
-    "dit": ["train.model=DiT-XS/2", "train.compute.parallel=fsdp"],
+    "fsdp": [FSDP],
+    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
+    "fsdp-class-token": [entries(), FSDP],
+}
+MORE_VARIANTS = {
+    "micro-batches": ["train.compute.micro_batches=2"],
+    "fsdp-micro-batches": [FSDP, "train.compute.micro_batches=2"],
+    "dit": ["train.model=DiT-XS/2", FSDP],
     "end-of-alignment": ["train.align.0.until=2"],
     "layers": [*OF_LAYERS.values(), DIRECTION],
-    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, "train.compute.parallel=fsdp"],
-    "fsdp-irepa": ["train.align.0.kind=irepa", "train.compute.parallel=fsdp"],
+    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, FSDP],
+    "fsdp-irepa": ["train.align.0.kind=irepa", FSDP],
     "token-similarity": [
         'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
     ],
     "sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3}'],
     "fsdp-sra": [
         'train.align.1={kind="sra", depth=1, teacher_depth=3, decay=2, constant=1}',
-        "train.compute.parallel=fsdp",
+        FSDP,
     ],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
     "class-token": [entries()],
-    "fsdp-class-token": [entries(), "train.compute.parallel=fsdp"],
-    "fsdp-end-of-alignment": ["train.align.0.until=2", "train.compute.parallel=fsdp"],
 }
 # Their losses are over the images of a process: two of them train like one in two parts.
-OF_A_PROCESS = {
-    "contrastive": ['train.align.1={kind="contrastive"}'],
+OF_A_PROCESS = {"contrastive": ['train.align.1={kind="contrastive"}']}
+MORE_OF_A_PROCESS = {
     "contrastive-skipping": [
         'train.align.1={kind="contrastive", negatives="other-class", skip_unlabelled=true}'
     ],
@@ -78,17 +81,23 @@ class Trained:
         return load_config(self.config, self.overrides(name))
 
 
+def train_alone(
+    runs: Trained, variants: dict[str, list[str]], of_a_process: dict[str, list[str]]
+) -> list[list[str]]:
+    """Train what two processes are compared with, and say how they are to train."""
+    for name, settings in variants.items():
+        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+    for name, settings in of_a_process.items():
+        trained(in_parts(load_config(runs.config, runs.overrides(f"alone-{name}", *settings))))
+    both = {**variants, **of_a_process}
+    return [runs.overrides(f"two-{name}", *settings) for name, settings in both.items()]
+
+
 @pytest.fixture(scope="module")
 def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = Trained(built, tmp_path_factory.mktemp("ranks"))
     (runs.folder / "pipeline.toml").write_text(runs.config.read_text())
-    scenarios = [
-        runs.overrides(f"two-{name}", *more) for name, more in {**VARIANTS, **OF_A_PROCESS}.items()
-    ]
-    for name, settings in OF_A_PROCESS.items():
-        trained(in_parts(load_config(runs.config, runs.overrides(f"parts-{name}", *settings))))
-    for name, settings in VARIANTS.items():
-        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+    scenarios = train_alone(runs, VARIANTS, OF_A_PROCESS)
     for name in ("ddp", "fsdp"):
         for steps in (2, 4):
             more = [*VARIANTS[name], f"train.steps={steps}"]
@@ -101,24 +110,25 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return runs
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *OF_A_PROCESS])
 def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
     assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
-
-
-@pytest.mark.parametrize("name", OF_A_PROCESS)
-def test_two_processes_train_like_one_in_two_parts_if_each_compares_its_own_images(
-    runs: Trained, name: str
-) -> None:
-    assert_close_runs(runs.run(f"two-{name}"), runs.run(f"parts-{name}"), 1e-4)
 
 
 def test_two_processes_keep_the_mean_of_the_latents_of_one(runs: Trained) -> None:
     two, one = (
         read_mean(latent_mean_path(runs.run(f"{name}-contrastive").train.run))
-        for name in ("two", "parts")
+        for name in ("two", "alone")
     )
     torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_more_ways_of_two_processes_train_like_one(built: Path, tmp_path: Path) -> None:
+    runs = Trained(built, tmp_path)
+    launch(built, train_alone(runs, MORE_VARIANTS, MORE_OF_A_PROCESS))
+    for name in (*MORE_VARIANTS, *MORE_OF_A_PROCESS):
+        assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
 
 
 @pytest.mark.slow

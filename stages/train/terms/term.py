@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self, final
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
@@ -177,8 +177,9 @@ class Term(Settings, ABC):
         """What of it does not fit the rest of `[train]`: a line each, beginning with a key."""
         return iter(())
 
+    @final
     def is_active(self, step: int) -> bool:
-        """Whether it is part of a step, counted from 0."""
+        """Whether it is part of a step, counted from 0: of all before `until`."""
         return self.until is None or step < self.until
 
     @property
