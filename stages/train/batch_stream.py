@@ -6,7 +6,8 @@ B images of a rank, C latent channels, h and w the latent's sides, T tokens, D f
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,17 +31,21 @@ class Batch:
 
     moments: mean and standard deviation of the latents, float32 [B, 2C, h, w]; latents: drawn
     from them anew at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
-    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images. Tokens are
-    decoded when they are first asked for.
+    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images. Latents are
+    drawn, and tokens decoded, when they are first asked for.
     """
 
     step: int
     moments: Tensor
-    latents: Tensor
     labels: Tensor
     tokens: Mapping[str, Tensor]
     class_tokens: Mapping[str, Tensor]
     keys: list[str]
+    draw_latents: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        return self.draw_latents(self.moments)
 
 
 class Decoded(Mapping[str, Tensor]):
@@ -111,19 +116,22 @@ def stream(
     def batch(
         step: int, keys: list[str], read: Named, arrays: Mapping[str, Callable[[], Tensor]]
     ) -> Batch:
-        # The same numbers as in training with this seed.
-        seed = seed_for(order.seed, Stream.POSTERIOR, step)
-        normal = draw((order.batch_size, *cached.latent_shape), seed, place)
+        def draw_latents(moments: Tensor) -> Tensor:
+            # The same numbers as in training with this seed.
+            seed = seed_for(order.seed, Stream.POSTERIOR, step)
+            normal = draw((order.batch_size, *cached.latent_shape), seed, place)
+            return cached.scaling.sample(moments, normal)
+
         return Batch(
             step=step,
             moments=read["moments"].float(),
-            latents=cached.scaling.sample(read["moments"], normal),
             labels=read["labels"],
             tokens=Decoded({name: arrays[f"{name}/{TOKENS}"] for name in wanted.tokens}),
             class_tokens=Decoded(
                 {name: arrays[f"{name}/{CLASS_TOKEN}"] for name in wanted.class_tokens}
             ),
             keys=keys,
+            draw_latents=draw_latents,
         )
 
     return batches()
