@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from places import GOLDEN
 from safetensors import safe_open
-from tiny import TINY, write_images
+from tiny import COMPONENTS, TINY, write_images
 from torch import Tensor
 
 from pipeline.config import Config, load_config
@@ -140,6 +141,19 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     folder = tmp_path_factory.mktemp("built")
     write_images(folder / "images")
     (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_with_components(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with components of the tokens, `pca4`."""
+    from stages.encode.build import build
+
+    folder = tmp_path_factory.mktemp("components")
+    for name in ("images", "tiny.zarr"):
+        shutil.copytree(built / name, folder / name)
+    (folder / "pipeline.toml").write_text((built / "pipeline.toml").read_text() + COMPONENTS)
     build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
     return folder
 

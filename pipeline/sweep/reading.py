@@ -19,19 +19,24 @@ from stages.train.terms.run_terms import RunTerms
 
 @dataclass(frozen=True)
 class ReadColumn:
-    """A column that a run read. images: how many, each as often as it was read; bytes: of them."""
+    """A column that a run read.
+
+    images: how many, each as often as it was read; bytes: of them; network: the column whose
+    network would have run instead, which for components is that of the tokens they are made of.
+    """
 
     name: str
     images: int
     bytes: int
+    network: str
 
 
 @dataclass(frozen=True)
 class Read:
     """What a run read of the cache.
 
-    saved: seconds that encoders would have taken for as many images, by column, as far as builds
-    measured it; unmeasured: columns of which they did not.
+    saved: seconds that encoders would have taken for as many images, by their columns, as far as
+    builds measured it; unmeasured: columns of which they did not.
     """
 
     columns: tuple[ReadColumn, ...] = ()
@@ -53,16 +58,18 @@ def read_by(config: Config, steps: int) -> Read:
     """What a run has read after so many steps; nothing of a cache that is gone."""
     try:
         columns = list(_columns(config, steps))
-        path = config.cache.path
-        taken = {one.name: seconds_per_image(path, one.name) for one in columns}
+        # Its tokens and their components take an encoder once.
+        encoded: dict[str, int] = {}
+        for one in columns:
+            if one.name.startswith(FEATURES):
+                encoded[one.network] = max(one.images, encoded.get(one.network, 0))
+        taken = {name: seconds_per_image(config.cache.path, name) for name in encoded}
     except RepaCacheError:
         return Read()
-    encoders = [one for one in columns if one.name.startswith(FEATURES)]
-    known = {one.name: taken[one.name] for one in encoders}
     return Read(
         tuple(columns),
-        {one.name: one.images * (known[one.name] or 0.0) for one in encoders},
-        tuple(name for name, seconds in known.items() if seconds is None),
+        {name: images * (taken[name] or 0.0) for name, images in encoded.items()},
+        tuple(name for name, seconds in taken.items() if seconds is None),
     )
 
 
@@ -71,7 +78,8 @@ def _columns(config: Config, steps: int) -> Iterator[ReadColumn]:
     rows = count_rows(path)
     latents = read_column(path, config.tensors.latents, rows)
     images = steps * train.batch_size
-    yield ReadColumn(latents.name, images, images * latents.array("moments").row_bytes)
+    row_bytes = latents.array("moments").row_bytes
+    yield ReadColumn(latents.name, images, images * row_bytes, latents.name)
     # By column and array, as several terms may read the same.
     read: dict[str, dict[str, int]] = {}
     for begin, end in pairwise(_stretches(config, steps)):
@@ -83,7 +91,8 @@ def _columns(config: Config, steps: int) -> Iterator[ReadColumn]:
         column = read_column(path, name, rows)
         sizes = (end * column.array(array).row_bytes for array, end in ends.items())
         images = max(ends.values()) * train.batch_size
-        yield ReadColumn(name, images, train.batch_size * sum(sizes))
+        network = str(column.recipe.get("source", name))
+        yield ReadColumn(name, images, train.batch_size * sum(sizes), network)
 
 
 def _stretches(config: Config, steps: int) -> list[int]:

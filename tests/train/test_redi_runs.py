@@ -15,38 +15,25 @@ from pipeline.config import Config, load_config
 from pipeline.exits import ConfigError
 from pipeline.inspection.contents import gather_contents
 from pipeline.plan.outline import make_plan
-from stages.encode.build import build
+from pipeline.sweep.reading import read_by
+from stages.encode.building.build_times import seconds_per_image
 from stages.sample.samples import read_manifest
 from stages.sample.solvers.solver import SampleError
 
-COMPONENTS = """
-[[train.align]]
-kind = "redi"
-encoder = "pca4"
-
-[components.pca4]
-encoder = "efficientnet-lite0"
-count = 4
-"""
+REDI = 'train.align.1={kind="redi", encoder="pca4"}'
 # Each is trained in one process and in two. `legacy` is not, as each process decides for itself.
 DROP = ("train.align.1.drop=0.5",)
 
 
-@pytest.fixture(scope="module")
-def folder(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished cache that has components, and a pipeline.toml that uses them."""
-    folder = tmp_path_factory.mktemp("redi")
-    for name in ("images", "tiny.zarr"):
-        shutil.copytree(built / name, folder / name)
-    (folder / "pipeline.toml").write_text((built / "pipeline.toml").read_text() + COMPONENTS)
-    build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
-    return folder
+@pytest.fixture
+def folder(built_with_components: Path) -> Path:
+    return built_with_components
 
 
 @pytest.fixture
 def redi(folder: Path, tmp_path: Path) -> Callable[..., Config]:
     return lambda *overrides: load_config(
-        folder / "pipeline.toml", [f"train.run={tmp_path / 'run'}", *overrides]
+        folder / "pipeline.toml", [f"train.run={tmp_path / 'run'}", REDI, *overrides]
     )
 
 
@@ -84,7 +71,7 @@ def test_a_run_that_is_resumed_equals_an_undisturbed_one(
 def test_two_processes_train_like_one(folder: Path, tmp_path: Path) -> None:
     def settings(name: str) -> list[str]:
         cache = f"cache.path={folder / 'tiny.zarr'}"
-        return [f"train.run={tmp_path / name}", cache, *DROP]
+        return [f"train.run={tmp_path / name}", cache, REDI, *DROP]
 
     alone, two = (load_config(folder / "pipeline.toml", settings(n)) for n in ("one", "two"))
     trained(alone)
@@ -103,6 +90,20 @@ def test_components_of_unit_variance_are_read_as_such(redi: Callable[..., Config
     variances = torch.from_numpy(reader.column.constants["explained_variance"][:4])
     torch.testing.assert_close(scaled, plain / variances.sqrt())
     assert scaled.flatten(0, 1).var(dim=0).numpy() == pytest.approx(1, rel=0.02)
+
+
+def test_components_save_the_encoder_whose_tokens_they_are_made_of(
+    redi: Callable[..., Config],
+) -> None:
+    read = read_by(redi("train.align.0.until=3"), 10)
+    name = "features/efficientnet-lite0"
+    assert [(one.name, one.images) for one in read.columns[1:]] == [
+        (name, 12),
+        ("features/pca4", 40),
+    ]
+    seconds = seconds_per_image(redi().cache.path, name)
+    assert seconds
+    assert read.saved == {name: pytest.approx(40 * seconds)}
 
 
 # Enough for predictions to depend on labels and components.
