@@ -231,6 +231,18 @@ def check_fields(column: Column, wanted: Recipe) -> None:
     check_recipe(column, {**column.recipe, **wanted})
 
 
+def source_changes(column: Column) -> list[str]:
+    """In what the column that a derived one was made of is another now, a line for each field.
+
+    Nothing of one that was made of images, or whose source is gone.
+    """
+    source = str(column.recipe.get("source", ""))
+    if not source or not has_column(column.cache, source):
+        return []
+    now: Recipe = {"source_fingerprint": read_group(column.cache / source).get("fingerprint")}
+    return recipe_differences({"source_fingerprint": column.recipe["source_fingerprint"]}, now)
+
+
 def check_recipe(column: Column, wanted: Recipe) -> None:
     """Raise StaleCacheError, naming the fields that differ, unless the recipes are equal.
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from cache.errors import StaleCacheError
 from cache.reader import Cache
-from cache.verify import find_faults
+from cache.verify import Remedy, find_faults
 from pipeline.config import Config, load_config
 from pipeline.exits import ConfigError
 from stages.encode.build import BuildSummary, build, find_columns
@@ -208,11 +208,19 @@ def test_components_are_stale_once_their_source_is_another(copied: Callable[...,
     assert rebuild == {ENCODER, COLUMN}
     with pytest.raises(StaleCacheError, match="source_fingerprint"):
         built_by(int8, BuildOptions(rebuild=frozenset({ENCODER})))
+    with pytest.raises(StaleCacheError, match=f"it was made of {ENCODER} as that was once"):
+        Cache(int8.cache.path).column(COLUMN)
+    (fault,) = find_faults(int8.cache.path, threads=1)
+    assert (fault.where, fault.remedy) == (COLUMN, Remedy.REBUILD)
     assert built_by(int8, BuildOptions(rebuild=rebuild)).counts.shards == 6
     cache = Cache(int8.cache.path)
     fingerprint = cache.column(ENCODER).column.fingerprint
     assert cache.column(COLUMN).column.recipe["source_fingerprint"] == fingerprint
     assert is_sound(int8)
+    # Without its source, nothing of it is another.
+    shutil.rmtree(int8.cache.path / ENCODER)
+    assert is_sound(int8)
+    assert Cache(int8.cache.path).column(COLUMN).read("tokens", [0]).any()
 
 
 @pytest.mark.parametrize("damaged", ["tokens/c.1.0.0", "components/c/0/0", "zarr.json"])

@@ -192,7 +192,7 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
     Returns the faults of other columns, which another configuration has to mend.
     """
     faults = [
-        fault for fault in find_faults(path, threads, progress) if fault.remedy is not Remedy.BUILD
+        fault for fault in find_faults(path, threads, progress) if fault.remedy is Remedy.REPAIR
     ]
     return strike(columns, faults)
 
