@@ -145,12 +145,16 @@ class Stretch:
         if any(term.needs_latent_mean for term in self._settings.align):
             keep_mean(self._settings.run, self._cached, self._place)
 
+    def randomness(self) -> Randomness:
+        """What is drawn for any step."""
+        cached, config = self._cached, self._run.model.config
+        draws = self._terms.draws(lambda term: shapes_for(term, config, cached.shape))
+        return Randomness(self._settings, cached.latent_shape, self._place, draws)
+
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        cached, config = self._cached, run.model.config
-        draws = self._terms.draws(lambda term: shapes_for(term, config, cached.shape))
-        randomness = Randomness(settings, cached.latent_shape, place, draws)
+        randomness = self.randomness()
         step = Step(settings, run, self._terms, self._cached, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)

@@ -150,7 +150,7 @@ class OwnLoop:
         data = CachedData(tensors, settings.encoders)
         self._stretch = stretch = Stretch(settings, data, place, None)
         self._batches, self._meter = self._stretch._batches, self._stretch._meter
-        self._randomness = Randomness(settings, data.latent_shape, place, {})
+        self._randomness = stretch.randomness()
         self._run = stretch._run
         self._step = Step(settings, self._run, stretch._terms, data, place)
 
