@@ -26,6 +26,12 @@ hypothesis.settings.register_profile("any-speed", deadline=None)
 hypothesis.settings.load_profile("any-speed")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Have a test draw the same random numbers whenever it runs."""
+    torch.manual_seed(0)
+
+
 @dataclass(frozen=True)
 class Golden:
     """A file of golden tensors; a missing tensor is a failure."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from methods import BASE, assert_gradients
 from reference import Described
-from runs import CPU, assert_equal_runs, log_values, newest, trained
+from runs import CPU, assert_falls, newest, trained, trained_in_parts
 from safetensors.torch import load_file, save_file
 from stepping import Stepped, settings_of, stepped
 from torch import Tensor
@@ -206,14 +206,9 @@ def test_layers_load_under_the_names_of_either_code(*, long: bool, tmp_path: Pat
 def test_a_run_lowers_its_loss_resumes_bit_for_bit_and_is_exported(
     trainable: Callable[..., Config], built: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    more = (*IREPA, *settings, "train.steps=8", "train.batch_size=21")
-    whole = trainable(*more, f"train.run={tmp_path / 'whole'}")
-    trained(whole)
-    values = [line["alignment/efficientnet-lite0"] for line in log_values(whole)]
-    assert values[-1] < values[0]
-    for steps in (4, 8):
-        trained(trainable(*more, f"train.steps={steps}"))
-    assert_equal_runs(whole, trainable(*more))
+    more = (*IREPA, *settings, "train.batch_size=21")
+    whole = trained_in_parts(trainable, tmp_path, *more, parts=(4, 8))
+    assert_falls(whole, "alignment/efficientnet-lite0")
     output = export(built, whole.train.run, tmp_path / "w.safetensors")
     assert output.endswith("for iREPA's samplers, which pass over projectors\n")
     assert_equal(load_file(tmp_path / "w.safetensors"), newest(whole).weights("ema"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from methods import BASE, LAYERS, OF_LAYERS
-from runs import assert_equal_runs, drawn_into, log_values, newest, trained
+from runs import assert_equal_runs, drawn_into, log_values, newest, trained, trained_in_parts
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -207,11 +207,7 @@ def test_a_run_learns_resumes_bit_for_bit_and_is_drawn_from(
     trainable: Callable[..., Config], tmp_path: Path, name: str
 ) -> None:
     settings = (*RUNS[name], "train.compute.recompute_activations=true")
-    whole = trainable(f"train.run={tmp_path / 'whole'}", *settings)
-    trained(whole)
-    for steps in (2, 4):
-        trained(trainable(*settings, f"train.steps={steps}"))
-    assert_equal_runs(whole, trainable())
+    trained_in_parts(trainable, tmp_path, *settings)
     drawn = drawn_into(tmp_path / "drawn", trainable(*settings, "sample.guidance=1.5"))
     assert drawn.images == 6
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from aligning import ALIGNMENTS, aligned, make
-from runs import assert_equal_runs, log_values, trained
+from runs import assert_falls, trained_in_parts
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -97,15 +97,9 @@ def test_irepa_normalises_what_is_left(clean: Tensor, tokens: Tensor) -> None:
 def test_a_purified_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    more = (PURIFY, "train.steps=8", "train.batch_size=21")
-    whole = trainable(*more, f"train.run={tmp_path / 'whole'}")
+    whole = trained_in_parts(trainable, tmp_path, PURIFY, "train.batch_size=21", parts=(4, 8))
     assert RunTerms.of(whole.train).arrays == ("efficientnet-lite0/tokens",)
-    trained(whole)
-    values = [line["alignment/efficientnet-lite0"] for line in log_values(whole)]
-    assert values[-1] < values[0]
-    for steps in (4, 8):
-        trained(trainable(*more, f"train.steps={steps}"))
-    assert_equal_runs(whole, trainable(*more))
+    assert_falls(whole, "alignment/efficientnet-lite0")
 
 
 def test_a_fit_needs_the_whole_batch(trainable: Callable[..., Config]) -> None:

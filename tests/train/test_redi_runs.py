@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import assert_close_runs, launch
-from runs import assert_equal_runs, cached_batches, drawn_into, image_bytes, log_values, trained
+from runs import cached_batches, drawn_into, image_bytes, log_values, trained, trained_in_parts
 
 from cache.reader import Cache
 from pipeline.config import Config, load_config
@@ -37,12 +37,6 @@ def redi(folder: Path, tmp_path: Path) -> Callable[..., Config]:
     )
 
 
-def elsewhere(config: Config, name: str) -> Config:
-    """The same in a run of another name."""
-    run = config.train.run.with_name(name)
-    return config.model_copy(update={"train": config.train.model_copy(update={"run": run})})
-
-
 def test_both_losses_fall(redi: Callable[..., Config]) -> None:
     config = redi("train.steps=60", "train.log_every=20", "train.checkpoint_every=60")
     trained(config)
@@ -57,15 +51,9 @@ def test_both_losses_fall(redi: Callable[..., Config]) -> None:
     ids=["plain", "dropped", "legacy", "rescaled"],
 )
 def test_a_run_that_is_resumed_equals_an_undisturbed_one(
-    redi: Callable[..., Config], settings: tuple[str, ...]
+    redi: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    whole = redi(*settings)
-    trained(whole)
-    parts = elsewhere(redi(*settings, "train.steps=2"), "parts")
-    trained(parts)
-    parts = elsewhere(whole, "parts")
-    trained(parts)
-    assert_equal_runs(parts, whole)
+    trained_in_parts(redi, tmp_path, *settings)
 
 
 def test_two_processes_train_like_one(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from aligning import ALIGNMENTS, aligned, make
-from runs import assert_equal_runs, log_values, trained
+from runs import assert_falls, trained_in_parts
 from torch.testing import assert_close
 
 from pipeline.commands.config import config
@@ -111,14 +111,9 @@ def setting(**weight: Any) -> str:
 def test_a_weighted_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:
-    more = (setting(kind="sigmoid", tau=0.6, k=10.0), "train.steps=8", "train.batch_size=21")
-    whole = trainable(*more, f"train.run={tmp_path / 'whole'}")
-    trained(whole)
-    values = [line["alignment/efficientnet-lite0"] for line in log_values(whole)]
-    assert values[-1] < values[0]
-    for steps in (4, 8):
-        trained(trainable(*more, f"train.steps={steps}"))
-    assert_equal_runs(whole, trainable(*more))
+    more = (setting(kind="sigmoid", tau=0.6, k=10.0), "train.batch_size=21")
+    whole = trained_in_parts(trainable, tmp_path, *more, parts=(4, 8))
+    assert_falls(whole, "alignment/efficientnet-lite0")
 
 
 @pytest.mark.parametrize(

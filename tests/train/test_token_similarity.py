@@ -9,7 +9,7 @@ import torch
 from aligning import aligned, make
 from methods import BASE
 from peak import peak_bytes
-from runs import assert_equal_runs, log_values, newest, trained
+from runs import assert_falls, newest, trained, trained_in_parts
 from stepping import model_of, settings_of, stepped
 from torch import Tensor
 from torch.testing import assert_close
@@ -146,17 +146,12 @@ def test_a_projector_is_shared_and_its_tokens_are_computed_once() -> None:
 def test_a_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, *, own: bool
 ) -> None:
-    more = [SECOND, "train.steps=8", "train.batch_size=21"]
+    more = [SECOND, "train.batch_size=21"]
     more += (
         ["train.align.1.shares_projector=false", "train.align.1.projector_width=16"] if own else []
     )
-    whole = trainable(*more, f"train.run={tmp_path / 'whole'}")
-    trained(whole)
-    values = [line[f"similarity/{ENCODER}"] for line in log_values(whole)]
-    assert values[-1] < values[0]
-    for steps in (4, 8):
-        trained(trainable(*more, f"train.steps={steps}"))
-    assert_equal_runs(whole, trainable(*more))
+    whole = trained_in_parts(trainable, tmp_path, *more, parts=(4, 8))
+    assert_falls(whole, f"similarity/{ENCODER}")
     names = newest(whole).weights("model")
     assert any(name.startswith("projectors.1.") for name in names) == own
 
