@@ -84,7 +84,7 @@ def test_hidden_states_are_those_of_a_forward_pass_by_hand(
         tokens = model.x_embedder(noisy) + model.pos_embed
         condition = model.t_embedder(time) + model.y_embedder(torch.tensor([label]))
         for block, own in enumerate(model.blocks):
-            tokens = own(tokens, condition)
+            tokens, _ = own(tokens, condition)
             torch.testing.assert_close(
                 found[block, place], tokens[0].mean(dim=0), rtol=1e-4, atol=1e-5
             )

@@ -125,6 +125,9 @@ def test_every_preset_is_planned_without_data_weights_and_network(
         "demo": 23.7,
         "imagenet256-lightningdit-xl2": 42.1,
         "imagenet256-redi-xl2": 281,
+        "imagenet256-sit-b2-contrastive": 21.1,
+        "imagenet256-sit-b2-dispersive": 21.1,
+        "imagenet256-sit-xl2-sra": 21.1,
         "imagenet256-sit-l2-encoders": 1836,
         "imagenet512-sit-xl2": 1099,
     }.get(name, 276)

@@ -67,6 +67,7 @@ def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     return SimpleNamespace(
         model=model,
         network=model,
+        teacher=None,
         modules=dict(enumerate(model.projectors, start=1)),
         average=Average(model, settings.ema_decay),
         optimiser=make_optimiser(model, settings),
