@@ -267,6 +267,7 @@ def test_part_of_a_build_leaves_components_for_later(
     assert built_by(config).missing == 0
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes(copied: Callable[..., Config]) -> None:
     alone, shared = copied(), copied("cache.path=shared.zarr")
     shutil.copytree(alone.cache.path, shared.cache.path)
@@ -293,6 +294,7 @@ build(load_config(Path("pipeline.toml")).encode, torch.device("cpu"))
 """
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_to_the_same_bytes(copied: Callable[..., Config]) -> None:
     killed, whole = copied(), copied("cache.path=whole.zarr")
     shutil.copytree(killed.cache.path, whole.cache.path)

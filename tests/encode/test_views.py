@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marking import few_fast
 from runs import cached_batches
 from tiny_cache import content
 
@@ -77,7 +78,7 @@ def test_rebuilding_an_encoder_means_both_views(tiny: Callable[..., Config]) -> 
     assert find_columns(settings, [f"{LATENTS}.flipped"]) == {f"{LATENTS}.flipped"}
 
 
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", few_fast(["int8", "float16"]))
 def test_training_draws_either_view_of_an_image(tiny: Callable[..., Config], storage: str) -> None:
     config = tiny("dataset.flip=true", f"encoders.efficientnet-lite0.storage={storage}")
     built_by(config)

@@ -66,6 +66,7 @@ def test_run_makes_everything_and_says_where_it_lies(folder: Path) -> None:
     assert "0 steps made" in again
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_the_commands_one_by_one_do_the_same() -> None:
     assert "6 shards made" in invoke("build")

@@ -317,6 +317,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_beside_them_reads_a_cache_in_spawned_workers_too(
     hostile: Path, built: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_configuration_that_is_named_comes_before_the_run_s_own(
     assert "runs/sit/samples/step-00000002: 4 images; 4 drawn" in output
 
 
+@pytest.mark.slow
 def test_several_runs_are_measured_alike_in_one_table(project: Path) -> None:
     for run in ("sit", "plain"):
         invoke("sample", f"runs/{run}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marking import few_fast
 from tiny_cache import ARRAYS, content
 from typer.testing import CliRunner
 
@@ -249,7 +250,7 @@ def measured(
     return lambda *overrides: make_plan(trainable(*overrides), None, 3, is_measured=True)
 
 
-@pytest.mark.parametrize("alignment", ["repa", "nt-xent"])
+@pytest.mark.parametrize("alignment", few_fast(["repa", "nt-xent"]))
 def test_reading_is_what_bench_says_of_the_built_cache(
     trainable: Callable[..., Config], measured: Callable[..., Plan], alignment: str
 ) -> None:

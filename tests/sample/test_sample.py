@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marking import few_fast
 from PIL import Image
 from runs import drawn_into, image_bytes, trained
 
@@ -143,7 +144,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "settings",
-    [(*PAPER, *GUIDED), pytest.param(("sample.solver=dopri5",), marks=pytest.mark.slow), DIT],
+    few_fast([(*PAPER, *GUIDED), ("sample.solver=dopri5",), DIT]),
 )
 def test_images_do_not_depend_on_the_batch_size(
     drawable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from class_tokens import OTHER, TINY, entries, with_class_tokens
+from marking import few_fast
 from runs import (
     CPU,
     assert_equal_runs,
@@ -49,7 +50,7 @@ def test_the_losses_of_a_short_run_fall(trainable: Configure) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("train.compute.recompute_activations=true", "train.compute.micro_batches=2")],
+    few_fast([(), ("train.compute.recompute_activations=true", "train.compute.micro_batches=2")]),
     ids=["plain", "recomputed"],
 )
 def test_four_steps_are_two_and_two(
@@ -63,7 +64,8 @@ def test_four_steps_are_two_and_two(
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.compute.micro_batches=2", "train.compute.recompute_activations=true"]
+    "setting",
+    few_fast(["train.compute.micro_batches=2", "train.compute.recompute_activations=true"]),
 )
 def test_how_a_step_is_computed_changes_nothing_but_rounding(
     trainable: Configure, tmp_path: Path, setting: str

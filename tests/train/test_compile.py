@@ -8,6 +8,7 @@ import pytest
 import torch
 from class_tokens import entries
 from compiling import COMPILING
+from marking import few_fast
 from methods import OF_LAYERS
 from reference import with_projectors
 from runs import log_values, trained
@@ -50,21 +51,24 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        (),
-        ("train.compute.micro_batches=2",),
-        ("train.compute.recompute_activations=true",),
-        ("train.model=DiT-XS/2",),
-        ("train.align.0.kind=irepa",),
-        ("train.align.0.until=2",),
-        ("train.align.0.until=4", "train.align.0.fade=3"),
-        tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
-        (entries(),),
-        (entries(), "train.align.1.class_token=false", "train.compute.micro_batches=2"),
-    ],
+    few_fast(
+        [
+            (),
+            ("train.compute.micro_batches=2",),
+            ("train.align.0.until=2",),
+            ("train.compute.recompute_activations=true",),
+            ("train.model=DiT-XS/2",),
+            ("train.align.0.kind=irepa",),
+            ("train.align.0.until=4", "train.align.0.fade=3"),
+            tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
+            (entries(),),
+            (entries(), "train.align.1.class_token=false", "train.compute.micro_batches=2"),
+        ],
+        3,
+    ),
     ids=[
-        *("plain", "micro-batches", "recomputed", "dit", "irepa"),
-        *("alignment-ends", "alignment-fades", "layers"),
+        *("plain", "micro-batches", "alignment-ends", "recomputed", "dit", "irepa"),
+        *("alignment-fades", "layers"),
         *("class-token", "class-token-beside-alignment"),
     ],
 )

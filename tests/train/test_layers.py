@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from marking import few_fast
 from methods import BASE, LAYERS, OF_LAYERS
 from runs import assert_equal_runs, drawn_into, log_values, newest, trained, trained_in_parts
 from torch import Tensor
@@ -202,7 +203,7 @@ def test_a_gated_block_costs_what_its_matrix_products_do() -> None:
     assert plain - gated == per_token * (16 * 32**2 - 2 * 32 * 170 - 2 * 85 * 32)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", few_fast(RUNS, 2))
 def test_a_run_learns_resumes_bit_for_bit_and_is_drawn_from(
     trainable: Callable[..., Config], tmp_path: Path, name: str
 ) -> None:
@@ -238,6 +239,7 @@ SR_DIT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [RUNS["all"], SR_DIT], ids=["layers", "sr-dit"])
 def test_all_together_lower_the_loss(
     trainable: Callable[..., Config], settings: tuple[str, ...]

@@ -92,8 +92,8 @@ def test_a_batch_is_what_the_encoder_gives_for_its_images(
 @pytest.mark.parametrize(
     ("storage", "flip"),
     [
-        ("float16", "false"),
         ("int8", "true"),
+        pytest.param("float16", "false", marks=pytest.mark.slow),
         pytest.param("float16", "true", marks=pytest.mark.slow),
         pytest.param("int8", "false", marks=pytest.mark.slow),
     ],
@@ -109,6 +109,7 @@ def test_training_from_the_cache_is_training_with_the_encoder_online(
     np.testing.assert_allclose(stored, online, rtol=0, atol=LARGEST_DIFFERENCE[storage])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["int8"])
 @pytest.mark.parametrize("flip", ["true"])
 def test_tokens_of_the_wrong_view_would_be_noticed(

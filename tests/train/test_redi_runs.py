@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import assert_close_runs, launch
+from marking import few_fast
 from runs import cached_batches, drawn_into, image_bytes, log_values, trained, trained_in_parts
 
 from cache.reader import Cache
@@ -47,7 +48,9 @@ def test_both_losses_fall(redi: Callable[..., Config]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [(), DROP, (*DROP, "train.align.1.drop_mode=legacy"), ("train.align.1.rescale=true",)],
+    few_fast(
+        [(), DROP, (*DROP, "train.align.1.drop_mode=legacy"), ("train.align.1.rescale=true",)], 2
+    ),
     ids=["plain", "dropped", "legacy", "rescaled"],
 )
 def test_a_run_that_is_resumed_equals_an_undisturbed_one(
@@ -56,6 +59,7 @@ def test_a_run_that_is_resumed_equals_an_undisturbed_one(
     trained_in_parts(redi, tmp_path, *settings)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(folder: Path, tmp_path: Path) -> None:
     def settings(name: str) -> list[str]:
         cache = f"cache.path={folder / 'tiny.zarr'}"
@@ -99,7 +103,7 @@ LEARNT = (*DROP, "train.steps=20", "train.learning_rate=1e-2", "train.ema_decay=
 SOLVERS = ("euler-maruyama", "euler", "heun", "dopri5")
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", few_fast(SOLVERS))
 def test_images_are_drawn_by_every_solver(
     redi: Callable[..., Config], tmp_path: Path, solver: str
 ) -> None:

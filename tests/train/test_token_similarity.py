@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from aligning import aligned, make
+from marking import few_fast
 from methods import BASE
 from peak import peak_bytes
 from runs import assert_falls, newest, trained, trained_in_parts
@@ -79,6 +80,7 @@ def test_in_parts_it_is_that_of_the_whole_batch(
     assert_close(*found)
 
 
+@pytest.mark.slow
 def test_its_memory_does_not_grow_with_the_matrices_of_a_large_batch() -> None:
     prepare = """
 import torch
@@ -142,7 +144,7 @@ def test_a_projector_is_shared_and_its_tokens_are_computed_once() -> None:
     assert calls == 1
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("own", few_fast([False, True]))
 def test_a_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, *, own: bool
 ) -> None:
