@@ -11,7 +11,7 @@ import dask
 import pytest
 import torch
 from dask.distributed import Client, LocalCluster
-from places import TOOLS
+from places import ROOT, TOOLS
 
 from pipeline.config import Config
 from stages.cluster import ClusterError, NoGpuError, own_gpu
@@ -42,7 +42,11 @@ def dask_workers(client: Client, *options: str, **environment: str) -> Iterator[
     inherited = {name: value for name, value in os.environ.items() if name != WORKSPACE}
     process = subprocess.Popen(
         [*command, "--no-dashboard", "--preload", str(GPUS), *options],
-        env={**inherited, "PYTHONPATH": str(GPUS.parents[1]), **environment},
+        env={
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(GPUS.parents[1])]),
+            **environment,
+        },
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -79,8 +79,8 @@ def test_bytes_and_files_are_those_that_a_build_writes(trainable: Callable[..., 
     assert before.whole.files == len(written)
     assert before.missing == before.whole
     after = make_plan(config, None, 1).space
-    # Some hundred bytes say what the build took.
-    assert after.whole.bytes == pytest.approx(sum(written), rel=0.004)
+    # Each column says what the build took, in less than two hundred bytes.
+    assert 0 <= sum(written) - after.whole.bytes < 400
     assert (after.missing.files, after.missing.bytes) == (0, 0)
 
 
