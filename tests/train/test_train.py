@@ -109,6 +109,32 @@ def test_two_processes_train_and_sample_like_one(
     assert len(list((tmp_path / "two").glob("samples/*/*.png"))) == 6
 
 
+@pytest.mark.slow
+def test_training_needs_neither_timm_nor_diffusers(built: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+for name in ("timm", "diffusers", "torchvision", "stages.vision",
+             "stages.encode.networks.frozen_encoder"):
+    sys.modules[name] = None
+from pathlib import Path
+import torch
+from stages.placement import Placement
+from stages.weights.checkpoint import checkpoints
+from stages.train.loop import train
+from stages.train.train_settings import CachedTensors, TrainSettings
+settings = TrainSettings(run=Path({str(tmp_path / "run")!r}), model="SiT-XS/2", steps=2,
+                         batch_size=4, log_every=1,
+                         align=({{"kind": "repa", "encoder": "efficientnet-lite0", "depth": 2}},))
+tensors = CachedTensors(Path({str(built / "tiny.zarr")!r}), "latents/tiny-vae")
+print(train(settings, tensors, Placement(torch.device("cpu"))).step)
+assert not any(name.startswith("stages.encode") and module for name, module in sys.modules.items())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
+
+
 def test_alignment_falls(trainable: Callable[..., Config]) -> None:
     trained(trainable("train.steps=40", "train.checkpoint_every=40"))
     alignment = [line["alignment/efficientnet-lite0"] for line in log_values(trainable())]
