@@ -21,6 +21,8 @@ from stages.placement import Placement
 # Tests run side by side, a core each; and last bits depend on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Processes are killed here, never the machine: nothing has to have reached the disk.
+os.fsync = lambda fd: None  # noqa: ARG005
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("any-speed", deadline=None)
 hypothesis.settings.load_profile("any-speed")

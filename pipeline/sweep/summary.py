@@ -15,7 +15,7 @@ from pipeline.sweep.halving import is_higher_better, results_at
 from pipeline.sweep.reading import Read, read_by
 from pipeline.sweep.states import lacking_steps, trained_step
 from pipeline.sweep.sweep_file import Sweep, SweepRun
-from pipeline.sweep.variations import Dotted, group_of, in_words
+from pipeline.sweep.variations import Dotted, dotted, group_of, in_words
 from stages.evaluate.results import Result
 from stages.weights.run_folder import samples_path, step_name
 
@@ -147,6 +147,17 @@ class Summary:
         values = {name: {self.setting(group, name) for group in self.groups} for name in names}
         return [name for name in names if len(values[name]) > 1]
 
+    @property
+    def axes(self) -> list[str]:
+        """Those of them that the grid varies."""
+        grid = dotted(self.sweep.settings.grid)
+        return [name for name in self.varied if name in grid]
+
+    def own(self, group: Group) -> list[str]:
+        """What a group's variation sets that is not the same in all groups, a line each."""
+        names = (name for name in self.varied if name in group.settings and name not in self.axes)
+        return [f"{name} = {in_words(group.settings[name])}" for name in names]
+
     def setting(self, group: Group, name: str) -> str:
         """A setting of a group in words, "" where it is the base's."""
         return in_words(group.settings[name]) if name in group.settings else ""
@@ -237,11 +248,7 @@ def write_csv(summary: Summary, path: Path) -> None:
             read = [one.read.bytes, _number(one.read.saved_seconds / HOUR)]
             about = [one.run.name, group.name, one.run.seed, one.state]
             for point in one.points or [None]:
-                at = (
-                    [point.step, point.images, _number(point.hours)]
-                    if point
-                    else [one.step, "", ""]
-                )
+                at = _place(point) if point else [one.step, "", ""]
                 values = [_value(point, metric) for metric in metrics]
                 writer.writerow([*about, *at, *settings, *values, *read])
     write_atomically(path, stream.getvalue().encode())
