@@ -159,6 +159,7 @@ def test_imported_latents_need_a_source_that_has_them(tiny: Callable[..., Config
         tiny("latents.imported=true", "dataset.flip=true")
 
 
+@pytest.mark.slow
 def test_a_hundred_odd_images_come_through(
     images: Path, tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:

@@ -189,6 +189,7 @@ def test_images_that_were_added_are_decoded_and_the_others_are_not(
     assert set(decoded) <= set(range(16, 22))
 
 
+@pytest.mark.slow
 def test_class_tokens_are_kept_beside_the_tokens_of_any_timm_model(
     tiny: Callable[..., Config], images: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_four_steps_are_two_and_two(
     assert_equal_runs(whole, trainable(REG))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     few_fast(["train.compute.micro_batches=2", "train.compute.recompute_activations=true"]),
@@ -77,6 +78,7 @@ def test_how_a_step_is_computed_changes_nothing_but_rounding(
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_class_token_goes_on_when_the_alignment_has_ended(
     trainable: Configure, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_the_mean_of_tokens_stands_for_a_class_token_that_is_not_there(
     assert trained(config).step == 4
 
 
+@pytest.mark.slow
 def test_it_is_said_that_the_mean_stands_for_it(
     trainable: Configure, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

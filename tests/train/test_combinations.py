@@ -27,7 +27,7 @@ WEIGHTS = {
     "snr": {},
 }
 # Examples of what users do in few lines, for everyone; all else takes its time.
-FEW, MANY = 6, 120
+FEW, MANY = 4, 120
 SLOWLY = {"suppress_health_check": list(HealthCheck), "deadline": None}
 
 

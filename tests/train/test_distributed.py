@@ -22,12 +22,12 @@ FSDP = "train.compute.parallel=fsdp"
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
-    "nt-xent": ["train.align.0.kind=nt-xent"],
     "fsdp": [FSDP],
-    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
     "fsdp-class-token": [entries(), FSDP],
 }
 MORE_VARIANTS = {
+    "nt-xent": ["train.align.0.kind=nt-xent"],
+    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
     "micro-batches": ["train.compute.micro_batches=2"],
     "fsdp-micro-batches": [FSDP, "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", FSDP],

@@ -250,6 +250,7 @@ def test_all_together_lower_the_loss(
     assert last < 0.9 * first
 
 
+@pytest.mark.slow
 def test_together_with_a_class_token_and_half_precision_they_resume_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

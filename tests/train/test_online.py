@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from marking import few_fast
 from online import OnlineBatches
 from runs import cached_batches
 from torch import Tensor
@@ -29,7 +30,7 @@ LOSSES = ("loss", "denoising", f"alignment/{ENCODER}")
 # the steps, whose weights have drifted apart by then.
 LARGEST_DIFFERENCE = {"float16": 2**-14, "int8": 2**-9}
 
-in_every_storage = pytest.mark.parametrize("storage", ["float16", "int8"])
+in_every_storage = pytest.mark.parametrize("storage", few_fast(["int8", "float16"]))
 with_and_without_mirrored_images = pytest.mark.parametrize("flip", ["false", "true"])
 
 
