@@ -48,6 +48,7 @@ STANDING_FOR = {
     "NAME": "efficientnet-lite0",
     "CACHE": "tiny.zarr",
     "RUN": "run",
+    "SWEEP": "sweep.toml",
     "OUT": "exported.pt",
 }
 
