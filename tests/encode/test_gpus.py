@@ -124,7 +124,7 @@ def test_a_build_says_on_which_host_there_are_more_workers_than_gpus(
     with dask.config.set({"distributed.worker.preload": [str(GPUS)]}):
         with pytest.raises(ClusterError) as error:
             build(config.encode, CPU, BuildOptions(cluster=Cluster(workers=3)))
-        said = f"{os.uname().nodename} has 3 Dask workers, but only 2 GPUs for them (build.device"
+        said = f"{os.uname().nodename} has 3 Dask workers, but only 2 GPUs for them (the device"
         assert str(error.value).startswith(said)
         assert "Start one worker per GPU (`repa-cache build --workers 2`;" in str(error.value)
         made = build(config.encode, CPU, BuildOptions(cluster=Cluster(workers=2)))
