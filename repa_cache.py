@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from pipeline.commands.report import report as report
     from pipeline.commands.run import run as run
     from pipeline.commands.sample import sample as sample
+    from pipeline.commands.sweep import sweep as sweep
     from pipeline.commands.train import train as train
     from pipeline.commands.verify import verify as verify
     from pipeline.config import Config as Config
@@ -89,7 +90,7 @@ LATER = {
         name: f"pipeline.commands.{name}"
         for name in (
             *("init", "plan", "build", "inspect", "verify", "bench"),
-            *("train", "sample", "evaluate", "run", "report", "export"),
+            *("train", "sample", "evaluate", "run", "sweep", "report", "export"),
         )
     },
 }

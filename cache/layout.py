@@ -11,6 +11,9 @@
         class_token               float16 [N, D], where the encoder has one
         token_scale               float16 [N, T], with int8 tokens only
         channel_scale             float32 [D], likewise; a constant of the column
+      features/<components>/      a column: tokens, valid, crc32c, ledger; made of another column's
+        tokens                    float16 [N, T, R]
+        mean, components, ...     float32 [D], [R, D]; constants, by which they are made
       pixels/crops/               a column: pixels, valid, crc32c, ledger
         pixels                    uint8 [N, 3, S, S], compressed
       .../<column>.flipped/       the same of the mirrored images

@@ -65,6 +65,14 @@ def read_group(path: Path) -> dict[str, Any]:
     return attributes
 
 
+def update_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Give a Zarr group some attributes anew. Raises DamagedCacheError if it cannot be read."""
+    kept = read_group(path)
+    content = json.loads((path / "zarr.json").read_bytes())
+    content["attributes"] = {**kept, **attributes}
+    write_atomically(path / "zarr.json", json.dumps(content, indent=2).encode())
+
+
 def has_column(path: Path, name: str) -> bool:
     """Whether the cache at `path` has a column of this name, finished or not."""
     return (path / name).is_dir()
@@ -119,7 +127,15 @@ def write_metadata(column: Column, folder: Path, provenance: Mapping[str, Any]) 
         create_array(group, array, column.rows, column.rows_per_shard)
     create_array(group, LEDGER, column.shards, 1)
     for name, values in column.constants.items():
-        group.create_array(name, data=values, chunks=values.shape, compressors=None, filters=None)
+        group.create_array(
+            name,
+            data=values,
+            chunks=values.shape,
+            compressors=None,
+            filters=None,
+            # A file also of zeros, which any reader finds.
+            config={"write_empty_chunks": True},
+        )
     group.attrs.update(
         {
             "arrays": [
@@ -213,6 +229,18 @@ def check_fields(column: Column, wanted: Recipe) -> None:
     wanted: the fields that are known; others may be anything.
     """
     check_recipe(column, {**column.recipe, **wanted})
+
+
+def source_changes(column: Column) -> list[str]:
+    """In what the column that a derived one was made of is another now, a line for each field.
+
+    Nothing of one that was made of images, or whose source is gone.
+    """
+    source = str(column.recipe.get("source", ""))
+    if not source or not has_column(column.cache, source):
+        return []
+    now: Recipe = {"source_fingerprint": read_group(column.cache / source).get("fingerprint")}
+    return recipe_differences({"source_fingerprint": column.recipe["source_fingerprint"]}, now)
 
 
 def check_recipe(column: Column, wanted: Recipe) -> None:

@@ -11,10 +11,21 @@ import numpy.typing as npt
 
 from cache import ledger
 from cache.arrays import CheckedRows, RowReader, open_rows
-from cache.errors import CacheReplacedError, DamagedCacheError, IncompleteCacheError
+from cache.errors import (
+    CacheReplacedError,
+    DamagedCacheError,
+    IncompleteCacheError,
+    StaleCacheError,
+)
 from cache.files import of_one_version
 from cache.layout import VALID, ArraySpec, Column
-from cache.metadata import column_names, has_column, read_column, root_attributes
+from cache.metadata import (
+    column_names,
+    has_column,
+    read_column,
+    root_attributes,
+    source_changes,
+)
 from cache.rows import RowTable, count_rows, read_rows
 from cache.shard_files import Buffer, RowNumbers
 from cache.storage import STORAGES, row_checksums
@@ -37,7 +48,8 @@ class Cache:
         """A reader for a column, for example `features/dinov2-vit-b`.
 
         verify: compare every row that is read with its checksum. Raises IncompleteCacheError if
-        the column is missing or not finished, CacheReplacedError if it is for other rows.
+        the column is missing or not finished, CacheReplacedError if it is for other rows,
+        StaleCacheError if it was made of a column that is another now.
         """
         return of_one_version(lambda: self._open(name, verify=verify), self.path / name)
 
@@ -63,6 +75,12 @@ class Cache:
                 remedy="Run `repa-cache build` to add it.",
             )
         column = read_column(self.path, name, len(self.rows))
+        if source_changes(column):
+            raise StaleCacheError(
+                f"it was made of {column.recipe['source']} as that was once",
+                where=column.folder,
+                remedy=f"Run `repa-cache build --rebuild {column.folder.name}` to make it anew.",
+            )
         recorded = ledger.Recorded.of(column)
         missing = recorded.missing(self.rows)
         if missing and not self._are_outgrown(column, missing):
@@ -176,7 +194,11 @@ class PartialReader:
 
     def values(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows [B] of the column's main array as numbers, however they are stored."""
-        return _decoded(self.column, name, self.read(rows))
+        return self.decoded(name, self.read(rows))
+
+    def decoded(self, name: str, arrays: Mapping[str, Buffer]) -> npt.NDArray[np.float32]:
+        """The same of what was read of all arrays."""
+        return _decoded(self.column, name, arrays)
 
 
 def _decoded(column: Column, name: str, arrays: Mapping[str, Buffer]) -> npt.NDArray[np.float32]:

@@ -24,7 +24,7 @@ from cache.errors import DamagedCacheError
 from cache.file_layout import find_layout
 from cache.files import Version, versions
 from cache.layout import LEDGER, ROWS, ArraySpec, Column, Rows
-from cache.metadata import look_through, read_column, root_attributes
+from cache.metadata import look_through, read_column, root_attributes, source_changes
 from cache.rows import read_rows
 from cache.storage import decompress, finite_rows, row_checksums, unwarned
 from cache.writer import shard_tail
@@ -38,6 +38,7 @@ class Remedy(StrEnum):
 
     BUILD = "repa-cache build"
     REPAIR = "repa-cache build --repair"
+    REBUILD = "repa-cache build --rebuild NAME"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ def _survey(path: Path, names: Sequence[str]) -> Survey:
             found.faults.append(Fault(name, error.what, Remedy.REPAIR, name))
             continue
         found.faults += _metadata_faults(column)
+        if source_changes(column):
+            what = f"it was made of {column.recipe['source']} as that was once"
+            found.faults.append(Fault(name, what, Remedy.REBUILD, name))
         recorded = ledger.Recorded.of(column)
         missing, entries = recorded.missing(rows), recorded.entries
         found.faults += _completeness_faults(column, missing, entries)

@@ -29,6 +29,10 @@ class Config(Settings):
     encoders: build_settings.Encoders = Field(default_factory=dict)
     """Frozen encoders, a section each, by names of the registry or of timm, or of your own. Each is
     built once and shared by every run."""
+    components: build_settings.Components = Field(default_factory=dict)
+    """Principal components of cached tokens, a section each, by names of your own: as ReDi diffuses
+    along with latents. They are made of the tokens alone and named like an encoder in
+    `[[train.align]]`."""
     build: build_settings.BuildSettings = build_settings.BuildSettings()
     train: TrainSettings
     sample: AnySampling = SampleSettings()
@@ -53,6 +57,7 @@ class Config(Settings):
             cache=self.cache,
             latents=self.latents,
             encoders=self.encoders,
+            components=self.components,
             build=self.build,
         )
 
@@ -62,13 +67,16 @@ def load_config(
     overrides: Sequence[str] = (),
     world: int = 1,
     needs: Collection[Need] = EVERYTHING,
+    typed: Path = Path(),
 ) -> Config:
     """Read and check a configuration file.
 
     overrides: `section.key=value`, as on the command line; world: number of processes that
-    will train; needs: what has to be there. Raises ConfigError with every error at once.
+    will train; needs: what has to be there; typed: the folder that paths in overrides are
+    relative to. Raises ConfigError with every error at once.
     """
-    return checked(validated(read_document(path), overrides, path, path.parent), path, world, needs)
+    config = validated(read_document(path), overrides, path, path.parent, typed)
+    return checked(config, path, world, needs)
 
 
 def checked(
@@ -84,21 +92,25 @@ def checked(
 
 
 def validated(
-    document: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path | None
+    document: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+    folder: Path | None,
+    typed: Path = Path(),
 ) -> Config:
     """The configuration in a document, each setting valid by itself.
 
-    overrides: to be put into the document, with paths relative to where the command is typed;
-    path: where the document is from; folder: that paths in it are relative to, or None to take
-    them as they are. Raises ConfigError.
+    overrides: to be put into the document; path: where the document is from; folder: that paths
+    in it are relative to, or None to take them as they are; typed: that those in overrides are,
+    by default where the command is typed. Raises ConfigError.
     """
     keys = [override(document, text) for text in overrides]
     config = _parsed(document, path, folder)
     if not keys:
         return config
-    settings, typed = (c.model_dump() for c in (config, _parsed(document, path, Path())))
+    settings, as_typed = (c.model_dump() for c in (config, _parsed(document, path, typed)))
     for key in keys:
-        copy_value(typed, settings, key)
+        copy_value(as_typed, settings, key)
     return Config.model_validate(settings)
 
 

@@ -10,6 +10,8 @@ from stages.encode.networks.registry import EncoderError, EncoderSpec, find_enco
 from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
+from stages.train.terms.redi import Redi
+from stages.train.terms.term import Term
 from stages.train.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def contradictions(
     """
     train = config.train
     yield from _alignments(config)
+    yield from _components(config)
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
@@ -35,19 +38,45 @@ def contradictions(
 
 
 def _alignments(config: "Config") -> Iterator[str]:
-    train, blocks = config.train, MODELS[config.train.model].size.depth
+    train = config.train
     for number, term in enumerate(train.align):
-        where = f"train.align.{number}"
-        for name in term.encoders:
-            if name not in config.encoders:
-                hint = nearest(name, config.encoders) if config.encoders else ""
-                missing = f"{where}.encoder: {name!r} has no section [encoders.{name}]; {hint}"
-                yield missing.rstrip("; ")
-        for depth in term.depths:
-            if depth > blocks:
-                yield f"{where}.depth: {train.model} has {blocks} blocks, got {depth}"
+        own = (*_read(config, term), *_depths(train, term), *term.problems(train))
+        yield from (f"train.align.{number}.{problem}" for problem in own)
         if term.compares_images and train.compute.micro_batches > 1:
-            yield f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once"
+            yield (
+                f"train.compute.micro_batches: {term.kind!r} needs the whole batch at once "
+                f"(train.align.{number})"
+            )
+
+
+def _read(config: "Config", term: Term) -> Iterator[str]:
+    known = {**config.encoders, **config.components}
+    for name in term.encoders:
+        if name not in known:
+            hint = f"; {nearest(name, known)}" if known else ""
+            yield f"encoder: {name!r} has no section [encoders.{name}]{hint}"
+        elif isinstance(term, Redi) and name not in config.components:
+            yield (
+                f"encoder: {name!r} has tokens of many features; make a section "
+                "[components.NAME] of it, and name that"
+            )
+
+
+def _depths(train: TrainSettings, term: Term) -> Iterator[str]:
+    blocks = MODELS[train.model].size.depth
+    for key, depths in (("depth", term.depths), ("teacher_depth", term.teacher_depths)):
+        for depth in depths:
+            if depth > blocks:
+                yield f"{key}: {train.model} has {blocks} blocks, got {depth}"
+
+
+def _components(config: "Config") -> Iterator[str]:
+    for name, own in config.components.items():
+        if name in config.encoders:
+            yield f"components.{name}: [encoders.{name}] has that name; choose another"
+        if own.encoder not in config.encoders:
+            hint = f"; {nearest(own.encoder, config.encoders)}" if config.encoders else ""
+            yield f"components.{name}.encoder: {own.encoder!r} has no section{hint}"
 
 
 def _training(train: TrainSettings) -> Iterator[str]:
@@ -65,13 +94,19 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
     for key, value, only in (
         ("interpolant", train.interpolant, "linear"),
         ("times", train.times, "uniform"),
+        ("time_shift", train.time_shift, None),
     ):
         if value != only:
             yield f"train.{key}: {value!r} is for SiT; {train.model} has a schedule of its own"
 
 
 def _sampling(config: "Config") -> Iterator[str]:
-    sample, family = config.sample, config.train.family
+    sample, train, family = config.sample, config.train, config.train.family
+    if sample.contrastive_correction and all(term.kind != "contrastive" for term in train.align):
+        yield "sample.contrastive_correction: train.align has no entry of kind 'contrastive'"
+    # Samples may be drawn from other weights, but grids are of this run.
+    if train.grid_every and sample.class_guidance is not None and not train.has_class_token:
+        yield "sample.class_guidance: no entry of kind 'class-token' is there for the run's grids"
     if sample.solver != "auto" or family == "DiT":
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:
@@ -79,6 +114,8 @@ def _sampling(config: "Config") -> Iterator[str]:
             yield f"sample.solver: {name!r} is not for {family}; it takes {', '.join(fitting)}"
         elif problem := SOLVERS[name].problem_with(sample.steps):
             yield f"sample.steps: {problem}"
+        elif sample.time_shift is not None and not SOLVERS[name].has_grid:
+            yield f"sample.time_shift: {name!r} has no grid of times to shift"
 
 
 def _shares(train: TrainSettings, world: int) -> Iterator[str]:
@@ -86,6 +123,12 @@ def _shares(train: TrainSettings, world: int) -> Iterator[str]:
     if train.batch_size % (world * parts):
         by = f"{world} processes" + (f" with {parts} micro-batches each" if parts > 1 else "")
         yield f"train.batch_size: {train.batch_size} images cannot be shared by {by}"
+    for term in train.align:
+        if (share := train.batch_size // world) < term.least_images:
+            yield (
+                f"train.batch_size: {term.kind!r} compares the images of a process, which has "
+                f"{share} here and needs {term.least_images}"
+            )
 
 
 def _sources(config: "Config") -> Iterator[str]:
@@ -136,7 +179,7 @@ def _grids(config: "Config") -> Iterator[str]:
         yield f"train.model: {train.model} cannot cut latents of side {side} into its patches"
         return
     grid = side // patch
-    for name in set(train.encoders) & encoders.keys():
+    for name in set(train.on_grid) & encoders.keys():
         tokens, encoder = config.encode.token_grid(name), encoders[name]
         if tokens != grid:
             yield (

@@ -18,7 +18,7 @@ RENDEZVOUS = (
 
 def checked_world(command: str) -> int:
     """The number of processes. Raises ConfigError if the command cannot run in so many."""
-    if command in DISTRIBUTED | {"run"}:
+    if command in DISTRIBUTED | {"run", "sweep"}:
         _check_launch(command)
     world = world_size()
     if world > 1 and command not in DISTRIBUTED:

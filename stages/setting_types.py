@@ -192,11 +192,18 @@ class Kinds:
         return [name for name, own in self.classes.items() if option in own.model_fields]
 
     def read_by(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """What a section that was written with the options of all kinds says of its own kind."""
+        """What a section says of its own kind, whichever options there were when it was written.
+
+        Those that it lacks have their defaults, and those of other kinds are left out.
+        """
         known = set[str]().union(*(own.model_fields for own in self.classes.values()))
         name = self.name_in(section)
-        foreign = known.difference(self.classes[name].model_fields) if name in self.classes else ()
-        return {option: value for option, value in section.items() if option not in foreign}
+        if name not in self.classes:
+            return dict(section)
+        own = self.classes[name]
+        foreign = known.difference(own.model_fields)
+        said = {option: value for option, value in section.items() if option not in foreign}
+        return {**own.model_construct().model_dump(mode="json"), **said}
 
     def __get_pydantic_json_schema__(
         self, _schema: core_schema.CoreSchema, handler: pydantic.GetJsonSchemaHandler

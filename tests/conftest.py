@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from places import GOLDEN
 from safetensors import safe_open
-from tiny import TINY, write_images
+from tiny import COMPONENTS, TINY, write_images
 from torch import Tensor
 
 from pipeline.config import Config, load_config
@@ -20,9 +21,17 @@ from stages.placement import Placement
 # Tests run side by side, a core each; and last bits depend on the number of threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Processes are killed here, never the machine: nothing has to have reached the disk.
+os.fsync = lambda fd: None  # noqa: ARG005
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("any-speed", deadline=None)
 hypothesis.settings.load_profile("any-speed")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Have a test draw the same random numbers whenever it runs."""
+    torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,11 @@ def sit_official() -> Golden:
 @pytest.fixture(scope="session")
 def dit() -> Golden:
     return read_golden("dit")
+
+
+@pytest.fixture(scope="session")
+def methods() -> Golden:
+    return read_golden("methods")
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +149,19 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     folder = tmp_path_factory.mktemp("built")
     write_images(folder / "images")
     (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_with_components(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with components of the tokens, `pca4`."""
+    from stages.encode.build import build
+
+    folder = tmp_path_factory.mktemp("components")
+    for name in ("images", "tiny.zarr"):
+        shutil.copytree(built / name, folder / name)
+    (folder / "pipeline.toml").write_text((built / "pipeline.toml").read_text() + COMPONENTS)
     build(load_config(folder / "pipeline.toml").encode, torch.device("cpu"))
     return folder
 

@@ -8,7 +8,7 @@ from pipeline.analysis import state_tables
 from stages.analyze.cached_encoders import EncoderComparison, EncoderScores
 
 ENCODER_COLUMNS = (
-    *("encoder", "tokens", "features", "storage", "bytes_per_image", "lds", "contrast"),
+    *("encoder", "tokens", "features", "storage", "bytes_per_image", "lds", "cds", "contrast"),
     *(
         "effective_rank",
         "outliers",
@@ -47,6 +47,7 @@ def encoders_findings(found: EncoderComparison) -> state_tables.Findings:
             "cache": str(found.path),
             "images": f"{found.images:,}; structure of {found.encoders[0].structure.images:,}",
             "LDS": "mean cosine of tokens nearer than half a side, less that of others (iREPA)",
+            "CDS": "how much the mean cosine falls with each step of distance (iREPA)",
             "contrast": "RMSC of iREPA: root mean square distance of unit tokens from their mean",
             "rank": "participation ratio of the covariance of tokens",
             "outliers": "tokens more than three times as long as the median",
@@ -61,7 +62,7 @@ def encoders_findings(found: EncoderComparison) -> state_tables.Findings:
 
 def encoders_summary(found: EncoderComparison) -> tuple[state_tables.Row, list[state_tables.Row]]:
     """A line for each encoder."""
-    head = ("encoder", "tokens", "bytes per image", "LDS", "contrast", "rank", "outliers")
+    head = ("encoder", "tokens", "bytes per image", "LDS", "CDS", "contrast", "rank", "outliers")
     probes = ("probe: mean token", "class token") if found.trained else ()
     rows: list[state_tables.Row] = []
     for one in found.encoders:
@@ -73,6 +74,7 @@ def encoders_summary(found: EncoderComparison) -> tuple[state_tables.Row, list[s
                 f"{side} x {side} x {one.features} {one.storage}",
                 decimal(one.row_bytes),
                 f"{structure.lds:.3f}",
+                f"{structure.cds:.4f}",
                 f"{structure.contrast:.3f}",
                 f"{structure.effective_rank:.1f}",
                 f"{structure.outliers:.2%}",
@@ -87,7 +89,8 @@ def encoders_summary(found: EncoderComparison) -> tuple[state_tables.Row, list[s
 
 def _encoder_values(one: EncoderScores) -> tuple[object, ...]:
     structure = one.structure
-    measured = (structure.lds, structure.contrast, structure.effective_rank, structure.outliers)
+    spatial = structure.lds, structure.cds, structure.contrast
+    measured = (*spatial, structure.effective_rank, structure.outliers)
     return (
         *(one.name, one.tokens, one.features, one.storage, one.row_bytes),
         *(f"{value:.6g}" for value in measured),

@@ -28,6 +28,7 @@ from pipeline.commands import (
     report,
     run,
     sample,
+    sweep,
     train,
     verify,
 )
@@ -83,7 +84,7 @@ def _options(
 # In the order in which they are needed, which is that of the help.
 for module in (
     *(init, config, plan, build, inspect, verify, bench),
-    *(train, sample, evaluate, run, report, export),
+    *(train, sample, evaluate, run, sweep, report, export),
 ):
     name = module.__name__.rpartition(".")[2]
     app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(

@@ -122,12 +122,12 @@ def command(
         repair=repair,
         update=update,
         shards=_parse_shards(shards),
-        cluster=_cluster(workers, scheduler, has_dashboard=dashboard),
+        cluster=cluster_of(workers, scheduler, has_dashboard=dashboard),
     )
     show(build(arguments.load("build", config, overrides), options, rebuild))
 
 
-def _cluster(workers: int, scheduler: str | None, *, has_dashboard: bool) -> Cluster | None:
+def cluster_of(workers: int, scheduler: str | None, *, has_dashboard: bool) -> Cluster | None:
     """The cluster that is asked for, if one is. Raises ConfigError if it cannot be."""
     if workers and scheduler:
         raise ConfigError("--workers starts a cluster, --scheduler uses one: give either.")

@@ -32,7 +32,7 @@ def evaluate(
     from pipeline.evaluation_targets import samples_of, targets_of
     from pipeline.process_group import placement
     from pipeline.report.records import is_run
-    from pipeline.report.report_page import write_own_report
+    from pipeline.report.report_page import write_report
     from stages.evaluate.evaluate import evaluate, open_samples
     from stages.progress import say
 
@@ -47,7 +47,7 @@ def evaluate(
         for run in dict.fromkeys(target.run for target in targets):
             # Of weights from elsewhere, there need not be a run here.
             if run is not None and is_run(run):
-                write_own_report(run)
+                write_report([run], out=None)
     return [(one.path, results) for one, results in zip(judged, found, strict=False)]
 
 

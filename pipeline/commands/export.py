@@ -31,13 +31,14 @@ def command(
         Layout | None,
         typer.Option(
             help="Whose code is to load it, in its direction of time: 0 is data for repa, noise "
-            "for sit and sit-no-sigma. Default: repa for SiT, dit for DiT."
+            "for sit, sit-no-sigma and redi. Default: repa for SiT, redi for one with components, "
+            "dit for DiT."
         ),
     ] = None,
     config: arguments.ChosenConfig = None,
     overrides: arguments.Overrides = [],
 ) -> None:
-    """Write a run's weights as a file that the published REPA, SiT or DiT code loads.
+    """Write a run's weights as a file that the published REPA, SiT, ReDi or DiT code loads.
 
     With RUN it needs no configuration.
 

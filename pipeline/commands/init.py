@@ -1,5 +1,6 @@
 """`repa-cache init`: a configuration to begin with."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,8 @@ from pipeline.exits import ConfigError
 PRESETS = {
     entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
 }
+
+SWEEP = files("pipeline") / "sweep" / "example.toml"
 
 
 def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[str]:
@@ -32,16 +35,35 @@ def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[st
     return list(missing_packages("run", load_config(path, needs=())))
 
 
+def init_sweep(path: Path, config: Path = arguments.DEFAULT_CONFIG) -> None:
+    """Write an example of a sweep over a configuration. Raises ConfigError if there is one."""
+    from stages.setting_types import as_written
+
+    if path.exists():
+        raise ConfigError(f"{path} exists already", remedy="Move it away, or edit it.")
+    text = SWEEP.read_text(encoding="utf-8")
+    written = text.replace('"pipeline.toml"', json.dumps(as_written(Path(config.name))))
+    write_atomically(path, written.encode())
+
+
 def command(
     preset: Annotated[
         str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
     ] = "demo",
     config: Annotated[Path, typer.Option(help="Where to write it.")] = arguments.DEFAULT_CONFIG,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Write a sweep.toml beside it instead, to be edited.")
+    ] = False,
 ) -> None:
     """Write a commented pipeline.toml from a preset, to be edited.
 
     Example: repa-cache init --preset imagenet256-sit-xl2
     """
+    if sweep:
+        path = config.with_name("sweep.toml")
+        init_sweep(path, config)
+        typer.echo(f"{path}: variations of {config}. Edit them, then run `repa-cache sweep`.")
+        return
     lacking = init(preset, config)
     typer.echo(f"{config}: the preset {preset}. Edit its paths, then run `repa-cache run`.")
     for problem in lacking:

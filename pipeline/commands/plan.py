@@ -1,16 +1,19 @@
 """`repa-cache plan`: what a configuration will cost and gain."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands import arguments
-from pipeline.exits import FAILED
+from pipeline.exits import FAILED, ConfigError
+from pipeline.launchers import checked_world
 
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.plan.outline import Plan
+    from pipeline.sweep.sweep_plan import SweepPlan
 
 GPUS = 8
 
@@ -28,6 +31,28 @@ def plan(
     return make_plan(config, images, gpus, is_measured=is_measured)
 
 
+def plan_sweep(
+    path: Path, images: int | None = None, gpus: int = GPUS, *, is_measured: bool = False
+) -> "SweepPlan":
+    """What the cache and the runs of a sweep.toml will cost and gain, likewise."""
+    from pipeline.sweep.sweep_file import load_sweep
+    from pipeline.sweep.sweep_plan import plan_sweep
+
+    return plan_sweep(load_sweep(path), images, gpus=gpus, is_measured=is_measured)
+
+
+def show_sweep(made: "SweepPlan", *, as_json: bool = False) -> None:
+    """Print the plan of a sweep. Raises typer.Exit if the columns of its runs cannot fit."""
+    from pipeline.sweep.sweep_plan import exported_sweep, show_sweep_plan
+
+    if as_json:
+        typer.echo(json.dumps(exported_sweep(made), indent=2))
+    else:
+        show_sweep_plan(made)
+    if not made.whole.space.fits:
+        raise typer.Exit(FAILED)
+
+
 def command(
     images: Annotated[
         int | None,
@@ -43,6 +68,10 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: bytes, seconds, per second.")
     ] = False,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="SWEEP", help="Of all runs of a sweep.toml, instead of one."),
+    ] = None,
     config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
     overrides: arguments.Overrides = [],
 ) -> None:
@@ -52,6 +81,12 @@ def command(
 
     Example: repa-cache plan --images 1281167
     """
+    if sweep is not None:
+        if overrides:
+            raise ConfigError("--set: a sweep has its settings in its file (`set`).")
+        checked_world("plan")
+        show_sweep(plan_sweep(sweep, images, gpus, is_measured=measure), as_json=as_json)
+        return
     made = plan(arguments.load("plan", config, overrides), images, gpus, is_measured=measure)
     if as_json:
         from pipeline.plan.plan_views import exported

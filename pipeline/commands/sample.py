@@ -20,7 +20,7 @@ def sample(config: "Config", options: "SampleOptions | None" = None) -> "Drawn":
     """Draw the images that lack, and write the page of the run anew."""
     from pipeline.process_group import placement
     from pipeline.report.records import is_run
-    from pipeline.report.report_page import write_own_report
+    from pipeline.report.report_page import write_report
     from stages.sample.generate import sample
     from stages.sample.sampled_weights import SampleOptions
 
@@ -29,7 +29,7 @@ def sample(config: "Config", options: "SampleOptions | None" = None) -> "Drawn":
         drawn = sample(config.sample, options, train, config.decoder, place)
     # Of weights from elsewhere, there need not be a run here.
     if place.is_main and is_run(train.run):
-        write_own_report(train.run)
+        write_report([train.run], out=None)
     return drawn
 
 
@@ -53,7 +53,7 @@ def command(
         Layout | None,
         typer.Option(
             help="Whose code the FILE is of, if it does not tell: time 0 is data in repa's files, "
-            "noise in those of sit and sit-no-sigma."
+            "noise in those of sit, sit-no-sigma and redi."
         ),
     ] = None,
     weights: arguments.WhichWeights = Weights.EMA,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
@@ -35,19 +35,24 @@ class Setting:
     """One key of a section.
 
     schema: of its values; is_required: whether it has to be given; owners: the kinds of section
-    that alone have it, none if all do.
+    that alone have it, none if all do; other_defaults: of kinds whose default is not the schema's.
     """
 
     key: str
     schema: Mapping[str, Any]
     is_required: bool
     owners: tuple[str, ...] = ()
+    other_defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
         """What it means, and of which kinds of section it is."""
         only = f" Only {', '.join(self.owners)}." if self.owners else ""
-        return f"{self.schema.get('description', '')}{only}".strip()
+        others = ", ".join(
+            f"{as_toml(one)} for {kind}" for kind, one in self.other_defaults.items()
+        )
+        own = f" By default {others}." if others else ""
+        return f"{self.schema.get('description', '')}{own}{only}".strip()
 
     @property
     def values(self) -> str:
@@ -57,7 +62,8 @@ class Setting:
     @property
     def is_one_of_some(self) -> bool:
         """Whether it is a name out of a few."""
-        return any("enum" in one or "const" in one for one in _parts(self.schema))
+        keys = {"enum", "const", "oneOf"}
+        return any(keys & one.keys() for one in _parts(self.schema))
 
     @property
     def default(self) -> Any:
@@ -98,9 +104,10 @@ def _sections(
     for key, node in table["properties"].items():
         if (found := _tables(node, definitions)) is None:
             continue
-        settings = tuple(_settings(found.kinds, found.discriminator, definitions))
+        settings = tuple(_settings(found, definitions))
         yield Section((*keys, key), found.description, settings, found.form)
-        yield from _sections(found.kinds[0], definitions, (*keys, key))
+        if found.form == "one":
+            yield from _sections(found.kinds[0], definitions, (*keys, key))
 
 
 class _Tables(NamedTuple):
@@ -130,16 +137,19 @@ def _tables(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> _Tables 
     return None
 
 
-def _settings(
-    kinds: Sequence[Mapping[str, Any]], discriminator: str, definitions: Mapping[str, Any]
-) -> Iterator[Setting]:
-    """The settings of a section, whatever kind it is of."""
+def _settings(found: _Tables, definitions: Mapping[str, Any]) -> Iterator[Setting]:
+    """The settings of a section, whatever kind it is of.
+
+    Among them are the tables within one of several sections, which are written into its lines.
+    """
+    kinds, discriminator = found.kinds, found.discriminator
     for key in dict.fromkeys(key for kind in kinds for key in kind["properties"]):
         having = [kind for kind in kinds if key in kind["properties"]]
         nodes = [_resolved(kind["properties"][key], definitions) for kind in having]
-        if _tables(nodes[0], definitions) is not None:
+        within = _tables(nodes[0], definitions)
+        if within is not None and found.form == "one":
             continue
-        schema = dict(nodes[0])
+        schema = {**nodes[0], "oneOf": within.kinds} if within is not None else dict(nodes[0])
         if key == discriminator:
             schema["enum"] = [name for node in nodes for name in node["enum"]]
         few = having if len(having) < len(kinds) else []
@@ -149,7 +159,20 @@ def _settings(
             schema,
             is_required=all(key in kind.get("required", ()) for kind in kinds),
             owners=tuple(sorted(owners)),
+            other_defaults={} if key == discriminator else _other_defaults(found, key),
         )
+
+
+def _other_defaults(found: _Tables, key: str) -> dict[str, Any]:
+    """The defaults of a setting that are not that of the first kind that has it, by kind."""
+    having = [kind["properties"] for kind in found.kinds if key in kind["properties"]]
+    first = having[0][key].get("default")
+    return {
+        name: own[key]["default"]
+        for own in having
+        if own[key].get("default", first) != first
+        for name in own[found.discriminator]["enum"]
+    }
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -168,6 +191,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
     """The values that a schema allows."""
     if "anyOf" in schema:
         return " or ".join(map(in_words, schema["anyOf"]))
+    if "oneOf" in schema:
+        return " or ".join(map(_table_in_words, schema["oneOf"]))
     if names := schema.get("enum", [schema["const"]] if "const" in schema else None):
         return ", ".join(map(json.dumps, names)) if len(names) <= MANY_NAMES else "name"
     match schema["type"]:
@@ -183,6 +208,12 @@ def in_words(schema: Mapping[str, Any]) -> str:
     limits = {word: schema.get(key, LARGE) for key, word in BOUNDS.items()}
     bounds = [f"{word} {as_toml(limit)}" for word, limit in limits.items() if limit < LARGE]
     return f"{TYPES[schema['type']]} {' and '.join(bounds)}".rstrip()
+
+
+def _table_in_words(schema: Mapping[str, Any]) -> str:
+    """A table that is written into a line."""
+    values = (f"{key} = {in_words(one)}" for key, one in schema["properties"].items())
+    return f"{{{', '.join(values)}}}"
 
 
 class _OfToml(GenerateJsonSchema):

@@ -94,7 +94,7 @@ def _value(key: str, own: Any, typed: Any, told: Mapping[str, Any]) -> Any:
     """A setting as it was told, if it means the same in the working folder; None if it has none."""
     value: Any = getattr(own, key, None)
     if key not in told:
-        return value
+        return value.model_dump() if isinstance(value, Settings) else value
     return told[key] if getattr(typed, key) == value else as_written(Path(value))
 
 

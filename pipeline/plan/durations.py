@@ -15,8 +15,8 @@ from pipeline.plan.space import Space
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
-from stages.train.cached_data import encoder_of, shape_of, storage_of, stored_arrays
-from stages.train.run import config_for, training_flops
+from stages.train.cached_data import encoder_of, shape_of, stored_arrays
+from stages.train.run import config_for, count_parameters, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
 
@@ -108,13 +108,28 @@ class ReadRate:
         return self.needed_images_per_second * self.image_bytes
 
 
-def step_flops(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> float:
-    """Operations of the transformer for one image of a training step."""
+@dataclass(frozen=True)
+class Trained:
+    """What a run trains, with the modules of all terms.
+
+    flops: operations for one image of a step.
+    """
+
+    parameters: int
+    flops: float
+
+
+def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> Trained:
+    """The transformer as configured. classes: of the data set."""
     columns = {one.column.name: one.column for one in foreseen}
     channels, *sides = columns[config.tensors.latents].array("moments").row_shape
-    model = config_for(config.train, (channels // 2, *sides), classes)
-    return training_flops(
-        config.train, model, lambda name: shape_of(name, columns[FEATURES + encoder_of(name)])
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shape_of(name, columns[FEATURES + encoder_of(name)])
+
+    model = config_for(config.train, (channels // 2, *sides), classes, shape)
+    return Trained(
+        count_parameters(config.train, model, shape), training_flops(config.train, model, shape)
     )
 
 
@@ -134,7 +149,7 @@ def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Co
     read = {}
     for name in RunTerms.of(config.train).arrays:
         column = columns[FEATURES + encoder_of(name)]
-        for array in stored_arrays(name, storage_of(column)):
+        for array in stored_arrays(name, column):
             read[column.name, array] = (column, array)
     return list(read.values())
 
@@ -142,17 +157,16 @@ def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Co
 def assumed_pace(config: Config, foreseen: Sequence[ForeseenColumn]) -> Pace:
     """That of an H100, by the numbers of operations."""
     return Pace(
-        {
-            one.column.name: one.flops / FLOPS[_precision_of(config, one.column.name)]
-            for one in foreseen
-        },
+        {one.column.name: one.flops / FLOPS[_precision_of(config, one)] for one in foreseen},
         {one.column.name: one.flops / FLOPS["float16"] for one in foreseen},
     )
 
 
-def _precision_of(config: Config, column: str) -> Precision:
+def _precision_of(config: Config, foreseen: ForeseenColumn) -> Precision:
     """In which the network of a column computes."""
-    family, _, name = column.removesuffix(FLIPPED).partition("/")
+    if foreseen.is_derived:
+        return "float32"
+    family, _, name = foreseen.column.name.removesuffix(FLIPPED).partition("/")
     own = config.encoders[name] if family == "features" else config.latents
     return own.precision
 
@@ -166,7 +180,7 @@ def build_time(
     }
     if measured is None:
         return BuildTime(networks)
-    decoded = max(one.missing_rows for one in foreseen)
+    decoded = max(one.missing_rows for one in foreseen if not one.is_derived)
     return BuildTime(
         networks,
         decoded / measured.decoding.images_per_second if measured.decoding else None,

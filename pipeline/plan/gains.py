@@ -81,7 +81,7 @@ def find_gains(
     steps: dict[str, int] = {}
     for term in train.align:
         until = train.steps if term.until is None else min(term.until, train.steps)
-        for name in map(features_column, term.encoders):
+        for name in map(features_column, map(config.encode.network, term.encoders)):
             steps[name] = max(steps.get(name, 0), until)
     of = {one.column.name: one.flops for one in foreseen}
     aligned_steps = max(steps.values(), default=train.steps)

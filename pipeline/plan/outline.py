@@ -18,6 +18,8 @@ from stages.encode.images.sources import SourceError
 from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, measure_decoding
 from stages.encode.measuring.foresight import ForeseenColumn, Images, count_images, foresee
 from stages.placement import find_device
+from stages.train.cached_data import notes_on_means
+from stages.train.terms.run_terms import RunTerms
 
 # Below this share of a run, a cache is not worth its disk and its build for that run alone.
 LITTLE = 0.1
@@ -27,11 +29,15 @@ SWEEP_RUNS = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pipeline.toml costs and gains. measured: None if speeds are assumed."""
+    """What a pipeline.toml costs and gains.
+
+    parameters: that the run trains; measured: None if speeds are assumed.
+    """
 
     config: Config
     images: Images
     foreseen: tuple[ForeseenColumn, ...]
+    parameters: int
     space: Space
     pace: durations.Pace
     build: durations.BuildTime
@@ -66,16 +72,17 @@ def make_plan(config: Config, count: int | None, gpus: int, *, is_measured: bool
         device = find_device(config.build.device)
         measured = durations.measure(config, images, foreseen, space, decoding, device)
     pace = measured.pace if measured else durations.assumed_pace(config, foreseen)
-    flops = durations.step_flops(config, foreseen, len(images.table.classes))
+    trained = durations.trained(config, foreseen, len(images.table.classes))
     return Plan(
         config=config,
         images=images,
         foreseen=tuple(foreseen),
+        parameters=trained.parameters,
         space=space,
         pace=pace,
         build=durations.build_time(foreseen, space, pace, measured),
-        rate=durations.read_rate(config, foreseen, flops, gpus),
-        gains=find_gains(config, foreseen, images.count, flops, pace),
+        rate=durations.read_rate(config, foreseen, trained.flops, gpus),
+        gains=find_gains(config, foreseen, images.count, trained.flops, pace),
         measured=measured,
     )
 
@@ -93,7 +100,7 @@ def _decoding(config: Config, images: Images, *, is_measured: bool) -> Decoding 
 
 def advice(plan: Plan) -> list[str]:
     """A sentence or two for each thing to know or to do."""
-    parts = (_room, _worth, _precision, _reading)
+    parts = (_room, _worth, _precision, _reading, _means)
     return [sentence for part in parts for sentence in part(plan)]
 
 
@@ -110,7 +117,8 @@ def _room(plan: Plan) -> Iterator[str]:
             if one.array.name == "tokens" and one.array.dtype == "float16"
         )
         ways.append(f'storage = "int8" for {floats} (saves {decimal(saved)})')
-    unused = [name for name in plan.config.encoders if name not in plan.config.train.encoders]
+    used = set(map(plan.config.encode.network, plan.config.train.encoders))
+    unused = [name for name in plan.config.encoders if name not in used]
     if unused:
         ways.append(f"fewer encoders (this run does not need {', '.join(unused)})")
     ways.append("another disk (cache.path)")
@@ -189,6 +197,13 @@ def _precision(plan: Plan) -> Iterator[str]:
             f'precision = "float16" for {", ".join(exact)} makes a build on a GPU several times '
             "as fast (tokens differ by 5e-4, latents by 1.5e-3)."
         )
+
+
+def _means(plan: Plan) -> Iterator[str]:
+    columns = {one.column.name: one.column for one in plan.foreseen}
+    arrays = RunTerms.of(plan.config.train).arrays
+    for note in notes_on_means(arrays, lambda name: columns[features_column(name)]):
+        yield f"{note}."
 
 
 def _reading(plan: Plan) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A plan as one JSON object, and as tables for the terminal.
 
-cache, images, counted_in, model, encoders, advice
+cache, images, counted_in, model, parameters, encoders, advice
 disk        arrays, whole, missing, needed_bytes, free_bytes, folder, fits
 networks    by column: flops of an image, seconds for it in a build and online
 build       is_measured, device, parts (seconds of what runs side by side), seconds, slowest
@@ -35,6 +35,7 @@ def exported(plan: Plan) -> dict[str, Any]:
         "images": plan.images.count,
         "counted_in": plan.images.counted_in,
         "model": plan.config.train.model,
+        "parameters": plan.parameters,
         "encoders": list(plan.config.train.encoders),
         "disk": _disk(plan),
         "networks": {
@@ -121,9 +122,9 @@ def show_plan(plan: Plan) -> None:
         f"{config.cache.path}: {images.count:,} images ({images.counted_in}) at "
         f"{config.dataset.resolution} px; {config.train.model} aligned to {aligned}"
     )
-    _show_space(plan)
+    show_space(plan)
     _show_networks(plan)
-    _show_build(plan)
+    show_build(plan)
     _show_reading(plan)
     _show_gains(plan)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -138,7 +139,8 @@ def _print(title: str, table: Table) -> None:
     print_table(table)
 
 
-def _show_space(plan: Plan) -> None:
+def show_space(plan: Plan) -> None:
+    """Print what the cache takes of its disk."""
     space = plan.space
     table = new_table("array", "type", "row", "in all", "to write", has_numbers=True)
     for one in (one for one in space.arrays if one.array.name not in BESIDE):
@@ -171,7 +173,8 @@ def _show_networks(plan: Plan) -> None:
     step = plan.gains.step_flops
     table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
     table.columns[-1].justify = "left"
-    used = {features_column(name) for name in plan.config.train.encoders}
+    encoders = map(plan.config.encode.network, plan.config.train.encoders)
+    used = set(map(features_column, encoders))
     for one in plan.foreseen:
         name = one.column.name
         if not one.flops or name.endswith(FLIPPED):
@@ -180,12 +183,14 @@ def _show_networks(plan: Plan) -> None:
         if name == plan.config.latents.column:
             remark = "published code precomputes it"
         table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
-    model = f"{plan.config.train.model}, forward and backward"
+    size = f"{plan.parameters / 1e6:,.1f} M parameters"
+    model = f"{plan.config.train.model} ({size}), forward and backward"
     table.add_row(model, operations(step), "", "")
     _print("Operations for an image", table)
 
 
-def _show_build(plan: Plan) -> None:
+def show_build(plan: Plan) -> None:
+    """Print what a build takes."""
     build = plan.build
     if plan.measured:
         how = f"measured on this {plan.device_name}"

@@ -124,7 +124,7 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
         epoch = max(len(data.valid) // settings.batch_size, 1)
         stop, cold = _read(batches, epoch)
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
-        config = config_for(settings, data.latent_shape, data.classes)
+        config = config_for(settings, data.latent_shape, data.classes, data.shape)
         flops = training_flops(settings, config, data.shape)
     with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:
         _, warm = _read(batches, stop if stop < epoch else ENDLESS)

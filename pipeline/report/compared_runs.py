@@ -61,7 +61,8 @@ def _missing(name: str) -> Missing:
 
     Of an alignment that only others have, kind and encoder say so, and the rest is not read.
     """
-    is_detail = name.startswith(ALIGNMENTS) and not name.endswith((".kind", ".encoder"))
+    *_, key = name.removeprefix(ALIGNMENTS).split(".", 1)
+    is_detail = name.startswith(ALIGNMENTS) and key not in ("kind", "encoder")
     return NOT_READ if is_detail else NOT_SET
 
 

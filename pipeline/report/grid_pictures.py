@@ -22,8 +22,8 @@ SMALL_BYTES = 64_000
 OTHERS = 6
 # Settings that decide what is to be seen, and what stands for one that the program chooses.
 DRAWN_WITH = (
-    *("solver", "steps", "guidance", "guidance_interval", "guided_channels", "labels", "seed"),
-    "uint8",
+    *("solver", "steps", "time_shift", "guidance", "guidance_interval", "guided_channels"),
+    *("labels", "seed", "uint8"),
 )
 CHOSEN_LATER = "auto"
 

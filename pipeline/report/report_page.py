@@ -12,6 +12,8 @@ from pipeline.pages.figures import COLOURS
 from pipeline.report import compared_runs, curves
 from pipeline.report.grid_pictures import Frame, other_frames, strips
 from pipeline.report.records import ReportError, RunRecord, read_run
+from stages.train.terms import TERMS
+from stages.train.terms.joint import Joint
 
 LACKING = "\N{EN DASH}"
 # Runs that their colours tell apart.
@@ -35,6 +37,7 @@ def about(record: RunRecord) -> str:
     if resolution := record.config.get("dataset", {}).get("resolution"):
         parts.append(f"{resolution} px")
     parts.append(_alignment(record))
+    parts += record.state.get("notes", [])
     if record.written is not None:
         parts.append(f"log of {record.written:%Y-%m-%d %H:%M} UTC")
     return ", ".join(parts)
@@ -49,13 +52,21 @@ def _term(term: Mapping[str, Any]) -> str:
     """An entry of `[[train.align]]`: of what kind, with what, where, how much and how long."""
     parts = [term["kind"]]
     if "encoder" in term:
-        parts = [f"aligned with {term['encoder']} ({term['kind']})"]
+        parts = [_with_encoder(term["kind"], term["encoder"])]
     if "depth" in term:
         parts[0] += f" at block {term['depth']}"
     parts.append(f"weight {term['weight']:.4g}")
     if term["until"] is not None:
-        parts.append(f"until step {term['until']:,}")
+        fade = f", fading over {term['fade']:,}" if term.get("fade") else ""
+        parts.append(f"until step {term['until']:,}{fade}")
     return ", ".join(parts)
+
+
+def _with_encoder(kind: str, encoder: str) -> str:
+    term = TERMS.get(kind)
+    if term is not None and issubclass(term, Joint):
+        return f"{term.stream.replace('_', ' ')} of {encoder} diffused along"
+    return f"aligned with {encoder} ({kind})"
 
 
 def facts_of(record: RunRecord) -> dict[str, Fact]:

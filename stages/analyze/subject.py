@@ -16,6 +16,7 @@ from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
+from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Weights
@@ -27,7 +28,8 @@ class Subject:
     """Hidden states to be analysed, and the features to compare them with.
 
     latents: the column the run was trained on; encoders: readers by name, in the order of the
-    cache; rows: int64 [N], the images; blocks: counted from 1; notes: what is to be said.
+    cache; diffused: readers, by name, of those of which the model takes something beside latents;
+    rows: int64 [N], the images; blocks: counted from 1; notes: what is to be said.
     """
 
     run: Path
@@ -36,6 +38,7 @@ class Subject:
     cache: Cache
     latents: ColumnReader
     encoders: Mapping[str, ColumnReader]
+    diffused: Mapping[str, ColumnReader]
     rows: npt.NDArray[np.int64]
     blocks: tuple[int, ...]
     notes: tuple[str, ...]
@@ -61,8 +64,8 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     """The checkpoint, the cache and the images of an analysis.
 
     encoders: names of those to compare with, none for all that are cached. Raises CheckpointError
-    if the run has no such checkpoint, StaleCacheError if the cache's latents are not those that
-    it was trained on, AnalysisError if what is asked for does not fit the model or the cache.
+    if the run has no such checkpoint, StaleCacheError if what the model takes is not in the cache
+    as it was trained on it, AnalysisError if what is asked for does not fit the model or the cache.
     """
     found = find(run, options.step)
     path = options.cache or _cache_of(run)
@@ -70,21 +73,24 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     names = find_encoders(path, encoders)
     readers = {name: cache.column(FEATURES + name) for name in names}
     latents = cache.column(next(name for name in built if not name.startswith(FEATURES)))
-    if latents.column.fingerprint != built[latents.column.name]:
-        raise StaleCacheError(
-            f"{latents.column.folder} was built by another recipe than the latents that "
-            f"{found.folder} was trained on",
-            remedy="Name the cache of the run with --cache.",
-        )
+    joint = RunTerms.of(found.settings).joint
+    diffused = {name: cache.column(FEATURES + name) for term in joint for name in term.encoders}
+    for reader in (latents, *diffused.values()):
+        if reader.column.fingerprint != built[reader.column.name]:
+            raise StaleCacheError(
+                f"{reader.column.folder} was built by another recipe than what {found.folder} "
+                "was trained on",
+                remedy="Name the cache of the run with --cache.",
+            )
     _check_labels(found, cache, options)
     notes = tuple(
         f"{name}: {path} has it by another recipe than the run was aligned to"
         for name, reader in readers.items()
         if built.get(FEATURES + name, reader.column.fingerprint) != reader.column.fingerprint
     )
-    rows = spread_rows([latents, *readers.values()], options.rows)
+    rows = spread_rows([latents, *readers.values(), *diffused.values()], options.rows)
     blocks = _blocks(found, options.blocks)
-    return Subject(run, found, options, cache, latents, readers, rows, blocks, notes)
+    return Subject(run, found, options, cache, latents, readers, diffused, rows, blocks, notes)
 
 
 def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:

@@ -155,6 +155,15 @@ class Structure:
     outliers: float
     images: int
 
+    @property
+    def cds(self) -> float:
+        """CDS (iREPA, appendix B): how much the mean cosine falls with each step of distance.
+
+        Minus the slope of the line through `decay`.
+        """
+        slope, _ = np.polyfit(np.arange(1, len(self.decay) + 1), self.decay, 1)
+        return float(-slope)
+
 
 def measure_structure(reader: ColumnReader, rows: Rows, device: torch.device) -> Structure:
     """The structure of the tokens of some rows [R], of a column that holds an encoder's tokens."""

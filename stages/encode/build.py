@@ -4,33 +4,44 @@ Any number of processes may build the same cache at once, on one machine or on s
 share its file system: each makes the shards that no other has claimed.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.filesize import decimal
 
 from cache import ledger
-from cache.errors import CacheWriteError, RepaCacheError
+from cache.errors import IncompleteCacheError, RepaCacheError
 from cache.layout import FLIPPED, Column
 from cache.locks import BuildLocks
-from cache.metadata import root_attributes
+from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.cache_setup import known_rows, lay_out, tidy, wanted_rows
+from stages.encode.building.cache_setup import (
+    Wanted,
+    known_rows,
+    lay_out,
+    mend_columns,
+    strike,
+    tidy,
+    wanted_rows,
+)
+from stages.encode.building.column_making import ColumnMaking, Made
 from stages.encode.building.columns import declared_recipes, load_makers
-from stages.encode.building.encoding_device import Device
-from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
+from stages.encode.building.components import (
+    check_components,
+    components_columns,
+    open_components,
+)
+from stages.encode.building.shard_making import Counts
 from stages.encode.images.crop_sources import found, open_crops, open_source
 from stages.encode.images.index import index, listed_as
-from stages.progress import progress, say
+from stages.progress import say
 from stages.setting_types import nearest
 
 
@@ -73,6 +84,7 @@ def build(
     source, locks = open_source(settings), BuildLocks(path)
     # Before images are read, which may take hours.
     makers = load_makers(settings, device)
+    check_components(settings, makers, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         known = known_rows(path)
         if source is None:
@@ -94,24 +106,15 @@ def build(
             rows = wanted.rows
             # They take as much memory again as the rows.
             del current, known
+            _check_declared(settings, options, len(rows))
             crops = open_crops(settings, source, rows, pool, device)
             columns, damaged = lay_out(settings.cache, options, makers, wanted, crops, threads)
             stack.enter_context(locks.at_work())
-        shards = _missing_shards(columns, rows, options.shards)
-        images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
-        advance = stack.enter_context(progress("build", images, "images"))
-        meter = Meter(advance, options.devices)
-        if options.cluster is None:
-            work = list(zip(columns, makers, strict=True))
-            make_all(shards, ShardEncoder(work, crops, Device(device), meter, locks).encode)
-        elif shards:
-            from stages.encode.building.cluster import make_on_cluster  # most builds need no Dask
-
-            # Workers on this machine need the memory of its devices.
-            makers.clear()
-            torch.cuda.empty_cache()
-            make_on_cluster(shards, settings, source, options.cluster, meter, crops.failures)
-        seconds = meter.seconds
+        making = ColumnMaking(settings, options, device, locks)
+        made = making.make(columns, makers, crops, source)
+        derived, more = _make_components(making, rows, pool, damaged)
+    waiting = len(components_columns(settings)) - len(derived)
+    columns = (*columns, *derived)
     missing = [ledger.missing(column, rows) for column in columns]
     invalid = set().union(*map(invalid_rows, columns, missing))
     return BuildSummary(
@@ -119,9 +122,9 @@ def build(
         rows=len(rows),
         columns=columns,
         added=wanted.added,
-        missing=sum(map(len, missing)),
-        counts=meter.counts,
-        seconds=seconds,
+        missing=sum(map(len, missing)) + waiting * columns[0].shards,
+        counts=(made + more).counts,
+        seconds=(made + more).seconds,
         damaged=tuple(damaged),
         invalid={
             key: crops.failures.get(key, "found by an earlier build")
@@ -130,43 +133,55 @@ def build(
     )
 
 
+def _check_declared(settings: EncodeSettings, options: BuildOptions, rows: int) -> None:
+    """Raise StaleCacheError if components were made by other settings than the configuration's."""
+    path, declared = settings.cache.path, declared_recipes(settings)
+    for name in components_columns(settings):
+        is_kept = name not in options.rebuild and not options.repair
+        if is_kept and has_column(path, name):
+            check_fields(read_column(path, name, rows), declared[name])
+
+
 def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[str]:
     """The columns meant by names of encoders, of the VAE, or of columns.
 
-    An encoder's name also stands for its column of mirrored images. Raises UnknownColumnError
+    An encoder's name also stands for its column of mirrored images, and for what is derived from
+    its tokens. Raises UnknownColumnError
     for a name that the configuration does not have.
     """
     known: dict[str, set[str]] = {}
-    for column in declared_recipes(settings):
+    recipes = declared_recipes(settings)
+    for column in recipes:
         plain = column.removesuffix(FLIPPED)
         for alias in (column, plain, Path(plain).name):
             known.setdefault(alias, set()).add(column)
     for name in names:
         if name not in known:
             raise UnknownColumnError(f"unknown name {name!r}; {nearest(name, known)}")
-    return frozenset().union(*(known[name] for name in names))
+    found = frozenset().union(*(known[name] for name in names))
+    return found | {name for name, recipe in recipes.items() if recipe.get("source") in found}
 
 
-def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> list[int]:
-    """The shards of a part of the cache that any column lacks.
+def _make_components(
+    making: ColumnMaking, rows: RowTable, pool: Executor, faults: list[Fault]
+) -> tuple[list[Column], Made]:
+    """Make the columns that are made of tokens, as far as those are whole.
 
-    Raises CacheWriteError if the disk cannot hold them.
+    faults: all that were found, of which those that can be mended here are taken out.
     """
-    wanted = set(range(columns[0].shards)[part])
-    missing = [sorted(wanted.intersection(ledger.missing(column, rows))) for column in columns]
-    needed = sum(
-        column.shard_bytes(array, shard)
-        for column, shards in zip(columns, missing, strict=True)
-        for shard in shards
-        for array in column.arrays
-    )
-    folder = columns[0].folder
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise CacheWriteError(
-            f"the shards that are missing need {decimal(needed)}, and the disk has {decimal(free)} "
-            "left",
-            where=folder,
-            remedy="Make room, or choose another cache.path.",
-        )
-    return sorted(set().union(*missing))
+    settings, columns, made = making.settings, [], Made()
+    as_they_are = Wanted(rows, added=0, is_stored=True)
+    for name in components_columns(settings):
+        try:
+            maker, reader = open_components(settings, name, rows, pool, making.device)
+        except IncompleteCacheError as error:
+            say(f"{name} will be made of tokens that are not all there yet: {error}")
+            continue
+        with making.locks.preparing(say):
+            if making.options.repair:
+                mend_columns(settings.cache.path, [maker], reader)
+            (column,), _ = lay_out(settings.cache, BuildOptions(), [maker], as_they_are, reader, 1)
+            faults[:] = strike([column], faults)
+        made += making.make([column], [maker], reader, derived=name)
+        columns.append(column)
+    return columns, made

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -14,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from cache.recipe import RecipeValue
 from stages.encode.images.sources import SOURCES
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
@@ -29,6 +31,7 @@ DEMO_AUTOENCODER = "demo-autoencoder"
 Precision = Literal["float32", "float16"]
 # Of encoders that are called otherwise than their models.
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+NO_FOLDER = "{!r} names a folder of the cache: letters, digits and any of . _ + - make one"
 
 
 DATASETS = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
@@ -154,7 +157,7 @@ def _model_problem(name: str, section: Any) -> str | None:
     settings = section if isinstance(section, dict) else dict(section)
     model, library = settings.get("model"), settings.get("library", "timm")
     if model is not None and not COLUMN_NAME.fullmatch(name):
-        return f"{name!r} names a folder of the cache: letters, digits and any of . _ + - make one"
+        return NO_FOLDER.format(name)
     if library != "timm":
         return None if model else f"model: required, as {library} has none by the name {name!r}"
     try:
@@ -165,6 +168,34 @@ def _model_problem(name: str, section: Any) -> str | None:
 
 
 Encoders = Annotated[dict[str, EncoderSettings], WrapValidator(_with_known_models)]
+
+
+class ComponentsSettings(Settings):
+    """Principal components of one encoder's cached tokens, a column of their own."""
+
+    encoder: str
+    """One of `[encoders]`, of whose tokens they are."""
+    count: Count = 8
+    """How many of the first components are kept."""
+    sample_rows: Count = 76_800
+    """Images whose tokens they are fitted to: all, if the cache has no more."""
+    seed: Seed = 0
+    """Of the choice of these images."""
+
+    @property
+    def recipe(self) -> dict[str, RecipeValue]:
+        """What it decides of the column's recipe, beside the column that it is derived from."""
+        return {"components": self.count, "sample_rows": self.sample_rows, "seed": self.seed}
+
+
+def _check_names(sections: dict[str, ComponentsSettings]) -> dict[str, ComponentsSettings]:
+    for name in sections:
+        if not COLUMN_NAME.fullmatch(name):
+            raise ValueError(NO_FOLDER.format(name))
+    return sections
+
+
+Components = Annotated[dict[str, ComponentsSettings], AfterValidator(_check_names)]
 
 
 class BuildSettings(Settings):
@@ -186,6 +217,7 @@ class EncodeSettings(Settings):
     cache: CacheSettings
     latents: LatentsSettings
     encoders: dict[str, EncoderSettings]
+    components: dict[str, ComponentsSettings] = Field(default_factory=dict)
     build: BuildSettings
 
     def spec(self, encoder: str) -> EncoderSpec:
@@ -204,6 +236,10 @@ class EncodeSettings(Settings):
         encoders = {n: own.model_copy(update=update) for n, own in self.encoders.items()}
         latents = self.latents.model_copy(update=update)
         return self.model_copy(update={"latents": latents, "encoders": encoders})
+
+    def network(self, name: str) -> str:
+        """The encoder that a column of tokens, by its name, is of or is derived from."""
+        return self.components[name].encoder if name in self.components else name
 
     def token_grid(self, encoder: str) -> int:
         """Side of an encoder's token grid."""

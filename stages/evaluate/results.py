@@ -17,7 +17,8 @@ PACKAGES = ("repa-cache", "torch", "torch-fidelity", "timm", "numpy")
 # What a manifest says that belongs to a number.
 OF_MANIFEST = (
     *("model", "checkpoint", "checkpoint_sha256", "layout", "vae", "labels", "solver", "steps"),
-    *("guidance", "guidance_interval", "guided_channels", "precision", "uint8", "seed"),
+    *("time_shift", "guidance", "guidance_interval", "guided_channels"),
+    *("precision", "uint8", "seed"),
 )
 INCEPTION = "inception"
 

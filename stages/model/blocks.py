@@ -4,10 +4,13 @@ B images, T tokens, W the transformer's width, C latent channels, h and w the la
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stages.model.attention import Attention, Rotation, make_norm
 
 FREQUENCIES = 256
 
@@ -58,40 +61,6 @@ class LabelEmbedding(nn.Module):
         return embedding
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B, T, W].
-
-    qk_norm: whether queries and keys are normalised in each head; fused: whether it is one
-    kernel, which never holds the matrix of attention.
-    """
-
-    def __init__(self, width: int, heads: int, *, qk_norm: bool, fused: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.fused = fused
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm, self.k_norm = (
-            nn.LayerNorm(width // heads) if qk_norm else nn.Identity() for _ in range(2)
-        )
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(tokens).chunk(3, dim=-1)
-        )
-        query, key = self.q_norm(query), self.k_norm(key)
-        attend = F.scaled_dot_product_attention if self.fused else plain_attention
-        output: Tensor = self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
-        return output
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention from its definition; all are [B, heads, T, W / heads]."""
-    similarity = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return similarity.softmax(dim=-1) @ value
-
-
 class MLP(nn.Module):
     """Two linear layers with a tanh-approximated GELU between them."""
 
@@ -105,46 +74,111 @@ class MLP(nn.Module):
         return output
 
 
+class SwiGLU(nn.Module):
+    """Two linear layers with a gate between them (arXiv 2002.05202), about as costly as an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = swiglu_width(width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gate, value = self.w12(tokens).chunk(2, dim=-1)
+        output: Tensor = self.w3(F.silu(gate) * value)
+        return output
+
+
+def swiglu_width(width: int) -> int:
+    """The width inside of it: two thirds of a plain MLP's, which has two layers and not three."""
+    return int(2 / 3 * (4 * width))
+
+
+FEED_FORWARD: dict[str, type[nn.Module]] = {"gelu": MLP, "swiglu": SwiGLU}
+
+
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift tokens [B, T, W] by the condition's [B, W] (adaLN)."""
     return tokens * (1 + scale[:, None]) + shift[:, None]
 
 
-class Block(nn.Module):
-    """A transformer block with adaLN-Zero (DiT, section 3.2)."""
+@dataclass(frozen=True)
+class Layers:
+    """Of what layers blocks are made, by the names of `stages.model.sizes`.
 
-    def __init__(self, width: int, heads: int, *, qk_norm: bool, fused_attention: bool) -> None:
+    qk_norm: whether queries and keys are normalised in each head; value_residual: whether the
+    first block's values are mixed into those of the others (arXiv 2410.17897).
+    """
+
+    norm: str = "layer"
+    mlp: str = "gelu"
+    qk_norm: bool = False
+    value_residual: bool = False
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero (DiT, section 3.2).
+
+    is_first: whether it is the one that gives its values to the others, where they are mixed.
+    """
+
+    def __init__(
+        self, width: int, heads: int, layers: Layers, *, fused_attention: bool, is_first: bool
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads, qk_norm=qk_norm, fused=fused_attention)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = MLP(width)
+        self.gives_values = layers.value_residual and is_first
+        self.norm1 = make_norm(layers.norm, width)
+        self.attn = Attention(
+            width,
+            heads,
+            norm=layers.norm if layers.qk_norm else None,
+            fused=fused_attention,
+            mixes_values=layers.value_residual and not is_first,
+        )
+        self.norm2 = make_norm(layers.norm, width)
+        self.mlp = FEED_FORWARD[layers.mlp](width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        rotation: Rotation | None = None,
+        first_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens behind it, and the values of attention if it gives them to other blocks."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
             condition
         ).chunk(6, dim=1)
-        attended = self.attn(modulate(self.norm1(tokens), shift_attn, scale_attn))
+        modulated = modulate(self.norm1(tokens), shift_attn, scale_attn)
+        attended, values = self.attn(modulated, rotation, first_values)
         tokens = tokens + gate_attn[:, None] * attended
         transformed = self.mlp(modulate(self.norm2(tokens), shift_mlp, scale_mlp))
         output: Tensor = tokens + gate_mlp[:, None] * transformed
-        return output
+        return output, values if self.gives_values else None
 
 
 class FinalLayer(nn.Module):
-    """Tokens [B, T, W] to patches [B, T, patch * patch * C]."""
+    """Tokens [B, T, W] to patches [B, T, patch * patch * C].
 
-    def __init__(self, width: int, outputs: int) -> None:
+    class_features: D of a class token in front of them, which becomes [B, D]; 0 for none.
+    """
+
+    def __init__(
+        self, width: int, outputs: int, class_features: int = 0, norm: str = "layer"
+    ) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = make_norm(norm, width)
         self.linear = nn.Linear(width, outputs)
+        self.linear_cls = nn.Linear(width, class_features) if class_features else None
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
-        patches: Tensor = self.linear(modulate(self.norm_final(tokens), shift, scale))
-        return patches
+        modulated = modulate(self.norm_final(tokens), shift, scale)
+        if self.linear_cls is None:
+            return self.linear(modulated), None
+        return self.linear(modulated[:, 1:]), self.linear_cls(modulated[:, 0])
 
 
 class MLPProjector(nn.Sequential):

@@ -8,12 +8,20 @@ against the names here.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+
+from pydantic import PositiveFloat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+# A number, or that which belongs to the size of a latent.
+Shift: TypeAlias = PositiveFloat | Literal["auto"]
+# The numbers of a latent whose times are not shifted: SR-DiT's base (arXiv 2512.12386).
+UNSHIFTED = 4096
+Times = TypeVar("Times", "float", "Tensor")
 
 
 class Coefficients(NamedTuple):
@@ -44,11 +52,11 @@ INTERPOLANTS: dict[str, Callable[[Tensor], Coefficients]] = {"linear": linear, "
 def interpolate(
     interpolant: str, clean: Tensor, noise: Tensor, time: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity, both [B, C, h, w].
+    """What is noisy and its velocity, such as latents, both [B, ...].
 
-    clean, noise: [B, C, h, w]; time: [B], 0 is clean and 1 is noise.
+    clean, noise: [B, ...]; time: [B], 0 is clean and 1 is noise.
     """
-    at = INTERPOLANTS[interpolant](time[:, None, None, None])
+    at = INTERPOLANTS[interpolant](time.reshape(-1, *[1] * (clean.ndim - 1)))
     noisy = at.alpha * clean + at.sigma * noise
     return noisy, at.alpha_rate * clean + at.sigma_rate * noise
 
@@ -59,3 +67,18 @@ def lognormal_time(interpolant: str, normal: Tensor) -> Tensor:
     if interpolant == "linear":
         return ratio / (1 + ratio)
     return ratio.atan() * (2 / math.pi)
+
+
+def shifted(time: Times, shift: float) -> Times:
+    """Times moved towards noise, if the shift is above 1 (arXiv 2403.03206, eq. 23): 0 and 1 stay.
+
+    time: any shape, 0 is clean and 1 is noise.
+    """
+    return time if shift == 1 else shift * time / (1 + (shift - 1) * time)
+
+
+def shift_of(shift: Shift | None, latent: tuple[int, ...]) -> float:
+    """A shift as a number, 1 for none. latent: (C, h, w), which decides it if it is `auto`."""
+    if shift is None:
+        return 1.0
+    return math.sqrt(math.prod(latent) / UNSHIFTED) if shift == "auto" else shift

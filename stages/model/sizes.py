@@ -30,6 +30,9 @@ SIZES = {
 # Whether the model predicts a variance beside each channel.
 LEARNS_SIGMA = {"SiT": False, "DiT": True}
 PATCHES = (1, 2, 4, 8)
+# What is diffused: latents [B, C, h, w], behind their channels R components of an encoder's tokens
+# [B, R, h, w] (ReDi), and an encoder's class token [B, D] (REG).
+LATENTS, COMPONENTS, CLASS_TOKEN = "latents", "components", "class_token"
 # Of the diffusion that DiT is trained on.
 DIFFUSION_STEPS = 1000
 

@@ -6,13 +6,22 @@ names are those of the published code, so that its checkpoints load as they are.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.model.blocks import Block, FinalLayer, LabelEmbedding, PatchEmbedding, TimeEmbedding
+from stages.model.attention import Rotary, make_affine_norm
+from stages.model.blocks import (
+    Block,
+    FinalLayer,
+    LabelEmbedding,
+    Layers,
+    PatchEmbedding,
+    TimeEmbedding,
+    swiglu_width,
+)
 from stages.model.sizes import LEARNS_SIGMA, MODELS
 
 
@@ -22,7 +31,12 @@ class TransformerConfig:
 
     side: of the latent; patch: its patches' side; channels: of the latent; classes: without
     the null class; learns_sigma: whether a variance is predicted beside each channel, as DiT does;
-    qk_norm: whether queries and keys are normalised.
+    qk_norm: whether queries and keys are normalised; joint_channels: of an encoder, diffused behind
+    those of the latent (ReDi, arXiv 2504.16064); class_features: D of a class token that is
+    diffused along as a token in front of the others (REG, arXiv 2507.01467), 0 for none; norm, mlp:
+    kinds of layers, by the names of `stages.model.sizes`; rotary: whether queries and keys are
+    turned by their positions, too; value_residual: whether the first block's values are mixed into
+    those of the others.
     """
 
     side: int
@@ -35,6 +49,12 @@ class TransformerConfig:
     has_null_class: bool
     learns_sigma: bool = False
     qk_norm: bool = False
+    joint_channels: int = 0
+    class_features: int = 0
+    norm: str = "layer"
+    mlp: str = "gelu"
+    rotary: bool = False
+    value_residual: bool = False
 
     @property
     def family(self) -> str:
@@ -46,8 +66,19 @@ class TransformerConfig:
         return self.side // self.patch
 
     @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.channels + self.joint_channels
+
+    @property
     def outputs(self) -> int:
-        return 2 * self.channels if self.learns_sigma else self.channels
+        """Channels of the output."""
+        return 2 * self.inputs if self.learns_sigma else self.inputs
+
+    @property
+    def class_tokens(self) -> int:
+        """Tokens in front of those of patches: 1 or 0."""
+        return int(self.class_features > 0)
 
 
 def config_named(model: str, **shape: Any) -> TransformerConfig:
@@ -55,6 +86,25 @@ def config_named(model: str, **shape: Any) -> TransformerConfig:
     family, size, patch = MODELS[model]
     learns_sigma = LEARNS_SIGMA[family]
     return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
+
+
+class Output(NamedTuple):
+    """What a transformer gives for B images.
+
+    prediction: [B, C or 2C, h, w]; hidden: tokens [B, T, W] behind blocks, by the blocks' numbers,
+    a class token first, if it has one; class_prediction: that of the class token, [B, D].
+    """
+
+    prediction: Tensor
+    hidden: dict[int, Tensor]
+    class_prediction: Tensor | None = None
+
+    @property
+    def patches(self) -> dict[int, Tensor]:
+        """The hidden tokens of patches alone, [B, T, W]."""
+        if self.class_prediction is None:
+            return self.hidden
+        return {depth: tokens[:, 1:] for depth, tokens in self.hidden.items()}
 
 
 # Makes modules that are trained with a transformer and lie in lists of it, by the lists' names.
@@ -81,48 +131,71 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = recompute
         width = config.width
-        self.x_embedder = PatchEmbedding(config.channels, width, config.patch)
+        self.x_embedder = PatchEmbedding(config.inputs, width, config.patch)
         self.t_embedder = TimeEmbedding(width)
         self.y_embedder = LabelEmbedding(config.classes, width, config.has_null_class)
-        self.pos_embed = nn.Parameter(positions(width, config.grid)[None], requires_grad=False)
+        places = positions(width, config.grid)
+        if config.class_tokens:
+            self.cls_projectors2 = nn.Linear(config.class_features, width)
+            self.wg_norm = make_affine_norm(config.norm, width)
+            # The class token has no place: a row of zeros.
+            places = torch.cat([torch.zeros(1, width), places])
+        self.pos_embed = nn.Parameter(places[None], requires_grad=False)
+        self.feat_rope = Rotary(width // config.heads, config.grid) if config.rotary else None
+        layers = Layers(config.norm, config.mlp, config.qk_norm, config.value_residual)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, qk_norm=config.qk_norm, fused_attention=fused_attention)
-            for _ in range(config.depth)
+            Block(width, config.heads, layers, fused_attention=fused_attention, is_first=depth == 0)
+            for depth in range(config.depth)
         )
         for name, modules in make_lists().items():
             self.add_module(name, nn.ModuleList(modules))
-        self.final_layer = FinalLayer(width, config.patch**2 * config.outputs)
+        outputs = config.patch**2 * config.outputs
+        self.final_layer = FinalLayer(width, outputs, config.class_features, config.norm)
         self._initialise()
 
     def forward(
-        self, latents: Tensor, time: Tensor, labels: Tensor, depths: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The prediction [B, C or 2C, h, w], and the tokens [B, T, W] behind some blocks.
+        self,
+        latents: Tensor,
+        time: Tensor,
+        labels: Tensor,
+        depths: Collection[int] = (),
+        class_token: Tensor | None = None,
+    ) -> Output:
+        """The prediction, and the tokens behind some blocks.
 
         latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
-        of classes for none; depths: the numbers of these blocks, from 1.
+        of classes for none; depths: the numbers of these blocks, from 1; class_token: noisy,
+        [B, D], if the model has one.
         """
-        tokens = self.x_embedder(latents) + self.pos_embed
+        tokens = self.x_embedder(latents)
+        if class_token is not None:
+            first = self.wg_norm(self.cls_projectors2(class_token))
+            # [B, W] in front of [B, T, W].
+            tokens = torch.cat([first[:, None], tokens], dim=1)
+        tokens = tokens + self.pos_embed
         condition = self.t_embedder(time) + self.y_embedder(labels)
+        rotation = self.feat_rope(self.config.class_tokens) if self.feat_rope is not None else None
+        first_values: Tensor | None = None
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition)
+            tokens, given = self._run(block, tokens, condition, rotation, first_values)
+            first_values = first_values if given is None else given
             if depth in depths:
                 # A view of its own: gradients from here join those of later blocks as one sum,
                 # so that it does not matter to the last bit when the tokens are used.
                 hidden[depth] = tokens.view_as(tokens)
-        return self._assemble(self.final_layer(tokens, condition)), hidden
+        patches, class_prediction = self.final_layer(tokens, condition)
+        return Output(self._assemble(patches), hidden, class_prediction)
 
-    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        output: Tensor
+    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """What a block makes of its inputs, as it says itself."""
+        made: tuple[Tensor, Tensor | None]
         if self.recompute and torch.is_grad_enabled():
             # No block draws random numbers whose state would have to be restored.
-            output = checkpoint(
-                block, tokens, condition, use_reentrant=False, preserve_rng_state=False
-            )
+            made = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            output = block(tokens, condition)
-        return output
+            made = block(*inputs)
+        return made
 
     def _assemble(self, patches: Tensor) -> Tensor:
         """Patches [B, T, patch * patch * C] to an image-like tensor [B, C, h, w]."""
@@ -158,8 +231,9 @@ def forward_flops(config: TransformerConfig) -> float:
 
     Counts matrix products, at two operations a multiplication.
     """
-    tokens, width = config.grid**2, config.width
-    block = 24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2
+    tokens, width = config.grid**2 + config.class_tokens, config.width
+    inside = 6 * swiglu_width(width) if config.mlp == "swiglu" else 16 * width
+    block = (8 * width + inside) * tokens * width + 4 * tokens**2 * width + 12 * width**2
     return float(config.depth * block)
 
 

@@ -20,6 +20,7 @@ from stages.evaluate.image_sets import write_images
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
+from stages.sample.correction import contrast_of, correction_for
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
@@ -87,7 +88,7 @@ def sample(
 def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iterator[str]:
     """What the published samplers of a file would do otherwise, if anything."""
     is_guided = settings.guidance != 1 and settings.guided_channels is None
-    if is_guided and weights.layout not in (None, Layout.REPA):
+    if is_guided and weights.layout not in (None, Layout.REPA, Layout.REDI):
         yield (
             "all latent channels are guided; its own code guides the first three, as "
             "sample.guided_channels=3 does"
@@ -96,11 +97,14 @@ def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iter
 
 def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -> dict[str, Any]:
     """The settings that decide the pixels, with what they leave open."""
-    return {
-        **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae"}),
+    kept = {
+        **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae", "contrastive_correction"}),
         "solver": find_solver(settings.solver, weights.config.family),
         "precision": sampling_precision(settings, place.device),
     }
+    if (correction := correction_for(settings, weights.contrast)) is not None:
+        kept["contrastive_correction"] = correction.told
+    return kept
 
 
 def _draw(
@@ -113,7 +117,10 @@ def _draw(
 ) -> None:
     model = make_sampled(weights.config, weights.load(), place.device)
     autoencoder = Autoencoder(vae, place.device)
-    sampler = Sampler(settings, model, weights.interpolant, autoencoder, place.device)
+    correction = correction_for(settings, weights.contrast)
+    sampler = Sampler(
+        settings, model, weights.interpolant, autoencoder, place.device, correction=correction
+    )
     with progress("sample", len(indices), "images", quiet=not place.is_main) as advance:
         for index, image in sampler.draw(indices):
             save_png(samples.path(index), image.permute(1, 2, 0).numpy())
@@ -175,8 +182,15 @@ class GridDrawer:
 
     def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
         model = make_sampled(config, weights, self._device)
+        settings, train = self._settings, self._train
+        correction = correction_for(settings, contrast_of(train, step))
         sampler = Sampler(
-            self._settings, model, self._train.interpolant, self._autoencoder, self._device
+            settings,
+            model,
+            train.interpolant,
+            self._autoencoder,
+            self._device,
+            correction=correction,
         )
         rows, columns = self._settings.grid
         drawn = sampler.draw(range(rows * columns))

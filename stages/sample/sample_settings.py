@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
 from stages.encode.build_settings import HubName, LatentsSettings
+from stages.model.interpolants import Shift
 from stages.sample.solvers import AUTO, SOLVERS
 from stages.sample.solvers.solver import SolverOptions
 from stages.setting_types import Count, Few, Kinds, OneOf, Seed
@@ -24,6 +25,9 @@ class SampleSettings(SolverOptions):
     for DiT."""
     steps: Annotated[int, Field(gt=0, le=1_000_000)] = 250
     """How many the solver makes; dopri5 chooses its steps by itself."""
+    time_shift: Shift | None = None
+    """How far the times of SiT's steps are moved towards noise, as by `train.time_shift`, which it
+    does not follow by itself; by default not at all."""
     guidance: NonNegativeFloat = 1.0
     """Scale of classifier-free guidance; 1 for none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -31,6 +35,17 @@ class SampleSettings(SolverOptions):
     guided_channels: Count | None = None
     """How many of the latent's channels guidance applies to; by default all, as in REPA's code. The
     codes of SiT and DiT guide 3."""
+    class_guidance: NonNegativeFloat | None = None
+    """Scale of guidance of the class token that a model diffuses along (REG); by default none."""
+    guide_components: bool = False
+    """Whether guidance also moves the components that a model diffuses along (ReDi)."""
+    representation_guidance: NonNegativeFloat = 1.0
+    """Scale of guidance towards what a model predicts of images with their components (ReDi), from
+    what it predicts without, of all channels; 1 for none. Added to the guidance by labels, on the
+    same interval."""
+    contrastive_correction: bool | None = None
+    """Whether guided steps with a scale above 1 make up for contrastive training (Delta-FM), by the
+    mean of the latents that the run keeps; by default if the run was trained so."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

@@ -9,11 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from stages.model.transformer import TransformerConfig, config_named, without_storage
+from stages.sample.correction import Contrast, contrast_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
 from stages.weights.export_options import Layout, Weights
-from stages.weights.fitting import LABELS, fit, layout_of, shape_in
-from stages.weights.published import PROJECTORS, WeightsError, read_weights, without_projectors
+from stages.weights.file_layout import has_redi_names, layout_of
+from stages.weights.fitting import fit
+from stages.weights.model_shape import CHANNELS, LABELS, shape_in
+from stages.weights.published import (
+    CLASS_TOKENS,
+    PROJECTOR,
+    PROJECTORS,
+    WeightsError,
+    read_weights,
+    without_projectors,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class SampledWeights:
     path: where they lie; title: a name for what is drawn from them; model: of what kind they
     are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
     the encoders it was aligned to, or None if that is not known; file: of the weights; load:
-    reads them; layout: whose code published ones are of; notes: what is to be said of them.
+    reads them; layout: whose code published ones are of; notes: what is to be said of them;
+    contrast: that they were trained contrastively, if they were.
     """
 
     path: Path
@@ -52,6 +63,7 @@ class SampledWeights:
     load: Callable[[], Mapping[str, Tensor]]
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
+    contrast: Contrast | None = None
 
     @property
     def sha256(self) -> str:
@@ -105,6 +117,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
         aligned_with=settings.encoders,
         file=found.weights_file(weights),
         load=lambda: found.weights(weights),
+        contrast=contrast_of(settings, found.step),
     )
 
 
@@ -116,15 +129,25 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
             remedy="For a run of yours set train.run.",
         )
     found = read_weights(path, options.weights)
-    has_projectors = any(name.startswith(PROJECTORS) for name in found.state)
+    owned = (PROJECTORS, PROJECTOR, CLASS_TOKENS)
+    was_aligned = any(name.startswith(owned) for name in found.state)
     shape = shape_in(found)
+    is_redi = options.layout is Layout.REDI or has_redi_names(found)
+    # Published ones are of SD-VAE's latents, with components behind them.
+    channels = min(shape.channels, CHANNELS) if is_redi else shape.channels
     config = config_named(
         train.model,
         side=int(shape.side),
-        channels=shape.channels,
+        channels=channels,
+        joint_channels=shape.channels - channels,
         classes=len(found.state[LABELS]) - 1,
         has_null_class=True,
         qk_norm=shape.qk_norm,
+        norm=shape.norm or train.norm,
+        mlp=shape.mlp,
+        rotary=shape.rotary,
+        value_residual=shape.value_residual,
+        class_features=shape.class_features,
     )
     layout = layout_of(found, options.layout, config)
     found = replace(found, state=without_projectors(found.state))
@@ -135,7 +158,7 @@ def _published(path: Path, options: SampleOptions, train: TrainSettings) -> Samp
         model=train.model,
         config=config,
         interpolant=train.interpolant,
-        aligned_with=None if has_projectors else (),
+        aligned_with=None if was_aligned else (),
         file=path,
         load=lambda: state,
         layout=layout,

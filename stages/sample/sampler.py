@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
+from stages.model.streams import packed, unpacked
 from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.sample.correction import Correction
+from stages.sample.model_fit import check_fit
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
-from stages.sample.solvers.solver import Field, Problem, SampleError, Time
+from stages.sample.solvers.solver import Field, Problem, Time
 from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
@@ -30,6 +34,7 @@ class Sampler:
     """Draws numbered images; noise and label depend on seed and number alone.
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
+    correction: of what a contrastive model predicts, in guided steps.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -41,8 +46,11 @@ class Sampler:
         interpolant: str,
         autoencoder: Autoencoder,
         device: torch.device,
+        *,
+        correction: Correction | None = None,
     ) -> None:
         self._settings = settings
+        self._correction = correction
         self._config = model.config
         self._interpolant = interpolant
         self._autoencoder = autoencoder
@@ -82,7 +90,8 @@ class Sampler:
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
         labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        field = guided_field(self._predict, self._config, labels.to(self._device), settings)
+        labels = labels.to(self._device)
+        field = guided_field(self._predict, self._config, labels, settings, self._correction)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -90,24 +99,36 @@ class Sampler:
             interpolant=self._interpolant,
             noise=lambda draw: self._noise(indices, draw + 1),
             options=settings,
+            shift=shift_in(settings, self._config),
         )
-        return self._solver.solve(problem)
+        channels, _ = unpacked(self._solver.solve(problem), self._config)
+        return channels[:, : self._config.channels]
 
-    def _predict(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    def _predict(self, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         raise_if_abandoned()
         with autocast(self._precision, self._device):
-            predicted: Tensor = self._model(latents, times, labels)[0]
-        return predicted
+            return predicted(self._model, states, times, labels)
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, from the CPU whatever the device."""
-        shape = (self._config.channels, self._config.side, self._config.side)
-        seed = self._settings.seed
+        config, seed = self._config, self._settings.seed
+        shape = (config.inputs, config.side, config.side)
         seeds = (seed_for(seed, Stream.SAMPLING, index, draw) for index in indices)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        sources = [torch.Generator().manual_seed(one) for one in seeds]
+        noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
+        class_noise = None
+        if features := config.class_features:
+            class_noise = torch.stack([torch.randn(features, generator=one) for one in sources])
         # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
         device = "cpu" if self._device.type == "mps" else self._device
-        return torch.stack(noise).to(device).double()
+        return packed(noise, class_noise).to(device).double()
+
+
+def predicted(model: Transformer, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    """What a model predicts of a solver's states [B, ...], of the same shape but for DiT's."""
+    channels, class_token = unpacked(states, model.config)
+    output = model(channels, times, labels, (), class_token)
+    return packed(output.prediction, output.class_prediction)
 
 
 def guided_field(
@@ -115,36 +136,75 @@ def guided_field(
     config: TransformerConfig,
     labels: Tensor,
     settings: SampleSettings,
+    correction: Correction | None = None,
 ) -> Field:
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
-    On an interval of time (arXiv 2404.07724). predict: latents [B, C, h, w] in float32, times [B]
-    and labels [B] to the model's prediction [B, C or 2C, h, w]; labels: of the images, [B].
+    On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
+    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B];
+    correction: of what is predicted of latents, in guided steps.
     """
     null = torch.full_like(labels, config.classes)
-    # What comes after a latent's channels, DiT's variance, is the conditional one's.
-    channels = slice(settings.guided_channels or config.channels)
+    scales, towards = _scales(config, settings), settings.representation_guidance
+    latents = slice(config.channels * _channel_size(config))
     low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
     def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""
         times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
-        is_guided = (level >= low) & (level <= high) & (settings.guidance != 1)
+        is_guided = (level >= low) & (level <= high)
         guided = is_guided.nonzero().flatten()
-        predicted = predict(
-            torch.cat([state, state[guided]]).float().to(labels.device),
-            torch.cat([times, times[guided]]).float().to(labels.device),
-            torch.cat([labels, null[: len(guided)]]),
+        # What is predicted once more: without labels, and without components.
+        by_label = guided if scales else guided[:0]
+        by_components = guided if towards != 1 else guided[:0]
+        blank = _without_components(state[by_components], config)
+        places = torch.cat([by_label, by_components])
+        every = predict(
+            torch.cat([state, state[by_label], blank]).float().to(labels.device),
+            torch.cat([times, times[places]]).float().to(labels.device),
+            torch.cat([labels, null[: len(by_label)], labels[by_components.to(labels.device)]]),
         )
-        both = predicted.to(state.device).double()
-        conditional, unconditional = both.tensor_split([len(state)])
-        if len(guided):
-            with_class, without = conditional[guided, channels], unconditional[:, channels]
-            conditional[guided, channels] = without + settings.guidance * (with_class - without)
+        every = every.to(state.device).double()
+        ends = [len(state), len(state) + len(by_label)]
+        conditional, unconditional, unrepresented = every.tensor_split(ends)
+        shift = (towards - 1) * (conditional[by_components] - unrepresented)
+        for part, scale in scales if len(guided) else ():
+            with_class, without = conditional[guided, part], unconditional[:, part]
+            conditional[guided, part] = without + scale * (with_class - without)
+        conditional[by_components] += shift
+        if correction is not None:
+            conditional[guided, latents] = correction(conditional[guided, latents])
         return conditional
 
     return field
+
+
+def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[slice, float]]:
+    """The parts of a prediction that are guided, along its second axis, and how far.
+
+    What comes after a latent's channels, such as DiT's variance, is the conditional one's.
+    """
+    channels, size = settings.guided_channels or config.channels, _channel_size(config)
+    scales = [(slice(channels * size), settings.guidance)]
+    if settings.guide_components:
+        scales.append((slice(config.channels * size, config.inputs * size), settings.guidance))
+    if config.class_features and settings.class_guidance is not None:
+        scales.append((slice(-config.class_features, None), settings.class_guidance))
+    return [(part, scale) for part, scale in scales if scale != 1]
+
+
+def _channel_size(config: TransformerConfig) -> int:
+    """How many numbers of a state's second axis are one channel."""
+    # Of a state with a class token, single numbers lie along that axis.
+    return config.side**2 if config.class_features else 1
+
+
+def _without_components(states: Tensor, config: TransformerConfig) -> Tensor:
+    """States with zeros in the place of components, as a model sees images that lack them."""
+    size, blank = _channel_size(config), states.clone()
+    blank[:, config.channels * size : config.inputs * size] = 0
+    return blank
 
 
 def _per_image(state: Tensor, time: Time) -> Tensor:
@@ -152,45 +212,16 @@ def _per_image(state: Tensor, time: Time) -> Tensor:
     return torch.as_tensor(time, dtype=torch.float64).expand(len(state))
 
 
-def check_fit(
-    settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
-) -> None:
-    """Raise SampleError if a model cannot be sampled as configured."""
-    solver = find_solver(settings.solver, config.family)
-    if SOLVERS[solver].family != config.family:
-        fitting = [name for name, other in SOLVERS.items() if other.family == config.family]
-        raise SampleError(
-            f"{solver!r} is for {SOLVERS[solver].family}, but the model is a {config.family}; "
-            f"choose from {', '.join(fitting)}",
-            where="sample.solver",
-        )
-    if problem := SOLVERS[solver].problem_with(settings.steps):
-        raise SampleError(problem, where="sample.steps")
-    if settings.guidance != 1 and not config.has_null_class:
-        raise SampleError(
-            f"sample.guidance is {settings.guidance}, but the model was trained without label "
-            "dropping and has no null class",
-            remedy="Set it to 1, or train with label dropping.",
-        )
-    if (settings.guided_channels or 0) > config.channels:
-        raise SampleError(
-            f"the model's latents have {config.channels} channels, got {settings.guided_channels}",
-            where="sample.guided_channels",
-        )
-    if autoencoder.channels != config.channels:
-        raise SampleError(
-            f"its latents have {autoencoder.channels} channels, but those of the model have "
-            f"{config.channels}",
-            where="sample.vae",
-            remedy="Set it to the VAE that the model was trained for.",
-        )
-
-
 def sampling_precision(settings: SampleSettings, device: torch.device) -> str:
     """The precision of sampling on a device; `auto` is that of the published code, TF32 on GPUs."""
     if settings.precision != "auto":
         return settings.precision
     return "tf32" if device.type == "cuda" else "float32"
+
+
+def shift_in(settings: SampleSettings, config: TransformerConfig) -> float:
+    """How far the times of a solver's grid are shifted, for latents of a model."""
+    return shift_of(settings.time_shift, (config.channels, config.side, config.side))
 
 
 def labels_of(settings: SampleSettings, indices: Sequence[int], classes: int) -> list[int]:

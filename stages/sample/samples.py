@@ -48,7 +48,9 @@ class Samples:
         """
         if (found := read_manifest(self.folder)) is not None:
             before = {key: value for key, value in found.items() if key != "images"}
-            changed = differences(unsaid | SAMPLING.read_by(before), told, "folder")
+            meant = unsaid | SAMPLING.read_by(before)
+            known = {key: value for key, value in meant.items() if key in before | told}
+            changed = differences(known, told, "folder")
             # Before the first image, nothing was drawn with other settings.
             if changed and any(self.folder.glob("*.png")):
                 raise SampleError(

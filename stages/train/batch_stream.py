@@ -18,11 +18,10 @@ from torch.utils.data import Dataset
 from cache.errors import IncompleteCacheError
 from stages.placement import Placement
 from stages.train.batches import CachedBatches, Named, Order
-from stages.train.cached_data import TOKENS, CachedData
+from stages.train.cached_data import CLASS_TOKEN, TOKENS, CachedData
 from stages.train.randomness import Stream, draw, seed_for
 from stages.train.train_settings import CachedTensors, ReadingSettings
 
-CLASS_TOKEN = "class_token"
 Item: TypeAlias = dict[str, Any]
 
 

@@ -1,12 +1,15 @@
 """What a run sees of a cache: arrays by name, and the images that have them all.
 
 `ENCODER/tokens` are an encoder's tokens [B, T, D]; `ENCODER/directions` the same up to a positive
-factor for each token, which spares int8 codes their scales; any other array of the column has its
-own name, such as `ENCODER/class_token` [B, D]. All are float32. B images, T tokens, D features, C
+factor for each token, which spares int8 codes their scales; `ENCODER/vector` its class token, or
+the mean of its tokens where it has none, [B, D]; `NAME/unit_tokens` the components of a column of
+components, [B, T, R], each divided by its deviation over the images that they were fitted to; any
+other array of the column has its own name,
+such as `ENCODER/class_token`. All are float32. B images, T tokens, D features, C
 latent channels, h and w the latent's sides, N rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +23,10 @@ from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
 from stages.train.train_settings import CachedTensors
 
-DIRECTIONS, TOKENS = "directions", "tokens"
+DIRECTIONS, TOKENS, VECTOR, CLASS_TOKEN = "directions", "tokens", "vector", "class_token"
+UNIT_TOKENS = "unit_tokens"
+# The constant of a column of components that has their variances, the largest first.
+VARIANCES = "explained_variance"
 
 
 def encoder_of(name: str) -> str:
@@ -28,17 +34,37 @@ def encoder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def stored_arrays(name: str, storage: Storage) -> tuple[str, ...]:
+def stored_arrays(name: str, column: Column) -> tuple[str, ...]:
     """The arrays of an encoder's column that one of a batch is made from."""
-    array = name.rpartition("/")[2]
+    array = _array_of(name, column)
     if array == DIRECTIONS:
         return (TOKENS,)
-    return (TOKENS, *storage.beside) if array == TOKENS else (array,)
+    decoded = {TOKENS, VECTOR, UNIT_TOKENS}
+    return (TOKENS, *storage_of(column).beside) if array in decoded else (array,)
+
+
+def _array_of(name: str, column: Column) -> str:
+    """What is made of the arrays: the vector of a column with class tokens is such a one."""
+    array = name.rpartition("/")[2]
+    has_class_token = any(own.name == CLASS_TOKEN for own in column.arrays)
+    return CLASS_TOKEN if array == VECTOR and has_class_token else array
 
 
 def shape_of(name: str, column: Column) -> tuple[int, ...]:
     """Of one of a batch, for an image."""
-    return column.array(stored_arrays(name, storage_of(column))[0]).row_shape
+    shape = column.array(stored_arrays(name, column)[0]).row_shape
+    return shape[-1:] if name.endswith(f"/{VECTOR}") else shape
+
+
+def notes_on_means(names: Iterable[str], column_of: Callable[[str], Column]) -> Iterator[str]:
+    """Where the mean of an encoder's tokens stands for a class token, a line each.
+
+    names: of arrays of a batch; column_of: an encoder's.
+    """
+    for name in names:
+        encoder = encoder_of(name)
+        if name.endswith(f"/{VECTOR}") and _array_of(name, column_of(encoder)) == VECTOR:
+            yield f"{encoder} has no class token: the mean of its tokens stands for it"
 
 
 def storage_of(column: Column) -> Storage:
@@ -54,14 +80,15 @@ class Decoder:
 
     def __init__(self, name: str, views: Sequence[Column], device: torch.device) -> None:
         self.name = name
-        self._array = name.rpartition("/")[2]
+        self._array = _array_of(name, views[0])
         self._storage = storage_of(views[0])
-        self.stored = stored_arrays(name, self._storage)
+        self.stored = stored_arrays(name, views[0])
+        needed = (*self._storage.constants, *((VARIANCES,) if self._array == UNIT_TOKENS else ()))
         self._constants = {
             constant: torch.from_numpy(np.stack([view.constants[constant] for view in views])).to(
                 device
             )
-            for constant in views[0].constants
+            for constant in needed
         }
 
     def __call__(self, arrays: Mapping[str, Tensor], views: Tensor) -> Tensor:
@@ -74,8 +101,13 @@ class Decoder:
         decoded: Tensor
         if self._array == DIRECTIONS:
             decoded = self._storage.directions(arrays[TOKENS], constants)
-        elif self._array == TOKENS:
+        elif self._array == UNIT_TOKENS:
             decoded = self._storage.decode(TOKENS, arrays, constants)
+            decoded = decoded / constants[VARIANCES][..., : decoded.shape[-1]].sqrt()
+        elif self._array in {TOKENS, VECTOR}:
+            decoded = self._storage.decode(TOKENS, arrays, constants)
+            # Tokens [B, T, D] become their means, [B, D].
+            decoded = decoded.mean(dim=1) if self._array == VECTOR else decoded
         else:
             decoded = arrays[self._array].float()
         return decoded
@@ -132,9 +164,13 @@ class CachedData:
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
 
+    def column(self, encoder: str) -> Column:
+        """An encoder's, of the images as they are."""
+        return self.features[encoder][0].column
+
     def shape(self, name: str) -> tuple[int, ...]:
         """That of an image's part of an array, one of `stages.train.cached_data`."""
-        return shape_of(name, self.features[encoder_of(name)][0].column)
+        return shape_of(name, self.column(encoder_of(name)))
 
 
 def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:

@@ -99,6 +99,12 @@ def synchronised(model: nn.Module, *, is_last: bool) -> Iterator[None]:
         yield
 
 
+def reshard(model: nn.Module) -> None:
+    """Give up what is whole of a sharded model behind a forward pass that has no backward pass."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which this process may hold a part; all processes have to ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

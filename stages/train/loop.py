@@ -20,14 +20,15 @@ from cache.order import Rows
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement
 from stages.processes import InterruptedWorkError, stop_request
-from stages.progress import progress
+from stages.progress import progress, say
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
+from stages.train.latent_mean import keep_mean
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
-from stages.train.run import Run
+from stages.train.run import Run, shapes_for
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, RunError, TrainSettings
@@ -89,6 +90,7 @@ def train(
                 start = stretch.start
                 if place.is_main:
                     begun()
+                stretch.introduce()
             began = time.monotonic()
             step = stretch.train(stop)
             seconds += time.monotonic() - began
@@ -136,11 +138,23 @@ class Stretch:
             self._meter.restore(found.measured)
         self._note = ""
 
+    def introduce(self) -> None:
+        """Say what is special about what the run reads, and keep what it needs of all of it."""
+        for line in self._run.notes if self._place.is_main else ():
+            say(line)
+        if any(term.needs_latent_mean for term in self._settings.align):
+            keep_mean(self._settings.run, self._cached, self._place)
+
+    def randomness(self) -> Randomness:
+        """What is drawn for any step."""
+        cached, config = self._cached, self._run.model.config
+        draws = self._terms.draws(lambda term: shapes_for(term, config, cached.shape))
+        return Randomness(self._settings, cached.latent_shape, self._place, draws)
+
     def train(self, stop: "Agreement") -> int:
         """Make the steps up to the end, or until asked to stop; returns the step reached."""
         settings, place, run, batches = self._settings, self._place, self._run, self._batches
-        latent = self._cached.latent_shape
-        randomness = Randomness(settings, latent, place, self._terms.draws(latent))
+        randomness = self.randomness()
         step = Step(settings, run, self._terms, self._cached, place)
         sinks = open_sinks(settings, run.step) if place.is_main else []
         log = RunLog(sinks, settings, run.step, place.device)

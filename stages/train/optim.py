@@ -70,12 +70,16 @@ def update_weights(
 class Average:
     """The exponential moving average of a model's parameters, in float32.
 
-    tensors: by their names; held in the same parts as those of the model.
+    tensors: by their names; held in the same parts as those of the model. held_by: an equal model
+    whose parameters they are to be.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, held_by: nn.Module | None = None) -> None:
         parameters = dict(model.named_parameters())
-        self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
+        if held_by is None:
+            self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
+        else:
+            self.tensors = {name: p.detach() for name, p in held_by.named_parameters()}
         self._decay = decay
         self._averaged = [own(tensor) for tensor in self.tensors.values()]
         self._followed = list(parameters.values())

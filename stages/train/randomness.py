@@ -37,6 +37,11 @@ class Stream(IntEnum):
 FIRST_NAMED = 1 << 32
 
 
+def stream_named(name: str) -> int:
+    """The stream of its own that a name has."""
+    return FIRST_NAMED + crc32(name.encode())
+
+
 def seed_for(seed: int, stream: int, *numbers: int) -> int:
     """A 63-bit seed for one member of a stream, such as a step; no two members share one."""
     state = np.random.SeedSequence(seed, spawn_key=(stream, *numbers)).generate_state(1, np.uint64)
@@ -94,12 +99,13 @@ class Randomness:
         drawn = {
             "posterior": self._cut(torch.randn, self._latent, Stream.POSTERIOR, step),
             "noise": self._cut(torch.randn, self._latent, Stream.NOISE, step),
-            "time": self._objective.times(lambda sample: self._cut(sample, (), Stream.TIME, step)),
+            "time": self._objective.times(
+                lambda sample: self._cut(sample, (), Stream.TIME, step), self._latent
+            ),
             "dropped": self._dropped(step),
         }
         for name, shape in self._named.items():
-            stream = FIRST_NAMED + crc32(name.encode())
-            drawn[name] = self._cut(torch.randn, shape, stream, step)
+            drawn[name] = self._cut(torch.randn, shape, stream_named(name), step)
         return drawn
 
     def _dropped(self, step: int) -> Tensor:

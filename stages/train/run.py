@@ -1,7 +1,8 @@
 """The state of a run: its model, moving average, optimiser and step."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from cache.recipe import differences, flatten
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train import compute
-from stages.train.cached_data import CachedData
+from stages.train.cached_data import CachedData, notes_on_means
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.randomness import Stream, seed_for
@@ -35,10 +36,11 @@ class Run:
     """A run at some step, new or restored from a checkpoint.
 
     found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
-    network: the model as it has to be called; modules: of terms, by the terms' numbers. Raises
-    RunError if the cache does not suit the model, or if the checkpoint was made with other
-    settings or from other cached tensors; WeightsError if the weights it is to start from do not
-    suit the model.
+    network: the model as it has to be called; teacher: the moving average as a model, up to the
+    last block that a term sees of it, if any does; modules: of terms, by the terms' numbers; notes:
+    what is to be said of what it reads. Raises RunError if the cache does not suit the model, or
+    if the checkpoint was made with other settings or from other cached tensors; WeightsError if
+    the weights it is to start from do not suit the model.
     """
 
     def __init__(
@@ -56,22 +58,30 @@ class Run:
             "columns": cached.fingerprints,
             "rows": cached.rows_identity,
         }
-        config = config_for(settings, cached.latent_shape, cached.classes)
+        self.notes = list(notes_on_means(RunTerms.of(settings).arrays, cached.column))
+        config = config_for(settings, cached.latent_shape, cached.classes, cached.shape)
         check_grids(config, settings, cached)
         if found is not None:
             self._check(found)
         precision = compute.precision_of(settings, place.device)
-        self.modules: dict[int, nn.Module] = {}
+        self.modules: Mapping[int, nn.Module] = {}
         self.model = self._make_model(config, found)
-        trained = {one.number for one in active.every}
-        for number, module in self.modules.items():
-            module.requires_grad_(number in trained)
+        trained = {self.modules.get(one.number) for one in active.every}
+        for module in self.modules.values():
+            module.requires_grad_(module in trained)
         self.model.to(place.device).train()
-        compute.compile_blocks(self.model, settings.compute.compile, place.device)
-        if self._is_sharded:
-            compute.shard(self.model, place, precision)
+        depth = max(active.teacher_depths, default=0)
+        self.teacher = deepcopy(self.model).requires_grad_(False) if depth else None
+        for model in (self.model, self.teacher):
+            if model is not None:
+                compute.compile_blocks(model, settings.compute.compile, place.device)
+                if self._is_sharded:
+                    compute.shard(model, place, precision)
         self.network = compute.replicate(self.model, place)
-        self.average = Average(self.model, settings.ema_decay)
+        self.average = Average(self.model, settings.ema_decay, self.teacher)
+        if self.teacher is not None:
+            # Nobody sees what the blocks behind would make.
+            self.teacher.blocks = self.teacher.blocks[:depth]
         self.optimiser = make_optimiser(self.model, settings)
         self.scaler = compute.make_scaler(precision, place.device)
         self.step = 0
@@ -87,7 +97,7 @@ class Run:
                 config,
                 fused_attention=settings.compute.fused_attention,
                 recompute=settings.compute.recompute_activations,
-                make_lists=lambda: self._make_modules(config),
+                make_lists=lambda: self._make_lists(config),
             )
         if found is not None:
             with checkpoint.reading_of(found):
@@ -97,14 +107,9 @@ class Run:
             start_from(settings.init_from, which, model, self._place, layout)
         return model
 
-    def _make_modules(self, config: TransformerConfig) -> dict[str, list[nn.Module]]:
+    def _make_lists(self, config: TransformerConfig) -> Mapping[str, list[nn.Module]]:
         """The modules of all terms, also of those that have ended, in the lists that hold them."""
-        lists: dict[str, list[nn.Module]] = {}
-        for number, term, _ in RunTerms.of(self._settings).every:
-            module = term.make_module(shapes_for(term, config, self._cached.shape))
-            if module is not None:
-                self.modules[number] = module
-                lists.setdefault(term.module_list, []).append(module)
+        self.modules, lists = make_modules(self._settings, config, self._cached.shape)
         return lists
 
     def _restore(self, found: Checkpoint) -> None:
@@ -145,6 +150,7 @@ class Run:
                 "step": self.step,
                 **self._identity,
                 "model": asdict(self.model.config),
+                **({"notes": self.notes} if self.notes else {}),
                 "scaler": self.scaler.state_dict(),
             },
             is_sharded=self._is_sharded,
@@ -173,25 +179,59 @@ def kept_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 def config_for(
-    settings: TrainSettings, latent_shape: tuple[int, ...], classes: int
+    settings: TrainSettings,
+    latent_shape: tuple[int, ...],
+    classes: int,
+    shape: Callable[[str], tuple[int, ...]],
 ) -> TransformerConfig:
-    """The transformer for latents (C, h, w) and classes."""
+    """The transformer for latents (C, h, w) and classes. shape: of an array that a term reads."""
     channels, side, _ = latent_shape
-    return config_named(
+    config = config_named(
         settings.model,
         side=side,
         channels=channels,
         classes=classes,
         has_null_class=settings.label_dropping > 0,
         qk_norm=settings.qk_norm,
+        norm=settings.norm,
+        mlp=settings.mlp,
+        rotary=settings.rotary,
+        value_residual=settings.value_residual,
     )
+    for term in settings.align:
+        config = replace(config, **term.model_options(shapes_for(term, config, shape)))
+    return config
 
 
 def shapes_for(
     term: Term, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
 ) -> Shapes:
-    """The sizes that a term's module depends on. shape: of an array that it reads."""
-    return Shapes(config.width, {name: shape(name) for name in term.arrays})
+    """The sizes that a term depends on. shape: of an array that it reads."""
+    latent = (config.channels, config.side, config.side)
+    return Shapes(config.width, latent, {name: shape(name) for name in term.arrays})
+
+
+def make_modules(
+    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> tuple[dict[int, nn.Module], dict[str, list[nn.Module]]]:
+    """New modules of terms, by the terms' numbers, and in the lists of the model that hold them.
+
+    shape: of an array that a term reads.
+    """
+    modules: dict[int, nn.Module] = {}
+    lists: dict[str, list[nn.Module]] = {}
+    every = RunTerms.of(settings).every
+    for number, term, _ in every:
+        if term.lender(settings) is None:
+            module = term.make_module(shapes_for(term, config, shape))
+            if module is not None:
+                modules[number] = module
+                lists.setdefault(term.module_list, []).append(module)
+    numbers = {id(term): number for number, term, _ in every}
+    for number, term, _ in every:
+        if (lender := term.lender(settings)) is not None:
+            modules[number] = modules[numbers[id(lender)]]
+    return modules, lists
 
 
 def training_flops(
@@ -199,19 +239,37 @@ def training_flops(
 ) -> float:
     """Operations of one image's forward and backward pass, with all terms.
 
-    A backward pass is two forward passes. shape: of an array that a term reads.
+    A backward pass is two forward passes; a teacher has none. shape: of an array that a term reads.
     """
-    tokens = config.grid**2
+    patches = config.grid**2
     modules = (
-        term.module_flops(shapes_for(term, config, shape), tokens) for term in settings.align
+        term.module_flops(
+            shapes_for(term, config, shape),
+            patches + (config.class_tokens if term.sees_class_token else 0),
+        )
+        for term in settings.align
+        if term.lender(settings) is None
     )
-    return 3.0 * (forward_flops(config) + sum(modules))
+    taught = (max(term.teacher_depths, default=0) for term in settings.align)
+    teachers = (forward_flops(replace(config, depth=depth)) for depth in taught)
+    return 3.0 * (forward_flops(config) + sum(modules)) + sum(teachers)
+
+
+def count_parameters(
+    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+) -> int:
+    """Number of parameters that a run trains. shape: of an array that a term reads."""
+    with torch.device("meta"):
+        made = (term.make_module(shapes_for(term, config, shape)) for term in settings.align)
+        modules = [Transformer(config), *(module for module in made if module is not None)]
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def check_grids(config: TransformerConfig, settings: TrainSettings, cached: CachedData) -> None:
-    """Raise RunError unless all tokens that are read lie on the transformer's grid."""
-    for encoder, (reader, *_) in cached.features.items():
-        tokens = reader.column.array("tokens").row_shape[0]
+    """Raise RunError unless tokens lie on the transformer's grid where they have to."""
+    for encoder in settings.on_grid:
+        tokens = cached.column(encoder).array("tokens").row_shape[0]
         if tokens != config.grid**2:
             raise RunError(
                 f"{encoder} has {tokens} tokens ({tokens**0.5:g} x {tokens**0.5:g}), "

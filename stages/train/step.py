@@ -3,21 +3,25 @@
 B images of a rank, M losses, C latent channels, h and w the latent's sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from stages.model.sizes import LATENTS
+from stages.model.streams import joined, predictions
+from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.compute import autocast, precision_of, synchronised, whole
+from stages.train.compute import autocast, precision_of, reshard, synchronised, whole
 from stages.train.meter import Measured
 from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
 from stages.train.run import Run
+from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
-from stages.train.terms.term import Seen
+from stages.train.terms.term import Posed, Seen, Streamed
 from stages.train.train_settings import TrainSettings
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host
@@ -45,6 +49,11 @@ class Step:
         self._objective = objective_of(settings)
         self._scaling, self._null_class = cached.scaling, cached.classes
         self._device, self._precision = place.device, precision_of(settings, place.device)
+        # On the device, where a recorded step reads them, like the learning rate.
+        self._shares = {
+            number: torch.tensor(share, device=place.device)
+            for number, share in terms.shares(0).items()
+        }
         self._compute: Compute = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
@@ -55,6 +64,8 @@ class Step:
         """Make the next step; what it measured is valid until the one after it."""
         run = self._run
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
+        for number, share in self._terms.shares(run.step).items():
+            self._shares[number].fill_(share)
         measured = self._compute(batch, drawn)
         run.step += 1
         return measured
@@ -76,32 +87,81 @@ class Step:
 
     def _losses(self, batch: Named, drawn: Named) -> Tensor:
         """Every loss of every image, float32 [M, B], with gradients."""
-        time, modules = drawn["time"], self._run.modules
-        # Moments [B, 2C, h, w] become latents [B, C, h, w], drawn anew at every step.
-        clean = self._scaling.sample(batch["moments"], drawn["posterior"])
-        noisy, target = self._objective.pose(clean, drawn["noise"], time)
+        time, run, terms = drawn["time"], self._run, self._terms
+        posed = self._posed(batch, drawn)
         labels = batch["labels"].masked_fill(drawn["dropped"], self._null_class)
         with autocast(self._precision, self._device):
-            prediction, hidden = self._run.network(noisy, time, labels, self._terms.depths)
-            projected = {
-                number: modules[number](*(hidden[depth] for depth in term.depths))
-                for number, term, _ in self._terms.every
-                if number in modules
-            }
-        level = self._objective.level(time)
-        seen = Seen(batch, drawn, time, level, clean, noisy, target, prediction, hidden)
+            channels, class_token = joined({name: one.noisy for name, one in posed.items()})
+            output = run.network(channels, time, labels, terms.depths, class_token)
+            projected = self._projected(output)
+        predicted = predictions(output, run.model.config)
+        streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
+        seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
+        taught = self._taught(seen, labels)
         return torch.stack(
             [
                 loss
-                for number, term, _ in self._terms.every
-                for loss in term.losses(replace(seen, projected=projected.get(number)))
+                for number, term, _ in terms.every
+                for loss in term.losses(
+                    replace(seen, projected=projected.get(number), taught=taught.get(number, {}))
+                )
             ]
         )
 
+    @torch.no_grad()
+    def _taught(self, seen: Seen, labels: Tensor) -> dict[int, Mapping[int, Tensor]]:
+        """The teacher's hidden tokens for each term that asks for them, by the terms' numbers."""
+        objective, teacher, taught = self._objective, self._run.teacher, {}
+        for number, term, _ in self._terms.every:
+            if teacher is None or not term.teacher_depths:
+                continue
+            time = objective.time(term.teacher_level(seen.level, seen.drawn))
+            streams = seen.streams.items()
+            noisy = {name: objective.pose(one.clean, one.noise, time)[0] for name, one in streams}
+            with autocast(self._precision, self._device):
+                channels, class_token = joined(noisy)
+                depths = term.teacher_depths
+                taught[number] = teacher(channels, time, labels, depths, class_token).patches
+            reshard(teacher)
+        return taught
+
+    def _projected(self, output: Output) -> dict[int, Tensor]:
+        """What the terms' modules make of hidden tokens, by the terms' numbers."""
+        modules, projected = self._run.modules, {}
+        # What terms share is computed once.
+        made: dict[tuple[nn.Module, tuple[int, ...], bool], Tensor] = {}
+        for number, term, _ in self._terms.every:
+            if number not in modules:
+                continue
+            key = modules[number], term.depths, term.sees_class_token
+            if key not in made:
+                hidden = output.hidden if term.sees_class_token else output.patches
+                made[key] = modules[number](*(hidden[depth] for depth in term.depths))
+            projected[number] = made[key]
+        return projected
+
+    def _posed(self, batch: Named, drawn: Named) -> dict[str, Posed]:
+        """What is diffused, by name."""
+        # Moments [B, 2C, h, w] become latents [B, C, h, w], drawn anew at every step.
+        clean = {LATENTS: self._scaling.sample(batch["moments"], drawn["posterior"])}
+        noise = {LATENTS: drawn["noise"]}
+        for term in self._terms.joint:
+            clean[term.stream] = term.kept(term.clean(batch), drawn)
+            noise[term.stream] = drawn[noise_of(term.stream)]
+        posed = {
+            name: Posed(x, noise[name], *self._objective.pose(x, noise[name], drawn["time"]))
+            for name, x in clean.items()
+        }
+        given = {term.stream: term.given(posed[term.stream], drawn) for term in self._terms.joint}
+        return posed | given
+
     def _total(self, losses: Tensor) -> Tensor:
         """What is minimised: the weighted sum of the means of losses [M, B]."""
-        means = zip(self._terms.weights, losses.unbind(), strict=True)
-        return sum((weight * loss.mean() for weight, loss in means), start=losses.new_zeros(()))
+        terms, total = self._terms, losses.new_zeros(())
+        for number, weight, loss in zip(terms.owners, terms.weights, losses.unbind(), strict=True):
+            mean = weight * loss.mean()
+            total = total + (mean * self._shares[number] if number in self._shares else mean)
+        return total
 
     def _update(self) -> Tensor:
         """Update weights and average; returns the norm of the gradient."""

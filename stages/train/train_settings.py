@@ -9,13 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
+from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.terms import AnyTerm
+from stages.train.terms.joint import ClassToken
+from stages.train.terms.term import Term
 from stages.weights.export_options import Layout
 
 # The keys of the former form, with their defaults.
@@ -75,6 +86,15 @@ class TrainSettings(Settings):
     """Family (SiT, DiT), size (XS, S, B, L, XL) and side of a patch in latents (1, 2, 4, 8)."""
     qk_norm: bool = False
     """Whether queries and keys are normalised before attention."""
+    norm: Literal["layer", "rms", "rms-affine"] = "layer"
+    """Of tokens, and of queries and keys: by mean and variance (layer), or by the root mean square,
+    without weights of its own (rms) as in SR-DiT, or with them (rms-affine) as in LightningDiT."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Of a block; swiglu, as in LightningDiT, is gated and costs about the same."""
+    rotary: bool = False
+    """Whether attention turns queries and keys by their positions, beside the fixed table."""
+    value_residual: bool = False
+    """Whether attention mixes the first block's values into those of the others, as SR-DiT does."""
     align: tuple[AnyTerm, ...] = ()
     """A loss beside denoising each, most of them alignments with a cached encoder; none for plain
     SiT or DiT."""
@@ -82,6 +102,9 @@ class TrainSettings(Settings):
     """SiT's path from data to noise. DiT has a schedule of its own."""
     times: Literal["uniform", "lognormal"] = "uniform"
     """How SiT's times are drawn."""
+    time_shift: Shift | None = None
+    """How far SiT's times are moved towards noise: t becomes s t / (1 + (s - 1) t). `auto` is
+    SR-DiT's s = sqrt(C h w / 4096) for latents [C, h, w]. By default not at all."""
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The probability that a label becomes the null class, which guidance needs."""
     legacy_label_dropping: bool = False
@@ -141,15 +164,34 @@ class TrainSettings(Settings):
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
 
+    @field_validator("align")
+    @classmethod
+    def _settle(cls, align: tuple[Term, ...], info: ValidationInfo) -> tuple[Term, ...]:
+        """The entries with what they leave to the size of the model."""
+        if "model" not in info.data:
+            return align
+        blocks = MODELS[info.data["model"]].size.depth
+        return tuple(term.settled(blocks) for term in align)
+
     @property
     def encoders(self) -> tuple[str, ...]:
         """Those whose cached arrays are read at some step, each once."""
         return tuple(dict.fromkeys(name for term in self.align for name in term.encoders))
 
+    @property
+    def on_grid(self) -> tuple[str, ...]:
+        """Those of which tokens have to lie on the transformer's grid."""
+        return tuple(dict.fromkeys(name for term in self.align for name in term.on_grid))
+
     def depths(self, encoder: str | None = None) -> tuple[int, ...]:
         """The blocks, from 1, whose output is aligned: with any encoder, or with one."""
         terms = (term for term in self.align if encoder is None or encoder in term.encoders)
         return tuple(sorted({depth for term in terms for depth in term.depths}))
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token is diffused along with the latents."""
+        return any(isinstance(term, ClassToken) for term in self.align)
 
     @property
     def family(self) -> str:

@@ -1,8 +1,10 @@
 """Weights of a run as files that published code loads."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,7 +17,7 @@ from stages.train.train_settings import TrainSettings
 from stages.weights import published
 from stages.weights.checkpoint import find
 from stages.weights.export_options import ExportOptions, Layout
-from stages.weights.fitting import PIXELS_PER_LATENT
+from stages.weights.model_shape import CHANNELS, PIXELS_PER_LATENT
 from stages.weights.published import State, WeightsError
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
@@ -23,7 +25,7 @@ PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 # latents, and what else it assumes.
 LISTED = tuple(f"SiT-{size}/{patch}" for size in ("B", "L", "XL") for patch in (2, 4, 8))
 SIDES = (32, 64)
-PROJECTOR_WIDTH, CHANNELS, CLASSES = 2048, 4, 1000
+PROJECTOR_WIDTH, CLASSES, CLASS_FEATURES = 2048, 1000, 768
 # The bias of the last layer of a projector.
 OUTPUT = "projectors.{}.4.bias"
 
@@ -51,10 +53,25 @@ def _of_sit(state: State) -> State:
 
 # The model family of a layout, and how its tensors are made from a run's and the side of a patch.
 FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
-    Layout.REPA: ("SiT", lambda state, _: state),
+    Layout.REPA: ("SiT", lambda state, _: published.without_prediction_heads(state)),
     Layout.SIT: ("SiT", lambda state, patch: published.with_sigma(_of_sit(state), patch)),
     Layout.SIT_NO_SIGMA: ("SiT", lambda state, _: _of_sit(state)),
+    Layout.REDI: ("SiT", lambda state, _: published.as_redi(state)),
     Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
+    Layout.LIGHTNINGDIT: ("SiT", lambda state, _: _of_sit(state)),
+}
+# Settings of layers, with the values that every code knows, and those that LightningDiT's does.
+OF_ALL: dict[str, tuple[Any, ...]] = {
+    "norm": ("layer",),
+    "mlp": ("gelu",),
+    "rotary": (False,),
+    "value_residual": (False,),
+}
+OF_LIGHTNINGDIT = {
+    **OF_ALL,
+    "norm": ("layer", "rms-affine"),
+    "mlp": ("gelu", "swiglu"),
+    "rotary": (False, True),
 }
 
 
@@ -75,15 +92,40 @@ def export(run: Path, options: ExportOptions) -> Exported:
     source = find(run, options.step)
     settings, model = source.settings, source.model
     name = settings.model
-    layout = options.layout or (Layout.DIT if model.learns_sigma else Layout.REPA)
+    layout = options.layout or _usual_layout(model)
     family, convert = FORMS[layout]
+    if layout is Layout.REDI and not model.joint_channels:
+        raise WeightsError(f"The layout {layout} is for components along latents; {run} has none.")
     if MODELS[name].family != family:
         raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    if layout is not Layout.REPA and (foreign := _foreign(model, layout)):
+        raise WeightsError(
+            f"The code of the layout {layout} has no {', '.join(foreign)}, as {run} has",
+            remedy="Take the layout repa, which keeps all names.",
+        )
+    if model.class_features and layout.has_time_reversed:
+        raise WeightsError(
+            f"The code of the layout {layout} knows no class token, which {run} diffuses along",
+            remedy=f"REG's does, whose files have the layout {Layout.REPA}.",
+        )
     state = convert(source.weights(options.weights), model.patch)
     _write(path, state, source.step)
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, settings, state)
     return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
+
+
+def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
+    """The settings of a model's layers that the code of a layout does not know."""
+    known = OF_LIGHTNINGDIT if layout is Layout.LIGHTNINGDIT else OF_ALL
+    values = {name: getattr(model, name) for name in known}
+    return [f"train.{name} = {json.dumps(v)}" for name, v in values.items() if v not in known[name]]
+
+
+def _usual_layout(model: TransformerConfig) -> Layout:
+    if model.learns_sigma:
+        return Layout.DIT
+    return Layout.REDI if model.joint_channels else Layout.REPA
 
 
 def _write(path: Path, state: State, step: int) -> None:
@@ -103,11 +145,30 @@ def _loaded_by(
         return "SiT's samplers with --ckpt, whose time 0 is noise"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
-    if not settings.align:
+    if layout is Layout.LIGHTNINGDIT:
+        return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
+    if layout is Layout.REDI:
+        return f"ReDi's SiT with {model.inputs} channels, whose time 0 is noise"
+    if not any(isinstance(term, Alignment) for term in settings.align):
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
-    hint = f"REPA's generate.py with {' '.join(_arguments(model, settings, state))}"
+    if any(f".{published.LAYER}." in name for name in state):
+        return "iREPA's samplers, which pass over projectors"
+    code = "REG" if model.class_features else "REPA"
+    hint = f"{code}'s generate.py with {' '.join(_arguments(model, settings, state))}"
     unknown = list(_unknown(model, settings))
     return f"{hint}, which does not know {', '.join(unknown)}" if unknown else hint
+
+
+def _switches(model: TransformerConfig) -> str:
+    """What the configuration of LightningDiT's code has to say of the model."""
+    switches = {
+        "in_chans": model.channels,
+        "use_rmsnorm": model.norm == "rms-affine",
+        "use_swiglu": model.mlp == "swiglu",
+        "use_rope": model.rotary,
+        "use_qknorm": model.qk_norm,
+    }
+    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in switches.items())
 
 
 def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) -> Iterator[str]:
@@ -115,8 +176,11 @@ def _arguments(model: TransformerConfig, settings: TrainSettings, state: State) 
     count = published.count_below(published.PROJECTORS, state)
     features = (len(state[OUTPUT.format(number)]) for number in range(count))
     yield f"--model={settings.model}"
-    yield f"--encoder-depth={','.join(map(str, settings.depths()))}"
+    yield f"--encoder-depth={','.join(map(str, _aligned_depths(settings)))}"
     yield f"--projector-embed-dims={','.join(map(str, features))}"
+    if model.class_features:
+        # REG's code samples by no ODE, though that is its default.
+        yield "--mode=sde"
     if model.classes != CLASSES:
         yield f"--num-classes={model.classes}"
     if model.side in SIDES[1:]:
@@ -136,9 +200,18 @@ def _unknown(model: TransformerConfig, settings: TrainSettings) -> Iterator[str]
     widths = {term.projector_width for term in settings.align if isinstance(term, Alignment)}
     if widths - {PROJECTOR_WIDTH}:
         yield f"projector_dim={', '.join(map(str, sorted(widths)))}"
-    if len(settings.depths()) > 1:
+    if len(_aligned_depths(settings)) > 1:
         yield "several depths"
-    if model.channels != CHANNELS:
-        yield f"in_channels={model.channels}"
+    if model.inputs != CHANNELS:
+        yield f"in_channels={model.inputs}"
+    if model.class_features not in (0, CLASS_FEATURES):
+        yield f"a class token of {model.class_features} features"
     if not model.has_null_class:
         yield "class_dropout_prob=0"
+    yield from _foreign(model, Layout.REPA)
+
+
+def _aligned_depths(settings: TrainSettings) -> list[int]:
+    """The blocks whose output is aligned with an encoder."""
+    aligned = (term for term in settings.align if isinstance(term, Alignment))
+    return sorted({depth for term in aligned for depth in term.depths})

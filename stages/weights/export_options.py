@@ -17,20 +17,23 @@ class Layout(StrEnum):
 
     repa: that of REPA, with projectors or without; dit: that of DiT; sit: that of SiT with its
     defaults, in whose published files half of the output's channels are dropped; sit-no-sigma:
-    that of SiT with learn_sigma=False, which its samplers use for a file of one's own. In SiT's
-    code time runs from noise to data, in REPA's and here from data to noise: names and shapes are
-    the same, numbers are not.
+    that of SiT with learn_sigma=False, which its samplers use for a file of one's own;
+    lightningdit: that of LightningDiT; redi: that of ReDi, with one projector or none. In SiT's,
+    LightningDiT's and ReDi's code time runs from noise to data, in REPA's and here from data to
+    noise: names and shapes are the same, numbers are not.
     """
 
     REPA = "repa"
     SIT = "sit"
     SIT_NO_SIGMA = "sit-no-sigma"
     DIT = "dit"
+    LIGHTNINGDIT = "lightningdit"
+    REDI = "redi"
 
     @property
     def has_time_reversed(self) -> bool:
         """Whether time 0 is noise."""
-        return self in (Layout.SIT, Layout.SIT_NO_SIGMA)
+        return self not in (Layout.REPA, Layout.DIT)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ExportOptions:
     """What to export and where to.
 
     path: the file to write; step: of the checkpoint, by default the newest; layout: by default
-    that of REPA for SiT, and that of DiT for DiT.
+    that of REPA for SiT, of DiT for DiT, and of ReDi for a SiT that diffuses components along.
     """
 
     path: Path

@@ -1,29 +1,31 @@
 """Whether weights are those of a model, and which of its parts start anew.
 
-T tokens, W the transformer's width, P a patch's side, C latent channels.
+T tokens, W the transformer's width, P a patch's side, C latent channels, D an encoder's features.
 """
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from stages.model.projectors import ConvProjection
 from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
-from stages.weights.published import HEAD, PROJECTORS, Found, State, WeightsError, count_below
-
-PATCHES = "x_embedder.proj.weight"
-POSITIONS = "pos_embed"
-LABELS = "y_embedder.embedding_table.weight"
-# The tensors that tell the shape of a model, and their number of axes.
-TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
-# Of SD-VAE, whose latents the published checkpoints are of.
-PIXELS_PER_LATENT = 8
+from stages.weights.file_layout import doubts_about, layout_of
+from stages.weights.model_shape import LABELS, Shape, shape_in, shape_of
+from stages.weights.published import (
+    HEAD,
+    LAYER,
+    PROJECTORS,
+    Found,
+    State,
+    WeightsError,
+    count_below,
+)
 
 
 def start_from(
@@ -42,50 +44,6 @@ def start_from(
             say(line)
 
 
-def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) -> Layout:
-    """Whose code weights are of, as far as they and the model that they are for tell.
-
-    stated: what the user says. Raises WeightsError if that contradicts the weights, and if nothing
-    tells: files of SiT and of REPA differ in their direction of time, but not in their names.
-    """
-    possible, evidence = _possible_layouts(found, config)
-    if stated is None and Layout.SIT_NO_SIGMA in possible:
-        raise WeightsError(
-            f"{found.path} does not tell whose code its weights are of: it has neither projectors, "
-            "as REPA's files, nor an output of twice the channels, as SiT's",
-            remedy=(
-                f"Say '{Layout.REPA}' (time 0 is data) or '{Layout.SIT_NO_SIGMA}' (time 0 is "
-                "noise): train.init_layout, or --layout of `repa-cache sample --official`."
-            ),
-        )
-    if stated is not None and stated not in possible:
-        fitting = " or ".join(f"'{layout}'" for layout in possible)
-        raise WeightsError(
-            f"{found.path} is not of the layout '{stated}': {evidence}",
-            remedy=(
-                f"Expected {fitting} (train.init_layout, or --layout of `repa-cache sample "
-                "--official`)."
-            ),
-        )
-    return stated or possible[0]
-
-
-def _possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Layout, ...], str]:
-    """The layouts that weights may have, and what tells so."""
-    if config.learns_sigma:
-        return (Layout.DIT,), "it is read as a DiT, as train.model says"
-    if found.model is not None:
-        return (Layout.REPA,), "it is a checkpoint of this project, which has REPA's"
-    if any(name.startswith(PROJECTORS) for name in found.state):
-        return (Layout.REPA,), "it has projectors, as only REPA's files do"
-    if shape_in(found).learns_sigma:
-        doubled = "its output has twice the channels, as SiT's files have"
-        # Earlier versions of this project wrote such files in their own direction of time.
-        return (Layout.SIT, Layout.REPA), f"{doubled} (and DiT's, which need a DiT as train.model)"
-    single = "it has neither projectors nor an output of twice the channels"
-    return (Layout.REPA, Layout.SIT_NO_SIGMA), single
-
-
 def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[str]]:
     """A model's state with these weights in it, and what differs from them, a line each.
 
@@ -95,86 +53,29 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     file is dropped for a SiT, and unless that half is blank only the user knows what it is of.
     Raises WeightsError if they are the weights of another model.
     """
+    _adopt_kernels(found, model)
     own, config = model.state_dict(), model.config
-    doubts = _doubts(found, layout, config)
+    doubts = doubts_about(found, layout, config)
     found, notes = _with_outputs_of(config, found)
     notes += doubts
     _check_shape(found, config)
     _check_trunk(found, own)
-    if layout.has_time_reversed:
+    if layout is Layout.REDI:
+        found = replace(found, state=published.of_redi(found.state))
+    elif layout.has_time_reversed:
         found = replace(found, state=published.with_time_reversed(found.state))
     state = {**own, **published.without_projectors(found.state)}
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
     count = count_below(PROJECTORS, own)
-    kept = [n for n in range(count) if _projector(found.state, n) == _projector(own, n)]
-    state |= {name: found.state[name] for number in kept for name in _projector(own, number)}
+    kept = [n for n in range(count) if _shapes(found.state, n) == _shapes(own, n)]
+    for number in kept:
+        names = zip(_projector(own, number), _projector(found.state, number), strict=True)
+        state |= {name: found.state[there] for name, there in names}
     if note := _note_on_projectors(found, count, kept):
         notes.append(note)
     return {name: tensor.to(own[name].dtype) for name, tensor in state.items()}, notes
-
-
-def _doubts(found: Found, layout: Layout, config: TransformerConfig) -> list[str]:
-    """What speaks against the layout that the user states, though it is possible."""
-    if layout is not Layout.REPA or Layout.SIT not in _possible_layouts(found, config)[0]:
-        return []
-    return [
-        "read with time 0 as data, as earlier versions of repa-cache wrote such files; those of "
-        f"SiT's own code have the layout '{Layout.SIT}'"
-    ]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What tensors say of their model; side: of the latents it is for."""
-
-    depth: int
-    width: int
-    patch: int
-    channels: int
-    side: float
-    learns_sigma: bool
-    qk_norm: bool
-
-    def in_words(self) -> list[str]:
-        """A phrase for each field."""
-        pixels = self.side * PIXELS_PER_LATENT
-        return [
-            f"{self.depth} blocks",
-            f"width {self.width}",
-            f"patches of side {self.patch}",
-            f"{self.channels} latent channels",
-            f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
-            "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
-            f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
-        ]
-
-
-def shape_in(found: Found) -> Shape:
-    """The shape that weights have; raises WeightsError if they are of another kind of model."""
-    state = found.state
-    for name, axes in TELLING.items():
-        if name not in state or state[name].ndim != axes:
-            raise WeightsError(
-                f"{found.path} holds no weights of a SiT or DiT: {name} with {axes} axes is not "
-                f"among them, but {', '.join(sorted(state)[:4])}."
-            )
-    width, channels, patch, _ = state[PATCHES].shape
-    return Shape(
-        depth=count_below("blocks.", state),
-        width=width,
-        patch=patch,
-        channels=channels,
-        side=math.sqrt(state[POSITIONS].shape[1]) * patch,
-        learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
-        qk_norm=any(".q_norm." in name for name in state),
-    )
-
-
-def shape_of(config: TransformerConfig) -> Shape:
-    """The shape of a model."""
-    return Shape(**{field.name: getattr(config, field.name) for field in fields(Shape)})
 
 
 def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, list[str]]:
@@ -196,6 +97,7 @@ def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, li
 
 def _check_shape(found: Found, config: TransformerConfig) -> None:
     theirs, ours = shape_in(found), shape_of(config)
+    theirs = replace(theirs, norm=theirs.norm or ours.norm)
     pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
     if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
         raise WeightsError(
@@ -207,11 +109,22 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
 def _advice(theirs: Shape, ours: Shape) -> str:
     if theirs.side != ours.side:
         return "Positions are not resampled: take weights of the cache's resolution."
+    if theirs.class_features != ours.class_features:
+        return _advice_on_class_tokens(theirs)
     family = "DiT" if theirs.learns_sigma else "SiT"
     for name, (own, size, patch) in MODELS.items():
         if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
             return f"Set train.model to {name!r}, if that is meant."
     return ""
+
+
+def _advice_on_class_tokens(theirs: Shape) -> str:
+    if not theirs.class_features:
+        return "Leave out the entry of kind 'class-token' in [[train.align]]."
+    return (
+        "Set an entry of kind 'class-token' in [[train.align]], with an encoder of "
+        f"{theirs.class_features} features."
+    )
 
 
 def _check_trunk(found: Found, own: State) -> None:
@@ -245,10 +158,22 @@ def _classes(config: TransformerConfig) -> str:
     return f"{config.classes} classes with{'' if config.has_null_class else 'out'} a null class"
 
 
-def _projector(state: State, number: int) -> dict[str, torch.Size]:
-    """The shapes of a projector's tensors, by their names."""
-    prefix = f"{PROJECTORS}{number}."
-    return {name: tensor.shape for name, tensor in state.items() if name.startswith(prefix)}
+def _adopt_kernels(found: Found, model: Transformer) -> None:
+    """Give convolutions of a new model the kernels of those in a file, if they may be any."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConvProjection):
+            module.adopt_kernel(found.state, f"{name}.")
+
+
+def _projector(state: State, number: int) -> list[str]:
+    """The names of a projector's tensors, in order."""
+    return sorted(name for name in state if name.startswith(f"{PROJECTORS}{number}."))
+
+
+def _shapes(state: State, number: int) -> list[tuple[str, torch.Size]]:
+    """Layers of a projector and their shapes: REPA's layers have longer names in iREPA's code."""
+    names = _projector(state, number)
+    return [(name.replace(f".{LAYER}.", "."), state[name].shape) for name in names]
 
 
 def _note_on_projectors(found: Found, wanted: int, kept: list[int]) -> str | None:

@@ -26,8 +26,16 @@ State: TypeAlias = dict[str, Tensor]
 # The layers whose last axis of outputs is [P, P, channels], channels fastest.
 HEAD = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
+# Of SRA's prediction heads here, and of the one in its own code.
+PREDICTION_HEADS = "ap_head"
+# What iREPA's code calls the layers of a projector, which REPA's only numbers.
+LAYER = "projection_layer"
+# Of ReDi, which has one at most and gives it no number.
+PROJECTOR = "projector."
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
 TIMES = "t_embedder.mlp.0.weight"
+# What takes in a class token, in REG's code: from its features to the width.
+CLASS_TOKENS = "cls_projectors2.weight"
 
 
 class WeightsError(RepaCacheError):
@@ -159,6 +167,34 @@ def with_time_reversed(state: State) -> State:
     return {**state, TIMES: turned.to(precision), **{name: -state[name] for name in HEAD}}
 
 
+def of_redi(state: State) -> State:
+    """ReDi's weights under the names and in the direction of time of this project."""
+    return _renamed(with_time_reversed(state), PROJECTOR, f"{PROJECTORS}0.")
+
+
+def as_redi(state: State) -> State:
+    """Weights as ReDi's code has them. Raises WeightsError for more than one projector."""
+    if (count := count_below(PROJECTORS, state)) > 1:
+        raise WeightsError(f"ReDi's code has one projector, and there are {count}.")
+    return _renamed(with_time_reversed(state), f"{PROJECTORS}0.", PROJECTOR)
+
+
+def _renamed(state: State, prefix: str, other: str) -> State:
+    return {
+        f"{other}{name.removeprefix(prefix)}" if name.startswith(prefix) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
 def without_projectors(state: Mapping[str, Tensor]) -> State:
-    """What a sampler needs: all but the projectors."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
+    """What a sampler needs: all but the projectors and prediction heads."""
+    return _without(state, PROJECTORS, PROJECTOR, PREDICTION_HEADS)
+
+
+def without_prediction_heads(state: Mapping[str, Tensor]) -> State:
+    """What REPA's code knows."""
+    return _without(state, PREDICTION_HEADS)
+
+
+def _without(state: Mapping[str, Tensor], *prefixes: str) -> State:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}

@@ -5,6 +5,7 @@ RUN/
   log.jsonl                      a line per logged step
   checkpoints/step-00010000/     weights and state
   grids/step-00010000.png        samples drawn while it was trained
+  latent-mean.safetensors        mean of the data set's latents, if sampling needs it
   samples/TITLE                  images drawn from a checkpoint, with a grid and metrics beside them
 """
 
@@ -88,6 +89,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def weights_path(checkpoint: Path, name: str) -> Path:
     """The weights in a checkpoint, `model` or `ema`."""
     return checkpoint / f"{name}.safetensors"
+
+
+def latent_mean_path(run: Path) -> Path:
+    """The mean latent of the data set that a run was trained on."""
+    return run / "latent-mean.safetensors"
 
 
 def grid_path(run: Path, step: int) -> Path:

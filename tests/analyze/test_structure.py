@@ -49,6 +49,9 @@ def test_a_cached_encoder_is_measured_as_by_the_definitions(tmp_path: Path) -> N
     eigenvalues = torch.linalg.eigvalsh(tokens.flatten(0, 1).double().T.cov())
     rank = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
     assert found.effective_rank == pytest.approx(rank, rel=1e-6)
+    falls = found.decay - np.mean(found.decay)
+    distance = np.arange(6) - 2.5
+    assert found.cds == pytest.approx(-float(falls @ distance / (distance @ distance)))
     assert (found.outliers, found.images, len(found.decay)) == (0, ROWS, 6)
 
 

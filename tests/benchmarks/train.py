@@ -1,9 +1,9 @@
 """How fast training from a cache is, against the encoder online and against the published loop.
 
     python tests/benchmarks/train.py FOLDER [--models SiT-S/2,SiT-B/2]
-        [--encoders dinov2-vit-b,dinov2-vit-l] [--parts encoder,loop] [--batch 8] [--steps 1]
-        [--rounds 3] [--storage int8] [--device cuda] [--precision auto] [--compile auto]
-        [--profile]
+        [--encoders dinov2-vit-b,dinov2-vit-l] [--parts encoder,loop,methods] [--batch 8]
+        [--steps 1] [--rounds 3] [--storage int8] [--device cuda] [--precision auto]
+        [--compile auto] [--at-once 3] [--profile]
 
 All train the same model on random numbers, each in a process of its own:
 
@@ -12,7 +12,9 @@ All train the same model on random numbers, each in a process of its own:
   from images that lie on the device, in the precision of the transformer. The gain is compared
   with what the numbers of operations allow;
 - published loop (part `loop`, with the first encoder alone): plain_training.py, with a batch
-  that lies on the device. That both compute the same loss and gradient is checked first.
+  that lies on the device. That both compute the same loss and gradient is checked first;
+- methods (part `methods`, with the first encoder alone): from the cache, with the losses and
+  layers of each method in the place of REPA's, some at once beside REPA itself.
 
 They alternate, round after round; a ratio is the median over the rounds. FOLDER is removed at
 the end.
@@ -30,9 +32,11 @@ from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from method_settings import REPA, methods
 from torch.utils.flop_counter import FlopCounterMode
 from training_loops import (
     RESOLUTION,
@@ -59,12 +63,13 @@ from stages.train.train_settings import (
 )
 
 CACHED, ONLINE, PUBLISHED = "from the cache", "encoder online", "published loop"
-MAKERS: Mapping[str, Callable[[TrainSettings, CachedTensors, Path], Loop]] = {
+MakeLoop = Callable[[TrainSettings, CachedTensors, Path], Loop]
+MAKERS: Mapping[str, MakeLoop] = {
     CACHED: cached_loop,
     ONLINE: online_loop,
     PUBLISHED: published_loop,
 }
-PARTS = {"encoder": ONLINE, "loop": PUBLISHED}
+PARTS, METHODS = {"encoder": ONLINE, "loop": PUBLISHED}, "methods"
 COMPILE: Mapping[str, bool | str] = {"auto": "auto", "true": True, "false": False}
 # Before a round counts: it takes two until freed memory fits all that is asked for.
 FIRST_STEPS = 2
@@ -105,13 +110,13 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 @contextmanager
 def processes(
-    names: list[str], settings: TrainSettings, tensors: CachedTensors, weights: Path
+    loops: Mapping[str, tuple[MakeLoop, TrainSettings]], tensors: CachedTensors, weights: Path
 ) -> Iterator[dict[str, Connection]]:
     """A process for each loop, by name, while the block lasts."""
     context, children, connections = multiprocessing.get_context("spawn"), [], {}
-    for name in names:
+    for name, (make, settings) in loops.items():
         connections[name], there = multiprocessing.Pipe()
-        arguments = (MAKERS[name], settings, tensors, weights, there)
+        arguments = (make, settings, tensors, weights, there)
         children.append(context.Process(target=serve, args=arguments, daemon=True))
         children[-1].start()
         there.close()
@@ -165,12 +170,46 @@ def compare(
         f"\n{settings.model}, {encoder}: {trained / 1e9:.0f} GFLOP for a training image, "
         f"{encoder_flops / 1e9:.0f} for the encoder's"
     )
-    with processes([CACHED, other], settings, tensors, weights) as loops:
+    own = {name: (MAKERS[name], settings) for name in (CACHED, other)}
+    with processes(own, tensors, weights) as loops:
         spent = alternate(loops, options.steps, options.rounds)
         show(spent, options.steps * options.batch, flops, rate)
         for name, loop in loops.items():
             loop.send(0)
             loop.send(options.profile and name == CACHED)
+
+
+def compare_methods(
+    settings: TrainSettings, tensors: CachedTensors, options: argparse.Namespace
+) -> None:
+    """Measure each method against REPA: time, memory, and what it trains."""
+    (term,) = settings.align
+    chosen = methods(settings.encoders[0], term.depths[0])
+    print(f"\n{settings.model}, {settings.encoders[0]}: methods against {REPA}")
+    others = [name for name in chosen if name != REPA]
+    for first in range(0, len(others), options.at_once):
+        names = [REPA, *others[first : first + options.at_once]]
+        own = {name: (cached_loop, changed(settings, chosen[name])) for name in names}
+        with processes(own, tensors, tensors.path) as loops:
+            spent = alternate(loops, options.steps, options.rounds)
+            for loop in loops.values():
+                loop.send(0)
+                loop.send(False)
+        for name in names[bool(first) :]:
+            pairs = list(zip(spent[name], spent[REPA], strict=True))
+            time_ratio = median(one.seconds / repa.seconds for one, repa in pairs)
+            one, repa = pairs[-1]
+            milliseconds = 1e3 * median(one.seconds for one in spent[name]) / options.steps
+            print(
+                f"  {name:<22} {milliseconds:9.1f} ms a step, this / {REPA}: {time_ratio:.2f}; "
+                f"peak {one.peak / 1e9:6.2f} GB, {one.peak / repa.peak:.2f}",
+                flush=True,
+            )
+
+
+def changed(settings: TrainSettings, section: Mapping[str, Any]) -> TrainSettings:
+    """The settings with some keys of their own."""
+    return TrainSettings(**{**dict(settings), **section})
 
 
 def parsed() -> argparse.Namespace:
@@ -188,6 +227,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", choices=COMPILE, default="auto")
+    parser.add_argument("--at-once", type=int, default=3, help="methods beside REPA in memory")
     parser.add_argument("--profile", action="store_true", help="where the time of our steps goes")
     return parser.parse_args()
 
@@ -228,8 +268,10 @@ def main() -> None:
         print(f"{precision}, compile {options.compile}, batch {options.batch}, {options.storage}")
         print(f"{rate / 1e12:.2f} TFLOP/s in products of large matrices", flush=True)
         for model, encoder, part in product(models, encoders, options.parts.split(",")):
-            if part == "encoder" or encoder == encoders[0]:
-                settings = settings_of(options, model, encoder)
+            settings = settings_of(options, model, encoder)
+            if part == METHODS and encoder == encoders[0]:
+                compare_methods(settings, tensors, options)
+            elif part == "encoder" or (part == "loop" and encoder == encoders[0]):
                 compare(settings, tensors, networks[encoder][1], rate, options, PARTS[part])
     finally:
         shutil.rmtree(options.folder)

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from method_settings import COMPONENTS
 from plain_training import Inputs, PlainLoop, SiT
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 
 CLASSES, RESOLUTION, SCALE = 1000, 256, 0.18215
+COMPONENTS_COUNT = 8
 LATENTS, MOMENTS, TOKENS = "latents/random", (8, 32, 32), 256
 ROWS, SHARD = 512, 128
 # On a GPU, whose memory has to be taken anew after another process has worked there.
@@ -44,7 +46,7 @@ UNTIMED_STEPS = 3
 
 
 def write_cache(path: Path, widths: Mapping[str, int], storage: str) -> CachedTensors:
-    """A finished cache of random numbers. widths: of each encoder's tokens."""
+    """A finished cache of random numbers. widths: of each encoder's tokens and class token."""
     rows = RowTable(
         key=np.array([f"{row:06}.jpg" for row in range(ROWS)], np.dtypes.StringDType()),
         label=np.arange(ROWS, dtype=np.int32) % CLASSES,
@@ -55,21 +57,30 @@ def write_cache(path: Path, widths: Mapping[str, int], storage: str) -> CachedTe
     )
     create_cache(path, rows, SHARD, seed=0)
     scaling = {"scaling_factor": SCALE, "shift_factor": 0.0}
-    _write_column(path, LATENTS, rows, "moments", MOMENTS, {"storage": "float16", **scaling})
+    _write_column(path, LATENTS, rows, {"moments": MOMENTS}, {"storage": "float16", **scaling})
     for name, width in widths.items():
-        own = {"storage": storage}
-        _write_column(path, f"features/{name}", rows, "tokens", (TOKENS, width), own)
+        shapes = {"tokens": (TOKENS, width), "class_token": (width,)}
+        _write_column(path, f"features/{name}", rows, shapes, {"storage": storage})
+    shapes = {"tokens": (TOKENS, COMPONENTS_COUNT)}
+    _write_column(path, f"features/{COMPONENTS}", rows, shapes, {"storage": "float16"})
     return CachedTensors(path, LATENTS)
 
 
 def _write_column(
-    path: Path, name: str, rows: RowTable, array: str, shape: tuple[int, ...], recipe: Any
+    path: Path, name: str, rows: RowTable, shapes: Mapping[str, tuple[int, ...]], recipe: Any
 ) -> None:
-    """The same numbers in every shard: making them is not what is measured."""
-    storage = STORAGES[recipe["storage"]]
-    values = np.random.default_rng(0).normal(size=(SHARD, *shape)).astype(np.float32)
+    """The same numbers in every shard: making them is not what is measured.
+
+    shapes: of an image's part of each array; the first is stored as the recipe says.
+    """
+    storage, random = STORAGES[recipe["storage"]], np.random.default_rng(0)
+    values, *others = (
+        random.normal(size=(SHARD, *shape)).astype(np.float32) for shape in shapes.values()
+    )
+    array, *names = shapes
     constants = dict(storage.measure(values))
     arrays = {**storage.encode(array, values, constants), VALID.name: np.ones(SHARD, np.uint8)}
+    arrays |= {one: other.astype(np.float16) for one, other in zip(names, others, strict=True)}
     specs = tuple(ArraySpec(n, str(a.dtype), a.shape[1:]) for n, a in arrays.items())
     digests = {"constants": constants_recipe(constants)} if constants else {}
     column = Column(name, path / name, specs, recipe | digests, len(rows), SHARD, constants)
@@ -139,7 +150,7 @@ class OwnLoop:
         data = CachedData(tensors, settings.encoders)
         self._stretch = stretch = Stretch(settings, data, place, None)
         self._batches, self._meter = self._stretch._batches, self._stretch._meter
-        self._randomness = Randomness(settings, data.latent_shape, place, {})
+        self._randomness = stretch.randomness()
         self._run = stretch._run
         self._step = Step(settings, self._run, stretch._terms, data, place)
 
@@ -188,7 +199,7 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
     tokens = tokens_of(settings, batch)
     inputs = Inputs(batch["moments"].float(), batch["labels"], tokens)
     widths = [one.shape[-1] for one in tokens]
-    config = config_for(settings, data.latent_shape, data.classes)
+    config = config_for(settings, data.latent_shape, data.classes, data.shape)
     model = SiT(config, settings.label_dropping, widths)
     own = Run(settings, data, Placement(torch.device("cpu")), None, RunTerms.of(settings))
     model.load_state_dict(own.model.state_dict())
@@ -198,7 +209,7 @@ def published_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Pa
 def flops_of(settings: TrainSettings, tensors: CachedTensors) -> float:
     """Operations for an image of the step that all of them make."""
     data = CachedData(tensors, settings.encoders)
-    config = config_for(settings, data.latent_shape, data.classes)
+    config = config_for(settings, data.latent_shape, data.classes, data.shape)
     return training_flops(settings, config, data.shape)
 
 

@@ -140,7 +140,7 @@ def killed_at(number: int, path: Path) -> bool:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 29])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 83])
 def test_a_build_killed_at_any_stage_of_writing_comes_out_the_same(
     tmp_path: Path, stride: int
 ) -> None:

@@ -17,7 +17,7 @@ def opened_in_the_locale_s_encoding(source: str) -> Iterator[str]:
             continue
         values = [*call.args, *(keyword.value for keyword in call.keywords)]
         said = {value.value for value in values if isinstance(value, ast.Constant)}
-        if said.isdisjoint({"rb", "wb", "utf-8", "utf-8-sig"}):
+        if said.isdisjoint({"rb", "wb", "ab", "utf-8", "utf-8-sig"}):
             yield f"line {call.lineno}: {ast.unparse(call)}"
 
 

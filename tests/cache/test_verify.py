@@ -28,6 +28,7 @@ def test_a_whole_cache_has_no_faults(path: Path) -> None:
     assert faults(path) == []
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_anywhere_in_a_shard_is_found(path: Path) -> None:
     folder = path / "features/x"
     files = sorted(file for file in folder.rglob("c.*"))

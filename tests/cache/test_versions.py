@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from growing import CHECKS, COLUMN, check_column, copied, grow, read, rows_of, write
+from marking import few_fast
 from tiny_cache import ROWS, SHARDED, fill, make_cache, make_column, make_rows, values
 
 from cache.errors import (
@@ -83,7 +84,7 @@ def at_every_opening(
     assert number > 10
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", few_fast(CHECKS))
 def test_a_cache_that_grows_at_any_moment_is_read_as_it_was_or_is(
     finished: Path, tmp_path: Path, check: str
 ) -> None:

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from pipeline.commands import app
 from pipeline.config import Config
+from stages.cluster import ClusterError
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions, Cluster
-from stages.encode.building.cluster import ClusterError
 from stages.encode.images.sources import SOURCES, Source
 from stages.encode.images.sources.folders import image_folder
 from stages.encode.images.sources.source import FileSettings, SourceKind

@@ -8,6 +8,7 @@ import numpy as np
 import packing
 import pytest
 import torch
+from marking import few_fast
 from odd_images import odd_files, plain, plain_crop
 
 from cache.reader import Cache
@@ -36,7 +37,7 @@ def pack(name: str, images: Path, tmp_path: Path) -> packing.Packed:
     return packing.PACKERS[name](images, tmp_path / "packed")
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", few_fast(PACKED, 6))
 def test_packed_images_are_encoded_like_those_in_folders(
     name: str, images: Path, tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:
@@ -158,6 +159,7 @@ def test_imported_latents_need_a_source_that_has_them(tiny: Callable[..., Config
         tiny("latents.imported=true", "dataset.flip=true")
 
 
+@pytest.mark.slow
 def test_a_hundred_odd_images_come_through(
     images: Path, tmp_path: Path, tiny: Callable[..., Config]
 ) -> None:

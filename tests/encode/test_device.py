@@ -70,7 +70,7 @@ def test_a_device_computes_one_batch_at_a_time() -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    for (arrays,), seconds in results:
+    for (arrays,), (seconds,) in results:
         assert arrays["tokens"].shape == (2, 3, 2, 2)
         assert arrays["valid"].tolist() == [1, 1]
         assert seconds >= 0.01

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marking import few_fast
 from packing import repa as pack
 from safetensors.torch import save_file
 from tiny import save_jpeg
@@ -35,7 +36,7 @@ def foreseen(settings: EncodeSettings, count: int | None = None) -> dict[str, tu
     }
 
 
-@pytest.mark.parametrize("storage", FLOAT_STORAGES)
+@pytest.mark.parametrize("storage", few_fast(FLOAT_STORAGES))
 def test_columns_are_those_that_a_build_makes(
     tiny: Callable[..., Config], tmp_path: Path, storage: str
 ) -> None:

@@ -11,12 +11,12 @@ import dask
 import pytest
 import torch
 from dask.distributed import Client, LocalCluster
-from places import TOOLS
+from places import ROOT, TOOLS
 
 from pipeline.config import Config
+from stages.cluster import ClusterError, NoGpuError, own_gpu
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions, Cluster
-from stages.encode.building.cluster import ClusterError, NoGpuError, own_gpu
 
 CPU = torch.device("cpu")
 GPUS = TOOLS / "gpus.py"
@@ -42,7 +42,11 @@ def dask_workers(client: Client, *options: str, **environment: str) -> Iterator[
     inherited = {name: value for name, value in os.environ.items() if name != WORKSPACE}
     process = subprocess.Popen(
         [*command, "--no-dashboard", "--preload", str(GPUS), *options],
-        env={**inherited, "PYTHONPATH": str(GPUS.parents[1]), **environment},
+        env={
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(GPUS.parents[1])]),
+            **environment,
+        },
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -120,7 +124,7 @@ def test_a_build_says_on_which_host_there_are_more_workers_than_gpus(
     with dask.config.set({"distributed.worker.preload": [str(GPUS)]}):
         with pytest.raises(ClusterError) as error:
             build(config.encode, CPU, BuildOptions(cluster=Cluster(workers=3)))
-        said = f"{os.uname().nodename} has 3 Dask workers, but only 2 GPUs for them (build.device"
+        said = f"{os.uname().nodename} has 3 Dask workers, but only 2 GPUs for them (the device"
         assert str(error.value).startswith(said)
         assert "Start one worker per GPU (`repa-cache build --workers 2`;" in str(error.value)
         made = build(config.encode, CPU, BuildOptions(cluster=Cluster(workers=2)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from faults import PLANTED, flip
+from marking import few_fast
 from tiny import save_jpeg
 from tiny_cache import content
 
@@ -66,7 +67,7 @@ def copied(built: Path, tmp_path: Path, tiny: Callable[..., Config]) -> Config:
     return tiny()
 
 
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", few_fast(["int8", "float16"]))
 def test_added_images_are_appended_and_no_other_is_encoded_again(
     tiny: Callable[..., Config], images: Path, encoded: list[str], storage: str
 ) -> None:
@@ -170,7 +171,7 @@ def test_files_that_did_not_change_are_not_read_again(
     assert not [name for name in read if name.endswith(".jpg")]
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", few_fast(PLANTED, 8))
 def test_what_is_damaged_is_mended_and_nothing_else_is_made_again(
     copied: Config, name: str
 ) -> None:
@@ -239,7 +240,7 @@ def test_an_int8_cache_is_refused_as_float16_and_rebuilt_on_request(
     assert content(copied.cache.path) == before
 
 
-@pytest.mark.parametrize("harm", ["flip", "lose", "edit"])
+@pytest.mark.parametrize("harm", few_fast(["edit", "flip", "lose"]))
 def test_damaged_channel_scales_are_measured_again(tiny: Callable[..., Config], harm: str) -> None:
     config = tiny("encoders.efficientnet-lite0.storage=int8")
     built_by(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marking import few_fast
 from runs import cached_batches
 from tiny_cache import content
 
@@ -77,7 +78,7 @@ def test_rebuilding_an_encoder_means_both_views(tiny: Callable[..., Config]) -> 
     assert find_columns(settings, [f"{LATENTS}.flipped"]) == {f"{LATENTS}.flipped"}
 
 
-@pytest.mark.parametrize("storage", ["float16", "int8"])
+@pytest.mark.parametrize("storage", few_fast(["int8", "float16"]))
 def test_training_draws_either_view_of_an_image(tiny: Callable[..., Config], storage: str) -> None:
     config = tiny("dataset.flip=true", f"encoders.efficientnet-lite0.storage={storage}")
     built_by(config)
@@ -188,6 +189,7 @@ def test_images_that_were_added_are_decoded_and_the_others_are_not(
     assert set(decoded) <= set(range(16, 22))
 
 
+@pytest.mark.slow
 def test_class_tokens_are_kept_beside_the_tokens_of_any_timm_model(
     tiny: Callable[..., Config], images: Path
 ) -> None:

@@ -34,9 +34,8 @@ def test_a_command_and_its_function_stand_in_the_file_of_its_name(name: str) -> 
     assert inspect.getmodule(function) is MODULES[name]
     assert "typer" not in str(inspect.signature(function))
     parameters = list(inspect.signature(function).parameters)
-    expected = {"init": "preset", "config": "path", "export": "run", "report": "runs"}.get(
-        name, "config"
-    )
+    others = {"init": "preset", "config": "path", "export": "run", "report": "runs"}
+    expected = {**others, "sweep": "path"}.get(name, "config")
     assert parameters[0] == expected
 
 

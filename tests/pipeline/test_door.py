@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marking import few_fast
 from places import ROOT
 from runs import cached_batches
 from tiny import TINY, write_images
@@ -244,7 +245,7 @@ def test_a_data_set_has_the_images_of_the_cache(cache: repa_cache.Cache) -> None
     assert_same(pickle.loads(pickle.dumps(images))[5], item)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", few_fast(["fork", "spawn"]))
 def test_workers_of_a_loader_read_the_same(cache: repa_cache.Cache, start: str) -> None:
     images = cache.dataset([ENCODER])
     expected = list(DataLoader(images, 4))
@@ -317,6 +318,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_beside_them_reads_a_cache_in_spawned_workers_too(
     hostile: Path, built: Path
 ) -> None:

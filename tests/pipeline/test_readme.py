@@ -48,6 +48,7 @@ STANDING_FOR = {
     "NAME": "efficientnet-lite0",
     "CACHE": "tiny.zarr",
     "RUN": "run",
+    "SWEEP": "sweep.toml",
     "OUT": "exported.pt",
 }
 
@@ -65,8 +66,12 @@ def commands(documents: Sequence[Path] = DOCUMENTS) -> list[str]:
     return [command for command in found if command]
 
 
-# What a newcomer types; a cluster takes its time to start.
-FIRST = [command for command in commands(DOCUMENTS[:1]) if "--scheduler" not in command]
+# What a newcomer types; a cluster takes its time to start, and so does every run of a sweep.
+FIRST = [
+    command
+    for command in commands(DOCUMENTS[:1])
+    if "--scheduler" not in command and not command.startswith("repa-cache sweep")
+]
 
 
 def test_every_link_to_a_file_or_section_leads_there() -> None:
@@ -105,6 +110,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         invoke("run")
+        invoke("init", "--sweep")
         other = ("--set", "train.run=other-run", "--set", "train.steps=2")
         invoke("train", *other)
         invoke("sample", "other-run")
@@ -155,6 +161,7 @@ def test_a_command_of_the_documents_works(command: str, here: Path) -> None:
     _, name, *arguments = as_here(command)
     if name == "init":
         (here / "pipeline.toml").unlink()
+        (here / "sweep.toml").unlink()
         arguments = ["demo" if word == "efficientnet-lite0" else word for word in arguments]
     if "--workers" in arguments:
         arguments[arguments.index("--workers") + 1] = "1"

@@ -288,6 +288,7 @@ def test_the_page_of_a_run_is_what_training_writes(built: Path, tmp_path: Path) 
     assert elsewhere.read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_report_of_runs_starts_without_torch_and_configuration(
     three: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_model_of_timm_is_asked_for_once(folder: Path) -> None:
     assert packages & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_training_imports_no_frozen_network(built: Path, tmp_path: Path) -> None:
     arguments = "train", "--config", str(built / "pipeline.toml"), "--set", "train.steps=2"
     said, packages = imported(tmp_path, *arguments, "--set", "train.run=run")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marking import few_fast
 from PIL import Image
 from runs import drawn_into, image_bytes, trained
 
@@ -18,6 +19,7 @@ from pipeline.config import Config, ConfigError, load_config
 from stages.sample import generate
 from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import map_by_threads, raise_if_abandoned
+from stages.sample.samples import MANIFEST
 from stages.sample.solvers import SOLVERS
 from stages.sample.solvers.solver import SampleError
 from stages.weights.checkpoint import CheckpointError
@@ -142,7 +144,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "settings",
-    [(*PAPER, *GUIDED), pytest.param(("sample.solver=dopri5",), marks=pytest.mark.slow), DIT],
+    few_fast([(*PAPER, *GUIDED), ("sample.solver=dopri5",), DIT]),
 )
 def test_images_do_not_depend_on_the_batch_size(
     drawable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
@@ -220,6 +222,27 @@ def test_samples_of_other_settings_are_refused(
         drawn_into(folder, drawable("sample.guidance=2.0"))
     with pytest.raises(SampleError, match="checkpoint_sha256: folder"):
         drawn_into(folder, drawable(), step=1)
+
+
+# What manifests held at first; each setting since has a default that changes nothing.
+FIRST_KEYS = (
+    *("images", "model", "checkpoint", "checkpoint_sha256", "interpolant", "aligned_with"),
+    *("classes", "vae", "solver", "steps", "guidance", "guidance_interval", "labels", "seed"),
+    *("uint8", "precision"),
+)
+
+
+def test_samples_of_earlier_versions_are_taken_up(
+    drawable: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tmp_path / "samples"
+    drawn_into(folder, drawable())
+    manifest = json.loads((folder / MANIFEST).read_text())
+    first = {key: manifest[key] for key in FIRST_KEYS} | {"tolerances": [1e-6, 1e-3]}
+    (folder / MANIFEST).write_text(json.dumps(first))
+    assert drawn_into(folder, drawable()).images == 0
+    with pytest.raises(SampleError, match="time_shift: folder null, configuration 2"):
+        drawn_into(folder, drawable("sample.time_shift=2.0"))
 
 
 def test_a_folder_without_images_takes_other_settings(

@@ -7,6 +7,7 @@ build, or null, and what is in the cache afterwards.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from cache.metadata import read_column
 from cache.reader import Cache
 from cache.verify import find_faults
 from pipeline.config import load_config
-from stages.encode import build as build_module
+from stages.encode.build import build as build_columns
 
 FEATURES = "features/efficientnet-lite0"
 
@@ -44,13 +45,13 @@ def main(config: Path, disk: Path) -> dict[str, object]:
     path, filler = disk / "x.zarr", disk / "filler"
 
     def build() -> None:
-        build_module.build(settings, torch.device("cpu"))
+        build_columns(settings, torch.device("cpu"))
 
     mount(disk, "size=1m")
     filler.write_bytes(bytes(1024 * (1024 - 150)))
     said["foreseen"] = error_of(build)
     # What fills up while a build works is not foreseen.
-    build_module.shutil.disk_usage = lambda _: SimpleNamespace(free=1 << 60)  # type: ignore
+    shutil.disk_usage = lambda _: SimpleNamespace(free=1 << 60)  # type: ignore[assignment]
     filler.write_bytes(bytes(1024 * (1024 - 190)))
     said["full"] = error_of(build)
     said["finished"] = sorted(Recorded.of(read_column(path, FEATURES, 21)).entries)

@@ -1,5 +1,6 @@
 """Training runs in tests: starting them, and what they left."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def assert_equal_runs(one: Config, other: Config) -> None:
         theirs = newest(other).weights(name)
         for key, tensor in newest(one).weights(name).items():
             assert torch.equal(tensor, theirs[key]), (name, key)
+
+
+def trained_in_parts(
+    configure: Callable[..., Config], folder: Path, *settings: str, parts: tuple[int, int] = (2, 4)
+) -> Config:
+    """A run that was trained at once, as one that was resumed has to equal it to the bit.
+
+    parts: the steps at which the latter is stopped, and ends.
+    """
+    whole = configure(*settings, f"train.steps={parts[-1]}", f"train.run={folder / 'whole'}")
+    trained(whole)
+    for steps in parts:
+        resumed = configure(*settings, f"train.steps={steps}")
+        trained(resumed)
+    assert_equal_runs(whole, resumed)
+    return whole
+
+
+def assert_falls(config: Config, loss: str) -> None:
+    """That a loss is less in the last quarter of a run than in the first."""
+    values = [line[loss] for line in log_values(config)]
+    quarter = max(1, len(values) // 4)
+    assert sum(values[-quarter:]) < sum(values[:quarter])
 
 
 def drawn_into(folder: Path, config: Config, **options: Any) -> Drawn:

@@ -1,6 +1,7 @@
 """Solvers run on a transformer, as the golden tensors were made."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from stages.model.transformer import Transformer
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampler import guided_field
+from stages.sample.sampler import guided_field, predicted
 from stages.sample.solvers import SOLVERS
 from stages.sample.solvers.flow import Tolerances
 from stages.sample.solvers.solver import Field, Problem
@@ -24,15 +25,13 @@ def solved(
     path: str = "linear",
     noise: Callable[[int], Tensor] = lambda _: torch.zeros(()),
     tolerances: tuple[float, float] = (1e-6, 1e-3),
+    shift: float = 1.0,
 ) -> Tensor:
     options = Tolerances(tolerances=tolerances)
-    problem = Problem(field, start.double(), steps, path, noise, options)
+    problem = Problem(field, start.double(), steps, path, noise, options, shift)
     with torch.no_grad():
         return SOLVERS[solver].solve(problem)
 
 
 def guided(model: Transformer, labels: Tensor, **settings: Any) -> Field:
-    def predict(latents: Tensor, times: Tensor, classes: Tensor) -> Tensor:
-        return model(latents, times, classes)[0]
-
-    return guided_field(predict, model.config, labels, SampleSettings(**settings))
+    return guided_field(partial(predicted, model), model.config, labels, SampleSettings(**settings))

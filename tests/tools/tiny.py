@@ -54,6 +54,13 @@ metrics = []
 frechet_encoders = ["efficientnet-lite0"]
 """
 
+# What is put behind it for components of the tokens.
+COMPONENTS = """
+[components.pca4]
+encoder = "efficientnet-lite0"
+count = 4
+"""
+
 
 def write_images(folder: Path, classes: int = 3, each: int = 7) -> None:
     """Class folders with small JPEG files of real photographs, no two alike."""

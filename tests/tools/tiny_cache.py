@@ -74,7 +74,7 @@ def read_elsewhere(reader: ColumnReader, queue: Any) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a cache, by its path; columns without the time of making."""
+    """The sha256 of every file of a cache, by its path; columns without the times of making."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -82,6 +82,7 @@ def content(folder: Path) -> dict[str, str]:
             if path.name == "zarr.json" and b'"provenance"' in found:
                 metadata = json.loads(found)
                 del metadata["attributes"]["provenance"]
+                metadata["attributes"].pop("build_times", None)
                 found = json.dumps(metadata).encode()
             files[path.relative_to(folder).as_posix()] = hashlib.sha256(found).hexdigest()
     return files

@@ -1,13 +1,15 @@
 """Weights for tests: models full of random numbers, files of them, runs and what they export."""
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from reference import Described, with_projectors
-from runs import CPU
+from runs import CPU, newest_of
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -76,6 +78,16 @@ def export(built: Path, run: Path, out: Path, *arguments: str, status: int = 0) 
     result = CliRunner().invoke(app, ["export", str(out), *config, *arguments])
     assert result.exit_code == status, result.output
     return result.output
+
+
+def run_with(folder: Path, source: Path, config: TransformerConfig, state: State) -> Path:
+    """A run like another one, whose newest checkpoint has some weights."""
+    shutil.copytree(source, folder)
+    checkpoint = newest_of(folder)
+    content = {**checkpoint.state, "model": asdict(config)}
+    (checkpoint.folder / "state.json").write_text(json.dumps(content))
+    save_file(state, checkpoint.weights_file("ema"))
+    return folder
 
 
 def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -1,30 +1,13 @@
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from aligning import ALIGNMENTS, aligned, make
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from stages.train.terms import TERMS, nt_xent
-from stages.train.terms.term import Alignment, Seen, Shapes
-
-ALIGNMENTS = [name for name, kind in TERMS.items() if issubclass(kind, Alignment)]
-
-
-def make(name: str, **options: Any) -> Alignment:
-    term = TERMS[name].model_validate({"kind": name, "encoder": "e", **options})
-    assert isinstance(term, Alignment)
-    return term
-
-
-def aligned(term: Alignment, projected: Tensor, tokens: Tensor) -> Tensor:
-    """The losses of images, [B], whose latents do not matter."""
-    nothing = torch.zeros(len(tokens))
-    seen = Seen({term.tokens: tokens}, {}, *[nothing] * 6, hidden={}, projected=projected)
-    (losses,) = term.losses(seen)
-    return losses
+from stages.train.terms import nt_xent
+from stages.train.terms.term import Shapes
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
@@ -66,10 +49,10 @@ def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
 @pytest.mark.parametrize("name", ALIGNMENTS)
 def test_a_projector_gives_tokens_of_the_encoders_width(name: str) -> None:
     term = make(name, projector_width=16)
-    projector = term.make_module(Shapes(8, {term.tokens: (9, 5)}))
+    projector = term.make_module(Shapes(8, (4, 8, 8), {term.tokens: (9, 5)}))
     assert projector(torch.randn(2, 9, 8)).shape == (2, 9, 5)
-    counted = 2 * 9 * sum(p.numel() for p in projector.parameters() if p.dim() == 2)
-    assert term.module_flops(Shapes(8, {term.tokens: (9, 5)}), 9) == counted
+    counted = 2 * 9 * sum(p.numel() for p in projector.parameters() if p.dim() > 1)
+    assert term.module_flops(Shapes(8, (4, 8, 8), {term.tokens: (9, 5)}), 9) == counted
 
 
 def test_the_cosine_is_taken_in_float32() -> None:

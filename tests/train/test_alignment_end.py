@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from compiling import LOOKING
+from marking import few_fast
 from runs import assert_equal_runs, log_values, newest, trained
 
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from stages.train.batches import CachedBatches
 from stages.train.run import Run
+from stages.train.terms.repa import Repa
 from stages.weights.checkpoint import checkpoints
 
+FADING = ("train.align.0.until=5", "train.align.0.fade=4", "train.steps=6", "train.log_every=1")
 UNTIL = ("train.align.0.until=3", "train.steps=6", "train.log_every=2", "train.keep=10")
 
 
@@ -48,7 +51,7 @@ def test_until_its_end_a_run_is_the_one_that_is_aligned_throughout(
         assert torch.equal(tensor, weights_at(ended, 3)[name]), name
 
 
-@pytest.mark.parametrize("stop", [2, 3, 5])
+@pytest.mark.parametrize("stop", few_fast([3, 2, 5]))
 def test_a_run_resumes_bit_for_bit_on_either_side_of_the_end(
     trainable: Callable[..., Config], tmp_path: Path, stop: int
 ) -> None:
@@ -95,3 +98,46 @@ def test_the_model_of_before_is_gone_when_that_of_after_is_made(
     trained(trainable(*UNTIL, f"train.compute.compile={compiled}"))
     assert alive == [0, 0]
     assert len(tensors) > 100
+
+
+def test_a_weight_falls_linearly_to_nothing_at_the_end_and_never_comes_back() -> None:
+    term = Repa(encoder="e", until=10, fade=4)
+    assert [term.share(step) for step in range(4, 10)] == [1, 1, 1, 0.75, 0.5, 0.25]
+    assert not term.is_active(10)
+    assert Repa(encoder="e", until=10).share(9) == Repa(encoder="e").share(9) == 1
+
+
+def test_what_fades_is_minimised_with_its_share_of_the_weight(
+    trainable: Callable[..., Config],
+) -> None:
+    trained(trainable(*FADING))
+    name = "alignment/efficientnet-lite0"
+    for step, line in enumerate(log_values(trainable(*FADING))):
+        share = min(1, max(0, (5 - step) / 4))
+        expected = line["denoising"] + 0.5 * share * line.get(name, 0)
+        assert line["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("stop", few_fast([3, 1, 5]))
+def test_a_run_that_fades_resumes_bit_for_bit(
+    trainable: Callable[..., Config], tmp_path: Path, stop: int
+) -> None:
+    whole = trainable(*FADING, f"train.run={tmp_path / 'whole'}")
+    trained(whole)
+    trained(trainable(*FADING, f"train.steps={stop}"))
+    trained(trainable(*FADING))
+    assert_equal_runs(trainable(), whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("train.align.0.fade=2",), "fade: 2 steps before an end, but there is no until"),
+        (("train.align.0.fade=4", "train.align.0.until=3"), "fade: 4 .*, but until is 3"),
+    ],
+)
+def test_a_fade_needs_an_end_and_as_many_steps_before_it(
+    trainable: Callable[..., Config], settings: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainable(*settings)

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from class_tokens import entries
 from compiling import COMPILING
+from marking import few_fast
+from methods import OF_LAYERS
 from reference import with_projectors
 from runs import log_values, trained
 
@@ -48,14 +51,26 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        (),
-        ("train.compute.micro_batches=2",),
-        ("train.compute.recompute_activations=true",),
-        ("train.model=DiT-XS/2",),
-        ("train.align.0.until=2",),
+    few_fast(
+        [
+            (),
+            ("train.compute.micro_batches=2",),
+            ("train.align.0.until=2",),
+            ("train.compute.recompute_activations=true",),
+            ("train.model=DiT-XS/2",),
+            ("train.align.0.kind=irepa",),
+            ("train.align.0.until=4", "train.align.0.fade=3"),
+            tuple(setting for name, setting in OF_LAYERS.items() if name != "value_residual"),
+            (entries(),),
+            (entries(), "train.align.1.class_token=false", "train.compute.micro_batches=2"),
+        ],
+        3,
+    ),
+    ids=[
+        *("plain", "micro-batches", "alignment-ends", "recomputed", "dit", "irepa"),
+        *("alignment-fades", "layers"),
+        *("class-token", "class-token-beside-alignment"),
     ],
-    ids=["plain", "micro-batches", "recomputed", "dit", "alignment-ends"],
 )
 def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_run(
     trainable: Callable[..., Config], graphs: list[set[str]], settings: tuple[str, ...]
@@ -64,6 +79,23 @@ def test_block_projector_and_final_layer_are_compiled_once_for_all_steps_of_a_ru
     assert len(graphs) == 3
     trained(trainable(COMPILED, *settings, "train.steps=6"))
     assert len(graphs) == 3
+
+
+def test_a_first_block_that_gives_its_values_to_the_others_has_a_graph_of_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    trained(trainable(COMPILED, *OF_LAYERS.values()))
+    assert len(graphs) == 3 + 1
+
+
+def test_a_teacher_adds_a_graph_for_block_and_final_layer_each_and_a_head_its_own(
+    trainable: Callable[..., Config], graphs: list[set[str]]
+) -> None:
+    term = 'train.align.1={kind = "sra", depth = 1, teacher_depth = 3}'
+    trained(trainable(COMPILED, term))
+    assert len(graphs) == 3 + 3
+    trained(trainable(COMPILED, term, "train.steps=6"))
+    assert len(graphs) == 3 + 3
 
 
 def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
@@ -83,7 +115,7 @@ def test_encoders_of_one_width_share_a_graph_and_others_have_their_own(
     compile_blocks(model, True, torch.device("cpu"))
     for _ in range(3):
         inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 3])
-        velocity, hidden = model(*inputs, {2})
+        velocity, hidden, _ = model(*inputs, {2})
         projected = (projector(hidden[2]) for projector in model.projectors)
         (velocity.sum() + sum(tokens.sum() for tokens in projected)).backward()
     assert len(graphs) == 2 + 3
@@ -100,12 +132,13 @@ def test_the_compiled_run_is_the_one_that_is_not(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), (entries(),)], ids=["plain", "class-token"])
 def test_the_losses_of_a_compiled_run_are_those_of_one_that_is_not(
-    trainable: Callable[..., Config], tmp_path: Path
+    trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    plain = trainable(f"train.run={tmp_path / 'plain'}")
+    plain = trainable(*settings, f"train.run={tmp_path / 'plain'}")
     trained(plain)
-    trained(trainable(COMPILED))
+    trained(trainable(COMPILED, *settings))
     for line, expected in zip(log_values(trainable()), log_values(plain), strict=True):
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from marking import few_fast
 from places import TOOLS
 from runs import assert_equal_runs, newest, trained
 from safetensors.torch import load_file, save_file
@@ -60,10 +61,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(fault, marks=[pytest.mark.slow] if "torn" in fault else []) for fault in FAULTS],
-)
+@pytest.mark.parametrize("fault", few_fast(FAULTS, 4))
 def test_a_damaged_checkpoint_is_named_with_its_fault_and_what_to_go_on_from(
     config: Config, fault: str
 ) -> None:

@@ -1,35 +1,59 @@
 """Training in several processes; one launch of torchrun serves many tests, as it takes long."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import TOOLS
+from class_tokens import entries
+from launching import assert_close_runs, launch
+from methods import OF_LAYERS
 from reference import golden_model
-from runs import assert_equal_runs, log_values, newest, trained
+from runs import assert_equal_runs, trained
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
 from stages.train.compute import synchronised
+from stages.train.latent_mean import read_mean
+from stages.weights.run_folder import latent_mean_path
 
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+DIRECTION = 'train.align.1={kind = "direction"}'
 FSDP = "train.compute.parallel=fsdp"
 # Each is trained in one process and in two.
 VARIANTS = {
     "ddp": [],
-    "nt-xent": ["train.align.0.kind=nt-xent"],
     "fsdp": [FSDP],
-    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
+    "fsdp-class-token": [entries(), FSDP],
 }
 MORE_VARIANTS = {
+    "nt-xent": ["train.align.0.kind=nt-xent"],
+    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
     "micro-batches": ["train.compute.micro_batches=2"],
     "fsdp-micro-batches": [FSDP, "train.compute.micro_batches=2"],
     "dit": ["train.model=DiT-XS/2", FSDP],
     "end-of-alignment": ["train.align.0.until=2"],
+    "layers": [*OF_LAYERS.values(), DIRECTION],
+    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, FSDP],
+    "fsdp-irepa": ["train.align.0.kind=irepa", FSDP],
+    "token-similarity": [
+        'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
+    ],
+    "sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3}'],
+    "fsdp-sra": [
+        'train.align.1={kind="sra", depth=1, teacher_depth=3, decay=2, constant=1}',
+        FSDP,
+    ],
+    "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
+    "class-token": [entries()],
+}
+# Their losses are over the images of a process: two of them train like one in two parts.
+OF_A_PROCESS = {"contrastive": ['train.align.1={kind="contrastive"}']}
+MORE_OF_A_PROCESS = {
+    "contrastive-skipping": [
+        'train.align.1={kind="contrastive", negatives="other-class", skip_unlabelled=true}'
+    ],
+    "contrastive-rolled": ['train.align.1={kind="contrastive", negatives="rolled"}'],
+    "dispersive": ['train.align.1={kind="dispersive"}'],
 }
 # Half precision rounds sums in another order to other numbers.
 HALF = {
@@ -40,19 +64,6 @@ HALF = {
     for parallel in ("ddp", "fsdp")
     for precision in ("bfloat16", "float16")
 }
-
-
-def launch(folder: Path, scenarios: list[list[str]]) -> None:
-    path = folder / "scenarios.json"
-    path.write_text(json.dumps(scenarios))
-    program = TOOLS / "ranks.py"
-    done = subprocess.run(
-        [sys.executable, *LAUNCH, str(program), str(folder / "pipeline.toml"), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 class Trained:
@@ -70,13 +81,23 @@ class Trained:
         return load_config(self.config, self.overrides(name))
 
 
+def train_alone(
+    runs: Trained, variants: dict[str, list[str]], of_a_process: dict[str, list[str]]
+) -> list[list[str]]:
+    """Train what two processes are compared with, and say how they are to train."""
+    for name, settings in variants.items():
+        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+    for name, settings in of_a_process.items():
+        trained(in_parts(load_config(runs.config, runs.overrides(f"alone-{name}", *settings))))
+    both = {**variants, **of_a_process}
+    return [runs.overrides(f"two-{name}", *settings) for name, settings in both.items()]
+
+
 @pytest.fixture(scope="module")
 def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = Trained(built, tmp_path_factory.mktemp("ranks"))
     (runs.folder / "pipeline.toml").write_text(runs.config.read_text())
-    scenarios = [runs.overrides(f"two-{name}", *more) for name, more in VARIANTS.items()]
-    for name, settings in VARIANTS.items():
-        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+    scenarios = train_alone(runs, VARIANTS, OF_A_PROCESS)
     for name in ("ddp", "fsdp"):
         for steps in (2, 4):
             more = [*VARIANTS[name], f"train.steps={steps}"]
@@ -89,17 +110,24 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return runs
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *OF_A_PROCESS])
 def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
     assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
+
+
+def test_two_processes_keep_the_mean_of_the_latents_of_one(runs: Trained) -> None:
+    two, one = (
+        read_mean(latent_mean_path(runs.run(f"{name}-contrastive").train.run))
+        for name in ("two", "alone")
+    )
+    torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.slow
 def test_more_ways_of_two_processes_train_like_one(built: Path, tmp_path: Path) -> None:
     runs = Trained(built, tmp_path)
-    launch(built, [runs.overrides(f"two-{name}", *more) for name, more in MORE_VARIANTS.items()])
-    for name, settings in MORE_VARIANTS.items():
-        trained(load_config(runs.config, runs.overrides(f"alone-{name}", *settings)))
+    launch(built, train_alone(runs, MORE_VARIANTS, MORE_OF_A_PROCESS))
+    for name in (*MORE_VARIANTS, *MORE_OF_A_PROCESS):
         assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
 
 
@@ -150,7 +178,7 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
         network.register_comm_hook(None, exchange)
         for number in range(micro_batches):
             with synchronised(network, is_last=number == micro_batches - 1):
-                velocity, hidden = network(
+                velocity, hidden, _ = network(
                     sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"], {2}
                 )
                 projected = (projector(hidden[2]) for projector in model.projectors)
@@ -160,10 +188,7 @@ def test_gradients_are_exchanged_once_for_all_micro_batches(
         torch.distributed.destroy_process_group()
 
 
-def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:
-    for line, expected in zip(log_values(one), log_values(other), strict=True):
-        assert line == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
-    for weights in ("model", "ema"):
-        theirs = newest(other).weights(weights)
-        for key, tensor in newest(one).weights(weights).items():
-            torch.testing.assert_close(tensor, theirs[key], rtol=tolerance, atol=tolerance / 10)
+def in_parts(config: Config) -> Config:
+    """The same with the batch in two parts, which users are not let do: it is another loss."""
+    compute = config.train.compute.model_copy(update={"micro_batches": 2})
+    return config.model_copy(update={"train": config.train.model_copy(update={"compute": compute})})

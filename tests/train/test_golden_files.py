@@ -1,23 +1,20 @@
 """Files of the published codes, as they are drawn from and exported, against golden tensors."""
 
-import json
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reference import golden_dit, golden_model, golden_sit, predict, training
-from runs import CPU, newest_of
+from runs import CPU
 from safetensors.torch import load_file, save_file
 from solving import GUIDANCE, guided, solved
 from torch import Tensor
-from weights import State, assert_equal, export
+from weights import assert_equal, export, run_with
 
 from stages.model.sizes import MODELS, Model, Size
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
 from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings
@@ -111,16 +108,6 @@ def test_files_of_any_precision_are_drawn_from_in_float32(
         expected = official({name: tensor.float() for name, tensor in state.items()}).state_dict()
         assert {tensor.dtype for tensor in found.values()} == {torch.float32}
         assert_equal(found, expected)
-
-
-def run_with(folder: Path, source: Path, config: TransformerConfig, state: State) -> Path:
-    """A run like another one, whose newest checkpoint has some weights."""
-    shutil.copytree(source, folder)
-    checkpoint = newest_of(folder)
-    content = {**checkpoint.state, "model": asdict(config)}
-    (checkpoint.folder / "state.json").write_text(json.dumps(content))
-    save_file(state, checkpoint.weights_file("ema"))
-    return folder
 
 
 @pytest.mark.parametrize("layout", [Layout.REPA, Layout.DIT])

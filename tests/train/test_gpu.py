@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from class_tokens import entries
 from compiling import COMPILING
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
@@ -18,6 +19,22 @@ from stages.train.step import Step
 pytestmark = [pytest.mark.gpu, *COMPILING]
 
 GPU = Placement(torch.device("cuda"))
+# Every option of alignments that computes something of its own.
+ALIGNED = (
+    "train.align.0.purify=true",
+    'train.align.0.time_weight={kind = "sigmoid"}',
+    "train.align.0.until=8",
+    "train.align.0.fade=8",
+    'train.align.1={kind = "token-similarity", encoder = "efficientnet-lite0", depth = 2}',
+    'train.align.2={kind = "irepa", encoder = "efficientnet-lite0", depth = 3, purify = true}',
+)
+
+# Losses that compare images, and one that has a teacher.
+COMPARED = (
+    'train.align.1={kind = "contrastive", negatives = "other-class", skip_unlabelled = true}',
+    'train.align.2={kind = "dispersive", recipe = "torch"}',
+    'train.align.3={kind = "sra", depth = 1, teacher_depth = 3, constant = 2, decay = 4}',
+)
 
 
 def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config]) -> None:
@@ -39,8 +56,15 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
         ("train.precision=float16", "train.compute.compile=false"),
         ("train.model=DiT-XS/2", "train.compute.compile=false"),
         ("train.precision=bfloat16",),
+        ALIGNED,
+        COMPARED,
+        (*COMPARED, "train.compute.compile=false"),
+        (entries(),),
     ],
-    ids=["bfloat16", "float16", "dit", "compiled"],
+    ids=[
+        *("bfloat16", "float16", "dit", "compiled", "aligned", "compared", "compared-plain"),
+        "class-token",
+    ],
 )
 # So torch says of the mode itself, whenever it is switched on.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
@@ -92,8 +116,25 @@ def test_a_run_on_the_gpu_resumes_bit_for_bit(
         ("train.compute.compile=false", "train.compute.micro_batches=2", "train.warmup_steps=6"),
         ("train.model=DiT-XS/2", "train.compute.compile=false", "train.align.0.kind=nt-xent"),
         ("train.precision=float16", "train.compute.compile=false"),
+        ALIGNED,
+        (*ALIGNED, "train.compute.compile=false"),
+        COMPARED,
+        (*COMPARED, "train.compute.compile=false"),
+        (entries(),),
+        (entries(), "train.compute.compile=false"),
     ],
-    ids=["compiled", "parts", "dit", "float16"],
+    ids=[
+        "compiled",
+        "parts",
+        "dit",
+        "float16",
+        "aligned",
+        "aligned-plain",
+        "compared",
+        "compared-plain",
+        "class-token",
+        "class-token-plain",
+    ],
 )
 def test_a_graph_makes_the_steps_that_it_records(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]

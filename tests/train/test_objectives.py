@@ -9,6 +9,7 @@ from reference import golden_dit, golden_model
 from torch.testing import assert_close
 
 from stages.model.interpolants import INTERPOLANTS, interpolate, lognormal_time
+from stages.model.sizes import LATENTS
 from stages.placement import Placement
 from stages.train.batches import Named
 from stages.train.cached_data import LatentScaling
@@ -17,7 +18,7 @@ from stages.train.optim import Average, make_optimiser
 from stages.train.step import Step
 from stages.train.terms.denoising import NoiseAndVariance, Velocity
 from stages.train.terms.run_terms import RunTerms
-from stages.train.terms.term import Seen
+from stages.train.terms.term import Seen, Streamed
 from stages.train.train_settings import TrainSettings
 
 CPU = Placement(torch.device("cpu"))
@@ -66,6 +67,7 @@ def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     return SimpleNamespace(
         model=model,
         network=model,
+        teacher=None,
         modules=dict(enumerate(model.projectors, start=1)),
         average=Average(model, settings.ema_decay),
         optimiser=make_optimiser(model, settings),
@@ -144,9 +146,10 @@ def test_the_variational_loss_of_dit_is_that_of_the_published_code(dit: Any) -> 
     clean, time = dit["in.x"], dit["in.t"]
     noisy, target = objective.pose(clean, dit["in.noise"], time)
     assert_close(noisy, dit["x_t"], rtol=1e-5, atol=1e-6)
-    predicted, _ = model(noisy, dit["in.t"], dit["in.y"])
+    predicted = model(noisy, dit["in.t"], dit["in.y"]).prediction
     assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
-    seen = Seen({}, {}, time, objective.level(time), clean, noisy, target, predicted, {})
+    streams = {LATENTS: Streamed(clean, target, noisy, target, predicted)}
+    seen = Seen({}, {}, time, objective.level(time), streams, {})
     squared_error, bound = objective.losses(seen)
     assert_close(squared_error, dit["loss.mse"], rtol=1e-5, atol=0)
     assert_close(bound, dit["loss.vb"], rtol=1e-5, atol=1e-7)
@@ -168,7 +171,8 @@ def test_the_loss_of_an_image_is_its_mean_squared_error() -> None:
     noise = torch.stack([torch.full((4, 3, 3), 2.0), torch.zeros(4, 3, 3)])
     objective, clean, time = Velocity(), torch.zeros(2, 4, 3, 3), torch.full((2,), 0.5)
     noisy, target = objective.pose(clean, noise, time)
-    seen = Seen({}, {}, time, time, clean, noisy, target, torch.zeros_like(noisy), {})
+    streams = {LATENTS: Streamed(clean, noise, noisy, target, torch.zeros_like(noisy))}
+    seen = Seen({}, {}, time, time, streams, {})
     assert objective.losses(seen)[0].tolist() == [4, 0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from marking import few_fast
 from online import OnlineBatches
 from runs import cached_batches
 from torch import Tensor
@@ -29,7 +30,7 @@ LOSSES = ("loss", "denoising", f"alignment/{ENCODER}")
 # the steps, whose weights have drifted apart by then.
 LARGEST_DIFFERENCE = {"float16": 2**-14, "int8": 2**-9}
 
-in_every_storage = pytest.mark.parametrize("storage", ["float16", "int8"])
+in_every_storage = pytest.mark.parametrize("storage", few_fast(["int8", "float16"]))
 with_and_without_mirrored_images = pytest.mark.parametrize("flip", ["false", "true"])
 
 
@@ -92,8 +93,8 @@ def test_a_batch_is_what_the_encoder_gives_for_its_images(
 @pytest.mark.parametrize(
     ("storage", "flip"),
     [
-        ("float16", "false"),
         ("int8", "true"),
+        pytest.param("float16", "false", marks=pytest.mark.slow),
         pytest.param("float16", "true", marks=pytest.mark.slow),
         pytest.param("int8", "false", marks=pytest.mark.slow),
     ],
@@ -109,6 +110,7 @@ def test_training_from_the_cache_is_training_with_the_encoder_online(
     np.testing.assert_allclose(stored, online, rtol=0, atol=LARGEST_DIFFERENCE[storage])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["int8"])
 @pytest.mark.parametrize("flip", ["true"])
 def test_tokens_of_the_wrong_view_would_be_noticed(

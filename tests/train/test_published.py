@@ -57,7 +57,7 @@ def test_every_published_layout_predicts_the_published_velocity(
     torch.save(LAYOUTS[name](state), path)
     model = started(path, golden_described(sit_repa))
     labels = torch.where(sit_repa["in.drop"].bool(), 10, sit_repa["in.y"])
-    velocity, projected = model(sit_repa["linear.model_input"], sit_repa["in.t"], labels)
+    velocity, projected, _ = model(sit_repa["linear.model_input"], sit_repa["in.t"], labels)
     torch.testing.assert_close(velocity, sit_repa["linear.velocity"], rtol=1e-5, atol=1e-6)
     for number, tokens in enumerate(projected):
         expected = sit_repa[f"linear.projected.{number}"]
@@ -70,7 +70,7 @@ def test_every_layout_of_dit_predicts_the_published_noise_and_variance(
 ) -> None:
     torch.save(LAYOUTS[name](dit.below("model.")), tmp_path / "w.pt")
     model = started(tmp_path / "w.pt", golden_dit(dit).config)
-    predicted, _ = model(dit["x_t"], dit["in.t"], dit["in.y"])
+    predicted = model(dit["x_t"], dit["in.t"], dit["in.y"]).prediction
     torch.testing.assert_close(predicted, dit["output"], rtol=1e-5, atol=1e-6)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from stages.model.interpolants import shift_of, shifted
 from stages.placement import Placement
 from stages.train.batches import split
 from stages.train.randomness import Randomness, Stream, seed_for
@@ -45,6 +46,23 @@ def test_draws_depend_on_the_step_alone() -> None:
     assert not torch.equal(first["noise"], other["noise"])
     assert not torch.equal(first["noise"], first["posterior"])
     assert ((first["time"] >= 0) & (first["time"] <= 1)).all()
+
+
+@pytest.mark.parametrize("times", ["uniform", "lognormal"])
+def test_times_are_shifted_towards_noise(times: str) -> None:
+    plain = draw(Placement(CPU), times=times).at(3)["time"]
+    moved = draw(Placement(CPU), times=times, time_shift=3.0).at(3)["time"]
+    torch.testing.assert_close(moved, 3 * plain / (1 + 2 * plain))
+    of_size = draw(Placement(CPU), times=times, time_shift="auto").at(3)["time"]
+    # Latents of 16 numbers, where 4096 are not shifted.
+    torch.testing.assert_close(of_size, plain / 16 / (1 + (1 / 16 - 1) * plain))
+
+
+def test_times_of_sr_dit_are_the_published_ones(methods: Any) -> None:
+    before, latent = methods["speedrun.in.t_before_shift"], methods["speedrun.in.x"].shape[1:]
+    # The file has a base of 256 in the place of 4096.
+    shift = shift_of("auto", latent) * 4
+    torch.testing.assert_close(shifted(before, shift), methods["speedrun.t"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])

@@ -51,6 +51,7 @@ def test_a_stored_run_goes_on_where_the_version_that_began_it_would_have_ended(
         torch.testing.assert_close(weights[key], tensor, rtol=1e-5, atol=1e-8, msg=key)
 
 
+@pytest.mark.slow
 def test_a_stored_run_can_be_reported_drawn_from_measured_and_exported(stored: Path) -> None:
     for command in (
         ["report", "runs/repa", "runs/nt-xent", "--out", "report.html"],

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from marking import few_fast
 from runs import assert_equal_runs, log_values, newest, trained
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
@@ -49,8 +50,8 @@ class Calm(Term):
     def depths(self) -> tuple[int, ...]:
         return (self.depth,)
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        return {"calm/direction": latent[:1]}
+    def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
+        return {"calm/direction": shapes.latent[:1]}
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         hidden, direction = seen.hidden[self.depth].float(), seen.drawn["calm/direction"]
@@ -96,7 +97,7 @@ CASES: dict[str, tuple[type[Term], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=few_fast(CASES))
 def setting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A term of a new kind beside the usual one."""
     kind, (term, options) = request.param, CASES[request.param]

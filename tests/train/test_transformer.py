@@ -24,7 +24,7 @@ def test_velocity_and_projections_are_those_of_the_published_code(sit_repa: Any,
     model = golden_model(sit_repa)
     depth = json.loads(sit_repa.metadata["config"])["encoder_depth"]
     noisy = sit_repa[f"{path}.model_input"]
-    velocity, hidden = model(noisy, sit_repa["in.t"], labels, [depth])
+    velocity, hidden, _ = model(noisy, sit_repa["in.t"], labels, [depth])
     torch.testing.assert_close(velocity, sit_repa[f"{path}.velocity"], rtol=1e-5, atol=1e-6)
     for number, projector in enumerate(model.projectors):
         tokens = projector(hidden[depth])
@@ -35,14 +35,14 @@ def test_velocity_and_projections_are_those_of_the_published_code(sit_repa: Any,
 def test_hidden_states_are_those_that_are_asked_for(sit_repa: Any) -> None:
     model = golden_model(sit_repa)
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
-    velocity, nothing = model(*inputs)
-    same, hidden = model(*inputs, {1, 3})
+    velocity, nothing, _ = model(*inputs)
+    same, hidden, _ = model(*inputs, {1, 3})
     assert (nothing, hidden.keys()) == ({}, {1, 3})
     assert torch.equal(velocity, same)
     tokens = hidden[1]
     condition = model.t_embedder(inputs[1]) + model.y_embedder(inputs[2])
     for block in model.blocks[1:3]:
-        tokens = block(tokens, condition)
+        tokens, _ = block(tokens, condition)
     assert torch.equal(hidden[3], tokens)
 
 
@@ -53,8 +53,8 @@ def test_when_hidden_states_are_used_changes_no_bit_of_a_gradient(sit_repa: Any)
 
     def gradients(at_once: bool) -> list[torch.Tensor]:
         seen = []
-        hook = model.blocks[0].register_forward_hook(lambda *made: seen.append(head(made[-1])))
-        prediction, hidden = model(*inputs, [1])
+        hook = model.blocks[0].register_forward_hook(lambda *made: seen.append(head(made[-1][0])))
+        prediction, hidden, _ = model(*inputs, [1])
         hook.remove()
         projected = seen[0] if at_once else head(hidden[1])
         return torch.autograd.grad(
@@ -73,7 +73,8 @@ def test_fixed_positions_are_the_published_ones(sit_repa: Any) -> None:
 
 def test_a_fresh_model_predicts_nothing() -> None:
     model = published("SiT-S/8").make()
-    velocity, _ = model(torch.randn(2, 4, 32, 32), torch.rand(2), torch.tensor([0, 1000]))
+    inputs = (torch.randn(2, 4, 32, 32), torch.rand(2), torch.tensor([0, 1000]))
+    velocity = model(*inputs).prediction
     assert velocity.count_nonzero() == 0
 
 
@@ -126,7 +127,7 @@ def test_how_it_is_computed_changes_neither_output_nor_gradients(
     results = []
     for one in (model, other):
         one.load_state_dict(weights)
-        velocity, hidden = one(*inputs, {2})
+        velocity, hidden, _ = one(*inputs, {2})
         sum(t.square().mean() for t in (velocity, hidden[2])).backward()
         gradients = [p.grad for p in one.parameters() if p.requires_grad]
         results.append([velocity, hidden[2], *gradients])
@@ -149,7 +150,7 @@ def test_compiled_blocks_compute_the_same(sit_repa: Any) -> None:
     inputs = (sit_repa["linear.model_input"], sit_repa["in.t"], sit_repa["in.y"])
     outputs = []
     for model in (eager, compiled):
-        velocity, hidden = model(*inputs, {2})
+        velocity, hidden, _ = model(*inputs, {2})
         projected = [projector(hidden[2]) for projector in model.projectors]
         sum(t.square().mean() for t in (velocity, *projected)).backward()
         gradients = [p.grad for p in model.parameters() if p.requires_grad]

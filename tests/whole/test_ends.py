@@ -155,7 +155,7 @@ def test_what_nohup_starts_outlives_its_terminal(
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("error", "planted: a row is not what was written"),
+        pytest.param("error", "planted: a row is not what was written", marks=pytest.mark.slow),
         pytest.param("error everywhere", "planted: a row is not", marks=pytest.mark.slow),
         pytest.param("fault", "Unexpected ZeroDivisionError: planted", marks=pytest.mark.slow),
         pytest.param("kill", "Another process of this run is gone", marks=pytest.mark.slow),

@@ -33,8 +33,8 @@ from cache.rows import (
 from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings
-from stages.encode.building.columns import Maker, measure, open_column, planned_column, provenance
-from stages.encode.images.crop_batches import CropReader
+from stages.encode.building.columns import Maker, open_column, planned_column, provenance
+from stages.encode.building.token_batches import Reader
 from stages.encode.images.index import recognised
 from stages.progress import progress
 
@@ -64,20 +64,20 @@ def lay_out(
     options: BuildOptions,
     makers: Sequence[Maker],
     wanted: Wanted,
-    crops: CropReader,
+    reader: Reader,
     threads: int,
 ) -> tuple[tuple[Column, ...], list[Fault]]:
     """Write what lacks of rows and columns. Nobody else may be preparing.
 
-    crops: of the wanted rows. Returns the columns, and faults that these makers cannot mend.
+    reader: of the wanted rows. Returns the columns, and faults that these makers cannot mend.
     """
     path = settings.path
     if options.repair:
-        mend_columns(path, makers, crops)
+        mend_columns(path, makers, reader)
     for maker in makers:
         if metadata.has_column(path, maker.column) and maker.column not in options.rebuild:
             metadata.check_recipe(
-                metadata.read_column(path, maker.column, len(crops.rows)), maker.recipe
+                metadata.read_column(path, maker.column, len(reader.rows)), maker.recipe
             )
     if not path.exists():
         create_cache(path, wanted.rows, settings.rows_per_shard, settings.seed)
@@ -86,7 +86,7 @@ def lay_out(
     for name in options.rebuild:
         if metadata.has_column(path, name):
             files.remove_folder(path / name)
-    columns = tuple(open_column(path, maker, crops) for maker in makers)
+    columns = tuple(open_column(path, maker, reader) for maker in makers)
     damaged = strike_damaged_shards(path, columns, threads) if options.repair else []
     return columns, damaged
 
@@ -162,7 +162,7 @@ def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
         write_rows(path, rows)
 
 
-def mend_columns(path: Path, makers: Sequence[Maker], crops: CropReader) -> None:
+def mend_columns(path: Path, makers: Sequence[Maker], reader: Reader) -> None:
     """Write damaged metadata of columns anew, from their recipes.
 
     Raises StaleCacheError if the shards of a damaged column were made by another recipe.
@@ -170,16 +170,16 @@ def mend_columns(path: Path, makers: Sequence[Maker], crops: CropReader) -> None
     faults = [fault for fault in survey(path).faults if fault.shard is None]
     damaged = {fault.column for fault in faults if fault.remedy is Remedy.REPAIR}
     for maker in makers:
-        if maker.column in damaged or _has_other_recipe(path, maker, crops):
-            _mend_column(path, maker, crops, is_damaged=maker.column in damaged)
+        if maker.column in damaged or _has_other_recipe(path, maker, reader):
+            _mend_column(path, maker, reader, is_damaged=maker.column in damaged)
 
 
-def _has_other_recipe(path: Path, maker: Maker, crops: CropReader) -> bool:
+def _has_other_recipe(path: Path, maker: Maker, reader: Reader) -> bool:
     if not metadata.has_column(path, maker.column):
         return False
     try:
         metadata.check_recipe(
-            metadata.read_column(path, maker.column, len(crops.rows)), maker.recipe
+            metadata.read_column(path, maker.column, len(reader.rows)), maker.recipe
         )
     except StaleCacheError:
         return True
@@ -192,8 +192,13 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
     Returns the faults of other columns, which another configuration has to mend.
     """
     faults = [
-        fault for fault in find_faults(path, threads, progress) if fault.remedy is not Remedy.BUILD
+        fault for fault in find_faults(path, threads, progress) if fault.remedy is Remedy.REPAIR
     ]
+    return strike(columns, faults)
+
+
+def strike(columns: Sequence[Column], faults: Sequence[Fault]) -> list[Fault]:
+    """Take shards of some columns that have faults out of the ledgers; returns the other faults."""
     own = {column.name: column for column in columns}
     for fault in faults:
         if fault.column in own and fault.shard is not None:
@@ -201,11 +206,11 @@ def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -
     return [fault for fault in faults if fault.column not in own]
 
 
-def _mend_column(path: Path, maker: Maker, crops: CropReader, *, is_damaged: bool) -> None:
+def _mend_column(path: Path, maker: Maker, reader: Reader, *, is_damaged: bool) -> None:
     """Write what describes a column anew, if its shards bear witness to the maker's recipe."""
     folder = path / maker.column
-    for constants in _possible_constants(folder, maker, crops):
-        column = planned_column(path, maker, crops, constants)
+    for constants in _possible_constants(folder, maker, reader):
+        column = planned_column(path, maker, reader, constants)
         if ledger.was_made_by(column):
             _write_over(column)
             return
@@ -230,16 +235,16 @@ def _write_over(column: Column) -> None:
             files.write_atomically(target, file.read_bytes())
 
 
-def _possible_constants(folder: Path, maker: Maker, crops: CropReader) -> Iterator[Constants]:
+def _possible_constants(folder: Path, maker: Maker, reader: Reader) -> Iterator[Constants]:
     """The constants of a column as they lie there, and as they are if measured once more."""
     constants: dict[str, Any] = {}
     try:
-        for name in maker.storage.constants:
+        for name in maker.constants:
             array: Any = zarr.open_array(folder / name, mode="r")
             constants[name] = np.asarray(array[...])
     except (OSError, ValueError, KeyError):
         pass
     else:
         yield constants
-    if maker.storage.constants:
-        yield measure(maker, crops)
+    if maker.constants:
+        yield maker.measure(reader)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from cache.layout import FEATURES, FLIPPED, PIXELS, VALID, ArraySpec, Column, Co
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.images.crop_batches import CropReader, Crops
+from stages.encode.building.token_batches import Batch, Reader
+from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
@@ -33,41 +35,64 @@ from stages.packages import OPTIONAL
 CROP_VERSION = 2
 AUTOENCODER_VERSION = 1
 ENCODER_VERSION = 1
+COMPONENTS_VERSION = 1
 
 MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
 
 Tensors = Mapping[str, Tensor]
+# Constants of a column, wherever they lie.
+Given = Mapping[str, Tensor | np.ndarray]
 
 
 @dataclass(frozen=True)
 class Maker:
     """Makes the rows of one column.
 
-    array: the name of its main array; recipe: without the constants; network: a batch of crops
-    to tensors by name [B, ...], the main one among them.
+    array: the name of its main array; recipe: without the constants; network: a batch, of crops
+    unless the column is derived from another one, to tensors by name [B, ...], the main one among
+    them.
     """
 
     column: str
     array: str
     recipe: Recipe
-    network: Callable[[Crops], Tensors]
+    network: Callable[[Any], Tensors]
 
     @property
     def storage(self) -> Storage:
         """How the main tensor is stored."""
         return STORAGES[str(self.recipe["storage"])]
 
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The names of the column's constants."""
+        return self.storage.constants
+
+    def shapes(self, values: Tensor) -> Tensors:
+        """The constants in shape and type, of any values [B, ...] of the main array."""
+        return self.storage.measure(values)
+
+    def measure(self, reader: Reader) -> Constants:
+        """The constants, from the first rows, which are a random sample."""
+        if not self.constants:
+            return {}
+        sample = reader.batches(range(min(len(reader.rows), self.storage.sample_rows)))
+        values = [self.network(one)[self.array][torch.from_numpy(one.valid)] for one in sample]
+        return {n: np.asarray(c.cpu()) for n, c in self.storage.measure(torch.cat(values)).items()}
+
+    def values(self, batch: Batch, constants: Given) -> Tensors:  # noqa: ARG002
+        """Tensors by name before they are stored. constants: of the column."""
+        return self.network(batch)
+
     @torch.inference_mode()
-    def encode(
-        self, crops: Crops, constants: Mapping[str, Tensor | np.ndarray]
-    ) -> dict[str, Tensor]:
-        """All arrays of the column for a batch of crops, zeros for those that are not valid."""
-        values = dict(self.network(crops))
+    def encode(self, batch: Batch, constants: Given) -> dict[str, Tensor]:
+        """All arrays of the column for a batch, zeros for images that are not valid."""
+        values = dict(self.values(batch, constants))
         main = values.pop(self.array)
         there = {n: torch.as_tensor(c, device=main.device) for n, c in constants.items()}
         arrays = dict(self.storage.encode(self.array, main, there))
         arrays |= {name: value.half() for name, value in values.items()}
-        valid = torch.from_numpy(crops.valid)
+        valid = torch.from_numpy(batch.valid)
         if not valid.all():
             mask = valid.to(main.device)
             arrays = {name: torch.where(_along(mask, a), a, 0) for name, a in arrays.items()}
@@ -107,6 +132,11 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
         recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
     if settings.dataset.pixels:
         recipes[PIXELS] = pixels_recipe(settings)
+    for name, components in settings.components.items():
+        for view in ("", FLIPPED) if settings.dataset.flip else ("",):
+            source: dict[str, RecipeValue] = {"source": features_column(components.encoder) + view}
+            source |= {"components_version": COMPONENTS_VERSION, "storage": "float16"}
+            recipes[features_column(name) + view] = source | components.recipe
     return recipes
 
 
@@ -216,37 +246,26 @@ def load_features_maker(
     return Maker(name, "tokens", recipe, lambda crops: network(crops.images))
 
 
-def open_column(path: Path, maker: Maker, crops: CropReader) -> Column:
+def open_column(path: Path, maker: Maker, reader: Reader) -> Column:
     """The column that a maker fills, made on first use and as long as the row table."""
     if not metadata.has_column(path, maker.column):
         metadata.create_column(
-            planned_column(path, maker, crops, measure(maker, crops)), provenance(maker.recipe)
+            planned_column(path, maker, reader, maker.measure(reader)), provenance(maker.recipe)
         )
-    column = metadata.read_column(path, maker.column, len(crops.rows))
+    column = metadata.read_column(path, maker.column, len(reader.rows))
     metadata.resize_column(column)
     return column
 
 
-def measure(maker: Maker, crops: CropReader) -> Constants:
-    """The constants of a maker's column, from the first rows, which are a random sample."""
-    if not maker.storage.constants:
-        return {}
-    sample = crops.batches(range(min(len(crops.rows), maker.storage.sample_rows)))
-    values = [maker.network(batch)[maker.array][torch.from_numpy(batch.valid)] for batch in sample]
-    return {n: np.asarray(c.cpu()) for n, c in maker.storage.measure(torch.cat(values)).items()}
-
-
-def planned_column(path: Path, maker: Maker, crops: CropReader, constants: Constants) -> Column:
+def planned_column(path: Path, maker: Maker, reader: Reader, constants: Constants) -> Column:
     """The column that a maker fills, with these constants."""
-    sample, rows_per_shard = (
-        next(crops.batches(range(1))),
-        metadata.root_attributes(path)["rows_per_shard"],
-    )
-    return column_of(path, maker, sample, constants, len(crops.rows), rows_per_shard)
+    sample = next(reader.batches(range(1)))
+    rows_per_shard = metadata.root_attributes(path)["rows_per_shard"]
+    return column_of(path, maker, sample, constants, len(reader.rows), rows_per_shard)
 
 
 def column_of(
-    path: Path, maker: Maker, sample: Crops, constants: Constants, rows: int, rows_per_shard: int
+    path: Path, maker: Maker, sample: Batch, constants: Constants, rows: int, rows_per_shard: int
 ) -> Column:
     """The column that a maker fills for so many rows, by what it makes of a sample."""
     arrays = maker.encode(sample, constants)

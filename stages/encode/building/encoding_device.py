@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from cache.layout import Column
 from stages.encode.building.columns import Maker
-from stages.encode.images.crop_batches import Crops
+from stages.encode.building.token_batches import Batch
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,19 +37,28 @@ class Device:
         self._lock = threading.Lock()
         self._constants: dict[str, dict[str, Tensor]] = {}
 
-    def encode(self, crops: Crops, jobs: Sequence[Job]) -> "Encoded":
-        """Compute columns of a batch of crops; a GPU goes on with it after this returns."""
+    def encode(self, batch: Batch, jobs: Sequence[Job]) -> "Encoded":
+        """Compute columns of a batch; a GPU goes on with it after this returns."""
         is_cuda = self._device.type == "cuda"
         selected: AbstractContextManager[object] = (
             torch.cuda.device(self._device) if is_cuda else nullcontext()
         )
         with self._lock, selected:
-            start = _now(is_cuda)
-            there = crops.to(self._device)
-            tensors = [_on_host(self._make(there, job), is_cuda) for job in jobs]
-            return Encoded(tensors, start, _now(is_cuda))
+            moments = [_now(is_cuda)]
+            there, tensors = batch.to(self._device), []
+            for job in jobs:
+                tensors.append(_on_host(self._make(there, job), is_cuda))
+                moments.append(_now(is_cuda))
+            return Encoded(tensors, moments)
 
-    def _make(self, crops: Crops, job: Job) -> dict[str, Tensor]:
+    @cached_property
+    def name(self) -> str:
+        """What computes: the model of the GPU, or the kind of device."""
+        if self._device.type == "cuda":
+            return str(torch.cuda.get_device_name(self._device))
+        return self._device.type
+
+    def _make(self, batch: Batch, job: Job) -> dict[str, Tensor]:
         column = job.column
         if column.name not in self._constants:
             # Once: a copy from ordinary memory has to wait for all that the device has to do.
@@ -55,27 +66,26 @@ class Device:
                 name: torch.from_numpy(values).to(self._device)
                 for name, values in column.constants.items()
             }
-        return job.maker.encode(crops[job.done :], self._constants[column.name])
+        return job.maker.encode(batch[job.done :], self._constants[column.name])
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Tensors on their way from the device.
 
-    start, end: moments in the device's own time, between which it was busy with them.
+    moments: in the device's own time, before the first column and after each.
     """
 
     _tensors: Sequence[Mapping[str, Tensor]]
-    _start: Any
-    _end: Any
+    _moments: Sequence[Any]
 
-    def wait(self) -> tuple[list[Arrays], float]:
-        """The arrays of every column, and the seconds that the device was busy with them."""
-        if isinstance(self._end, float):
-            seconds = self._end - self._start
+    def wait(self) -> tuple[list[Arrays], list[float]]:
+        """The arrays of every column, and the seconds that the device was busy with each."""
+        if isinstance(self._moments[-1], float):
+            seconds = [end - start for start, end in pairwise(self._moments)]
         else:
-            self._end.synchronize()
-            seconds = self._start.elapsed_time(self._end) / 1000
+            self._moments[-1].synchronize()
+            seconds = [start.elapsed_time(end) / 1000 for start, end in pairwise(self._moments)]
         arrays = [{n: np.asarray(t) for n, t in tensors.items()} for tensors in self._tensors]
         return arrays, seconds
 

@@ -5,11 +5,11 @@ Crops are decoded ahead by a pool of threads, one thread feeds the device, and a
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from cache.reader import PartialReader
 from cache.writer import ShardWriter
 from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device, Encoded, Job
-from stages.encode.images.crop_batches import CropReader, Crops
+from stages.encode.building.token_batches import Batch, Reader
 from stages.progress import Advance, say
 
 Item = TypeVar("Item")
@@ -40,7 +40,8 @@ class Counts:
     """Work that was done.
 
     shards: of all columns; bytes: before compression; device, disk: seconds in which they were
-    busy; decoding: seconds in which the device had to wait for crops.
+    busy; decoding: seconds in which the device had to wait for crops; encoded, seconds: images,
+    and the device's seconds for them, by column and name of the device.
     """
 
     images: int = 0
@@ -49,9 +50,12 @@ class Counts:
     device: float = 0.0
     decoding: float = 0.0
     disk: float = 0.0
+    encoded: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        names = (own.name for own in fields(self))
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def note(self, seconds: float) -> str:
         """The shares of a time, summed over devices, that were spent on what."""
@@ -129,7 +133,7 @@ class ShardEncoder:
     """Makes shards of columns that nobody else is making."""
 
     work: Work
-    crops: CropReader
+    reader: Reader
     device: Device
     meter: Meter
     locks: BuildLocks
@@ -146,13 +150,13 @@ class ShardEncoder:
             # Should anything fail, what is computed is written nevertheless.
             disk = stack.enter_context(ThreadPoolExecutor(1))
             opened = self._opened(shards, claimed, files)
-            batches = stack.enter_context(closing(self.crops.tagged_batches(opened)))
-            for shard, crops in self.meter.decoded(batches):
+            batches = stack.enter_context(closing(self.reader.tagged_batches(opened)))
+            for shard, batch in self.meter.decoded(batches):
                 if len(writes) == BATCHES_IN_FLIGHT:
                     writes.popleft().result()
-                jobs = shard.jobs(crops)
-                made = self.device.encode(crops, jobs)
-                writes.append(disk.submit(self._write, shard, jobs, made, len(crops)))
+                jobs = shard.jobs(batch)
+                made = self.device.encode(batch, jobs)
+                writes.append(disk.submit(self._write, shard, jobs, made, len(batch)))
             for write in writes:
                 write.result()
         return claimed
@@ -177,13 +181,13 @@ class ShardEncoder:
 
     def _lacking(self, number: int) -> Work:
         """The columns that do not have a shard, and their makers."""
-        rows = self.crops.rows
+        rows = self.reader.rows
         return [(c, maker) for c, maker in self.work if ledger.is_missing(c, rows, number)]
 
     def _open(self, number: int, work: Work, files: ExitStack) -> tuple["OpenShard", range]:
         columns = [column for column, _ in work]
         span = columns[0].shard_rows(number)
-        images = self.crops.rows.digest(span)
+        images = self.reader.rows.digest(span)
         writers = {}
         for column in columns:
             writers[column.name] = files.enter_context(ShardWriter(column, number, images))
@@ -205,16 +209,26 @@ class ShardEncoder:
                 shard.files.close()
                 self.meter.add(Counts(shards=len(shard.work)))
         written = sum(array.nbytes for arrays in made for array in arrays.values())
-        self.meter.add(Counts(images=images, bytes=written, device=seconds))
+        names = [(job.column.name, self.device.name) for job in jobs]
+        rows = [len(next(iter(arrays.values()))) for arrays in made]
+        self.meter.add(
+            Counts(
+                images=images,
+                bytes=written,
+                device=sum(seconds),
+                encoded=Counter(dict(zip(names, rows, strict=True))),
+                seconds=Counter(dict(zip(names, seconds, strict=True))),
+            )
+        )
 
     def _keep_finished_rows(self, column: Column, shard: int, writer: ShardWriter) -> None:
         """Copy the rows that were encoded before images were added to the shard."""
-        count = ledger.finished_rows(column, self.crops.rows, shard)
+        count = ledger.finished_rows(column, self.reader.rows, shard)
         span = column.shard_rows(shard)[:count]
         try:
             reader = PartialReader(column)
-            for start in range(span.start, span.stop, self.crops.batch_size):
-                rows = np.arange(start, min(start + self.crops.batch_size, span.stop))
+            for start in range(span.start, span.stop, self.reader.batch_size):
+                rows = np.arange(start, min(start + self.reader.batch_size, span.stop))
                 writer.write(reader.read(rows))
         except (DamagedCacheError, IncompleteCacheError, OSError):
             # Whatever cannot be copied is encoded again.
@@ -241,12 +255,12 @@ class OpenShard:
         """Whether all rows of all columns are in the files."""
         return all(writer.written == self.rows for writer in self.writers.values())
 
-    def jobs(self, crops: Crops) -> list[Job]:
+    def jobs(self, batch: Batch) -> list[Job]:
         """What to make of the next batch: columns that do not have its rows yet."""
         done = [max(self.kept[column.name] - self.begun, 0) for column, _ in self.work]
-        self.begun += len(crops)
+        self.begun += len(batch)
         return [
             Job(column, maker, count)
             for (column, maker), count in zip(self.work, done, strict=True)
-            if count < len(crops)
+            if count < len(batch)
         ]

@@ -4,10 +4,10 @@ B images, S their side in px, C latent channels, h and w the latent's sides.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ BATCHES_AHEAD = 2
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 Tag = TypeVar("Tag")
+Whole = TypeVar("Whole", covariant=True)
 
 
 class ImageError(RepaCacheError):
@@ -113,20 +114,7 @@ class CropReader:
 
         The next group is asked for when the last one is not yet through.
         """
-        ahead: deque[tuple[Tag, _Batch]] = deque()
-        try:
-            for tag, rows in groups:
-                for start in range(0, len(rows), self.batch_size):
-                    ahead.append((tag, _Batch(self, rows[start : start + self.batch_size])))
-                    if len(ahead) > BATCHES_AHEAD:
-                        yield ahead[0][0], ahead[0][1].whole.result()
-                        ahead.popleft()
-            while ahead:
-                yield ahead[0][0], ahead[0][1].whole.result()
-                ahead.popleft()
-        finally:
-            for _, batch in ahead:
-                batch.cancel()
+        return read_ahead(groups, self.batch_size, lambda rows: _Batch(self, rows))
 
     def stored_rows(self, rows: Sequence[int]) -> frozenset[int]:
         """Which of some rows have their crop in the cache."""
@@ -197,6 +185,36 @@ class _Crop:
     moments: npt.NDArray[np.float32] | None = None
 
 
+class Pending(Protocol[Whole]):
+    """A batch that is being read: a future, or several as one."""
+
+    def result(self) -> Whole: ...
+
+    def cancel(self) -> object: ...
+
+
+def read_ahead(
+    groups: Iterable[tuple[Tag, Sequence[int]]],
+    batch_size: int,
+    begin: Callable[[Sequence[int]], Pending[Whole]],
+) -> Generator[tuple[Tag, Whole]]:
+    """The batches of groups of rows, each with its group's tag. begin: reading one."""
+    ahead: deque[tuple[Tag, Pending[Whole]]] = deque()
+    try:
+        for tag, rows in groups:
+            for start in range(0, len(rows), batch_size):
+                ahead.append((tag, begin(rows[start : start + batch_size])))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead[0][0], ahead[0][1].result()
+                    ahead.popleft()
+        while ahead:
+            yield ahead[0][0], ahead[0][1].result()
+            ahead.popleft()
+    finally:
+        for _, batch in ahead:
+            batch.cancel()
+
+
 class _Batch:
     """A batch that a pool is decoding: its crops, and the whole of them."""
 
@@ -206,11 +224,15 @@ class _Batch:
             reader.pool.submit(reader.crop, row, is_stored=row in stored) for row in rows
         ]
         # It waits for crops that the pool has begun before it, so that it cannot wait for ever.
-        self.whole = reader.pool.submit(_assemble, self._crops, pin_memory=reader.pin_memory)
+        self._whole = reader.pool.submit(_assemble, self._crops, pin_memory=reader.pin_memory)
+
+    def result(self) -> Crops:
+        """The batch, once it is there."""
+        return self._whole.result()
 
     def cancel(self) -> None:
         """Give up what has not begun."""
-        self.whole.cancel()
+        self._whole.cancel()
         for crop in self._crops:
             crop.cancel()
 

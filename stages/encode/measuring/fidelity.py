@@ -3,7 +3,7 @@
 R rows, T tokens, D features.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from cache.layout import Constants
 from cache.metadata import check_recipe
 from cache.order import evenly
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import Maker, load_makers
-from stages.encode.images.crop_batches import Crops
+from stages.encode.building.components import components_columns, open_components
+from stages.encode.building.token_batches import Batch, Reader
+from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.crop_sources import open_crops, open_source
 from stages.progress import progress
 
@@ -53,23 +56,39 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
         crops = open_crops(settings, source, cache.rows, pool, device)
         if source is not None:
             crops = replace(crops, stored=None)
-        for maker in load_makers(settings, device):
+        for maker, inputs in _with_readers(settings, crops, device):
             reader = cache.column(maker.column)
             check_recipe(reader.column, maker.recipe)
             valid = np.flatnonzero(reader.valid)
             rows = evenly(valid, count)
-            fresh = encoded_again(maker, crops.batches(rows.tolist()), len(rows))
+            batches, constants = inputs.batches(rows.tolist()), reader.column.constants
+            fresh = encoded_again(maker, batches, len(rows), constants)
             stored = torch.from_numpy(reader.values(maker.array, rows))
             measured.append(_compare(maker, stored, fresh))
     return measured
 
 
-def encoded_again(maker: Maker, batches: Iterable[Crops], count: int) -> Tensor:
-    """What the network gives for batches of `count` crops in all, float32 [R, ...] on the CPU."""
+def _with_readers(
+    settings: EncodeSettings, crops: CropReader, device: torch.device
+) -> Iterator[tuple[Maker, Reader]]:
+    """What makes each column, and the reader of what it is made of."""
+    for maker in load_makers(settings, device):
+        yield maker, crops
+    for name in components_columns(settings):
+        yield open_components(settings, name, crops.rows, crops.pool, device)
+
+
+def encoded_again(
+    maker: Maker, batches: Iterable[Batch], count: int, constants: Constants | None = None
+) -> Tensor:
+    """What is stored of batches of `count` images in all, float32 [R, ...] on the CPU.
+
+    constants: of the column.
+    """
     values = []
     with progress(f"{maker.column} again", count, "images") as advance:
         for batch in batches:
-            values.append(maker.network(batch)[maker.array].cpu())
+            values.append(maker.values(batch, constants or {})[maker.array].cpu())
             advance(len(batch), "")
     return torch.cat(values)
 

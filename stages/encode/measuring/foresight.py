@@ -19,6 +19,12 @@ from cache.sizes import sample_table
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.cache_setup import check_layout
 from stages.encode.building.columns import Maker, column_of, declared_recipes, load_makers
+from stages.encode.building.components import (
+    check_components,
+    components_columns,
+    components_maker,
+)
+from stages.encode.building.token_batches import Batch, TokenBatch
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import Source, SourceError
@@ -55,6 +61,11 @@ class ForeseenColumn:
     flops: float
     missing_rows: int
     missing_shards: int
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it is made of another column, for which no image is read."""
+        return "source" in self.column.recipe
 
 
 def count_images(settings: EncodeSettings, count: int | None) -> Images:
@@ -99,13 +110,22 @@ def foresee(settings: EncodeSettings, images: Images) -> list[ForeseenColumn]:
     sample = _sample(settings)
     # Shapes and operations are the same in half precision, which the meta device lacks.
     makers = load_makers(settings.in_precision("float32"), META, untrained=True)
-    foreseen = []
-    for maker in makers:
-        column, flops = _sketch(settings, maker, sample, images.count)
-        made = _finished(settings, column, images.cached)
-        rows = column.rows - sum(len(column.shard_rows(shard)) for shard in made)
-        foreseen.append(ForeseenColumn(column, flops, rows, column.shards - len(made)))
-    return foreseen
+    check_components(settings, makers, META)
+    sketches = {maker.column: _sketch(settings, maker, sample, images.count) for maker in makers}
+    for name in components_columns(settings):
+        maker = components_maker(settings, name, META)
+        features = sketches[str(maker.recipe["source"])][0].array(maker.array).row_shape
+        tokens = TokenBatch(torch.empty(1, *features, device=META), np.ones(1, np.bool_))
+        sketches[name] = _sketch(settings, maker, tokens, images.count)
+    return [_foreseen(settings, *sketch, images.cached) for sketch in sketches.values()]
+
+
+def _foreseen(
+    settings: EncodeSettings, column: Column, flops: float, cached: RowTable | None
+) -> ForeseenColumn:
+    made = _finished(settings, column, cached)
+    rows = column.rows - sum(len(column.shard_rows(shard)) for shard in made)
+    return ForeseenColumn(column, flops, rows, column.shards - len(made))
 
 
 def _sample(settings: EncodeSettings) -> Crops:
@@ -119,7 +139,7 @@ def _sample(settings: EncodeSettings) -> Crops:
 
 
 def _sketch(
-    settings: EncodeSettings, maker: Maker, sample: Crops, rows: int
+    settings: EncodeSettings, maker: Maker, sample: Batch, rows: int
 ) -> tuple[Column, float]:
     """The column that a maker fills, and the operations of its network for one image."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -127,7 +147,7 @@ def _sketch(
     # Constants take their space, whatever their values are.
     constants = {
         name: np.ones(tuple(constant.shape), str(constant.dtype).removeprefix("torch."))
-        for name, constant in maker.storage.measure(values[maker.array]).items()
+        for name, constant in maker.shapes(values[maker.array]).items()
     }
     known = replace(maker, network=lambda _: values)
     cache = settings.cache

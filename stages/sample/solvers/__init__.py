@@ -13,9 +13,9 @@ from stages.sample.solvers.solver import Solver
 
 # The first of a family is its paper's.
 SOLVERS: Mapping[str, Solver] = {
-    "euler-maruyama": Solver("SiT", flow.euler_maruyama),
-    "euler": Solver("SiT", flow.euler),
-    "heun": Solver("SiT", flow.heun),
+    "euler-maruyama": Solver("SiT", flow.euler_maruyama, has_grid=True),
+    "euler": Solver("SiT", flow.euler, has_grid=True),
+    "heun": Solver("SiT", flow.heun, has_grid=True),
     "dopri5": Solver("SiT", flow.dopri5, package="torchode", options=flow.Tolerances),
     "ddpm": Solver("DiT", respaced.ddpm, respaced.too_many_steps),
     "ddim": Solver("DiT", respaced.ddim, respaced.uneven_steps),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat  # noqa: TC002 - pydantic reads it
 
-from stages.model.interpolants import INTERPOLANTS
+from stages.model.interpolants import INTERPOLANTS, shifted
 from stages.packages import needs
 from stages.sample.solvers.solver import SampleError, SolverOptions
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def euler(problem: Problem) -> Tensor:
     """First-order steps of the probability flow."""
     state = problem.start
-    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
+    for time, after in pairwise(_grid(problem, 0, problem.steps + 1)):
         state = state + (after - time) * problem.field(state, time, time)
     return state
 
@@ -32,7 +32,7 @@ def euler(problem: Problem) -> Tensor:
 def heun(problem: Problem) -> Tensor:
     """Second-order steps of the probability flow; the last one is of first order."""
     state = problem.start
-    for time, after in pairwise(_evenly(1, 0, problem.steps + 1)):
+    for time, after in pairwise(_grid(problem, 0, problem.steps + 1)):
         slope = problem.field(state, time, time)
         ahead = state + (after - time) * slope
         if after > 0:
@@ -48,7 +48,7 @@ def euler_maruyama(problem: Problem) -> Tensor:
     The grid is even from 1 to 0.04 and then jumps to 0; the jump adds no noise.
     """
     state = problem.start
-    grid = [*_evenly(1, 0.04, problem.steps), 0.0]
+    grid = [*_grid(problem, 0.04, problem.steps), 0.0]
     for number, (time, after) in enumerate(pairwise(grid)):
         diffusion = 2 * time
         velocity = problem.field(state, time, time)
@@ -60,12 +60,13 @@ def euler_maruyama(problem: Problem) -> Tensor:
     return state
 
 
-def _evenly(first: float, last: float, count: int) -> list[float]:
-    """Times with equal steps between them, both ends included."""
+def _grid(problem: Problem, last: float, count: int) -> list[float]:
+    """Times from 1 on with equal steps between them, and the last included, all of them shifted."""
     import torch
 
-    times: list[float] = torch.linspace(first, last, count, dtype=torch.float64).tolist()
-    return times
+    times = shifted(torch.linspace(1, last, count, dtype=torch.float64), problem.shift)
+    grid: list[float] = times.tolist()
+    return grid
 
 
 def score(interpolant: str, velocity: Tensor, state: Tensor, time: float) -> Tensor:

@@ -37,7 +37,8 @@ class Problem:
 
     field: what the model predicts; start: standard normals [B, C, h, w] in float64; steps: how
     many to make; interpolant: of SiT; noise: number of a draw, counted from 0, to standard
-    normals like `start`; options: of the class that the solver names.
+    normals like `start`; options: of the class that the solver names; shift: of the times of its
+    grid towards noise, if it has one.
     """
 
     field: Field
@@ -46,6 +47,7 @@ class Problem:
     interpolant: str
     noise: Callable[[int], Tensor]
     options: SolverOptions
+    shift: float = 1.0
 
 
 class Solver(NamedTuple):
@@ -53,7 +55,7 @@ class Solver(NamedTuple):
 
     solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
     of steps, if anything is; package: that it needs beyond those that are always installed;
-    options: the settings that it has alone.
+    options: the settings that it has alone; has_grid: of times, which can be shifted.
     """
 
     family: str
@@ -61,3 +63,4 @@ class Solver(NamedTuple):
     problem_with: Callable[[int], str | None] = lambda _: None
     package: str | None = None
     options: type[SolverOptions] = SolverOptions
+    has_grid: bool = False

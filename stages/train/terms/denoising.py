@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from stages.model.interpolants import interpolate, lognormal_time
-from stages.model.sizes import DIFFUSION_STEPS
+from stages.model.interpolants import Shift, interpolate, lognormal_time, shift_of, shifted
+from stages.model.sizes import DIFFUSION_STEPS, LATENTS
 from stages.setting_types import OneOf
 from stages.train.terms.term import Seen, Term
 
@@ -23,8 +23,11 @@ class Objective(Term):
     """The term that every run has: it decides times, the model's input and its target."""
 
     @abstractmethod
-    def times(self, draw: DrawTimes) -> Tensor:
-        """Times for the images of a step, [B], in the unit that the model takes."""
+    def times(self, draw: DrawTimes, latent: tuple[int, ...]) -> Tensor:
+        """Times for the images of a step, [B], in the unit that the model takes.
+
+        latent: the shape (C, h, w) of what is made noisy.
+        """
 
     @abstractmethod
     def level(self, time: Tensor) -> Tensor:
@@ -48,17 +51,21 @@ class Velocity(Objective):
     """The path from data to noise."""
     distribution: Literal["uniform", "lognormal"] = "uniform"
     """Of times."""
+    shift: Shift | None = None
+    """Of times towards noise."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return ("denoising",)
 
-    def times(self, draw: DrawTimes) -> Tensor:
+    def times(self, draw: DrawTimes, latent: tuple[int, ...]) -> Tensor:
         import torch
 
         if self.distribution == "uniform":
-            return draw(torch.rand)
-        return lognormal_time(self.interpolant, draw(torch.randn))
+            time = draw(torch.rand)
+        else:
+            time = lognormal_time(self.interpolant, draw(torch.randn))
+        return shifted(time, shift_of(self.shift, latent))
 
     def level(self, time: Tensor) -> Tensor:
         return time
@@ -70,7 +77,8 @@ class Velocity(Objective):
         return interpolate(self.interpolant, clean, noise, time)
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
-        return [_squared_error(seen.prediction, seen.target)]
+        latents = seen.streams[LATENTS]
+        return [squared_error(latents.prediction, latents.target)]
 
 
 class NoiseAndVariance(Objective):
@@ -86,7 +94,7 @@ class NoiseAndVariance(Objective):
     def names(self) -> tuple[str, ...]:
         return ("denoising", "bound")
 
-    def times(self, draw: DrawTimes) -> Tensor:
+    def times(self, draw: DrawTimes, latent: tuple[int, ...]) -> Tensor:  # noqa: ARG002
         import torch
 
         return (draw(torch.rand) * DIFFUSION_STEPS).long()
@@ -105,11 +113,12 @@ class NoiseAndVariance(Objective):
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         from stages.model.diffusion import variational_bound
 
-        mean, fraction = seen.prediction.float().chunk(2, dim=1)
-        bound = variational_bound(seen.clean, seen.noisy, seen.time, mean.detach(), fraction)
-        return [_squared_error(mean, seen.target), bound]
+        latents = seen.streams[LATENTS]
+        mean, fraction = latents.prediction.float().chunk(2, dim=1)
+        bound = variational_bound(latents.clean, latents.noisy, seen.time, mean.detach(), fraction)
+        return [squared_error(mean, latents.target), bound]
 
 
-def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each image, [B], in float32."""
     return (predicted.float() - target.float()).square().flatten(1).mean(1)

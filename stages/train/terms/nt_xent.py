@@ -5,7 +5,7 @@ N tokens of all images, D features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
@@ -25,12 +25,14 @@ class NTXent(Alignment):
     targets, with the targets of all processes.
     """
 
-    compares_images: ClassVar[bool] = True
-
     kind: Literal["nt-xent"] = "nt-xent"
     """Which loss it is."""
     temperature: PositiveFloat = 0.1
     """That cosines are divided by."""
+
+    @property
+    def compares_images(self) -> bool:
+        return True
 
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
         import torch

@@ -1,12 +1,13 @@
 """The terms of a run: the names of their losses, what they read, and which are part of a step."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from stages.train.terms.denoising import NoiseAndVariance, Objective, Velocity
-from stages.train.terms.term import Term
+from stages.train.terms.joint import Joint
+from stages.train.terms.term import Shapes, Term
 from stages.train.train_settings import TrainSettings
 
 
@@ -14,7 +15,9 @@ def objective_of(settings: TrainSettings) -> Objective:
     """The denoising objective of a run."""
     if settings.family == "DiT":
         return NoiseAndVariance()
-    return Velocity(interpolant=settings.interpolant, distribution=settings.times)
+    return Velocity(
+        interpolant=settings.interpolant, distribution=settings.times, shift=settings.time_shift
+    )
 
 
 class RunTerm(NamedTuple):
@@ -58,8 +61,21 @@ class RunTerms:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each loss in the total."""
-        return tuple(one.term.weight for one in self.every for _ in one.names)
+        """Of each loss in the total, before any of them fades; less than 0 of what is maximised."""
+        return tuple(
+            -one.term.weight if one.term.is_maximised else one.term.weight
+            for one in self.every
+            for _ in one.names
+        )
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The number of each loss's term."""
+        return tuple(one.number for one in self.every for _ in one.names)
+
+    def shares(self, step: int) -> Mapping[int, float]:
+        """How much of its weight each term has at a step, by number, if that changes."""
+        return {one.number: one.term.share(step) for one in self.every if one.term.has_schedule}
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -71,6 +87,19 @@ class RunTerms:
         """The blocks whose output is seen."""
         return frozenset(depth for one in self.every for depth in one.term.depths)
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        """What is drawn for them, and its shape for an image. latent: (C, h, w)."""
-        return {name: shape for one in self.every for name, shape in one.term.draws(latent).items()}
+    @property
+    def teacher_depths(self) -> frozenset[int]:
+        """The blocks of the teacher whose output is seen."""
+        return frozenset(depth for one in self.every for depth in one.term.teacher_depths)
+
+    def draws(self, shapes_of: Callable[[Term], Shapes]) -> Mapping[str, tuple[int, ...]]:
+        """What is drawn for them, and its shape for an image."""
+        terms = (one.term for one in self.every)
+        return {
+            name: shape for term in terms for name, shape in term.draws(shapes_of(term)).items()
+        }
+
+    @property
+    def joint(self) -> tuple[Joint, ...]:
+        """What is diffused along with the latents."""
+        return tuple(one.term for one in self.every if isinstance(one.term, Joint))

@@ -7,16 +7,20 @@ channels, h and w the latent's sides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self, final
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from stages.model.sizes import LATENTS
 from stages.setting_types import Count, Settings
+from stages.train.terms.time_weights import AnyTimeWeight, Uniform
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from stages.train.train_settings import TrainSettings
 
 # Images of a step and what is drawn for them are asked for by name.
 Named = Mapping[str, "Tensor"]
@@ -24,13 +28,37 @@ Named = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Shapes:
-    """The sizes that a term's module depends on.
+    """The sizes that a term depends on.
 
-    width: W; arrays: of an image, by the names of the arrays that the term reads.
+    width: W; latent: (C, h, w); arrays: of an image, by the names of the arrays that the term
+    reads.
     """
 
     width: int
+    latent: tuple[int, ...]
     arrays: Mapping[str, tuple[int, ...]]
+
+
+class Posed(NamedTuple):
+    """What is diffused of B images, such as latents [B, C, h, w]; all are of one shape.
+
+    noisy: the model's input; target: what its prediction is to be.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    noisy: Tensor
+    target: Tensor
+
+
+class Streamed(NamedTuple):
+    """The same, with the model's prediction, which for DiT has a variance beside each channel."""
+
+    clean: Tensor
+    noise: Tensor
+    noisy: Tensor
+    target: Tensor
+    prediction: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,22 +67,20 @@ class Seen:
 
     batch: the cached arrays that it reads, float32, besides `moments` [B, 2C, h, w] and `labels`
     [B]; drawn: what it asked for, besides `posterior` and `noise` [B, C, h, w]; time: [B], in the
-    unit of the model; level: [B], the same from 0, clean, to 1, noise; clean, noisy, target:
-    [B, C, h, w], the latents, the model's input, and what its prediction is to be; prediction:
-    [B, C or 2C, h, w]; hidden: tokens [B, T, W] behind blocks, by the blocks' numbers from 1;
-    projected: what the term's own module made of them.
+    unit of the model; level: [B], the same from 0, clean, to 1, noise; streams: what is diffused,
+    by the names of `stages.model.streams`; hidden: tokens [B, T, W] of patches behind blocks, by
+    the blocks' numbers from 1; projected: what the term's own module made of hidden tokens;
+    taught: those of the teacher that the term asks for, without gradient.
     """
 
     batch: Named
     drawn: Named
     time: Tensor
     level: Tensor
-    clean: Tensor
-    noisy: Tensor
-    target: Tensor
-    prediction: Tensor
+    streams: Mapping[str, Streamed]
     hidden: Mapping[int, Tensor]
     projected: Tensor | None = None
+    taught: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Term(Settings, ABC):
@@ -64,19 +90,36 @@ class Term(Settings, ABC):
     torch where it computes: configurations are checked without it.
 
     module_list: the list of the model's that holds the term's module, by the name that published
-    code gives it; compares_images: whether an image's loss depends on the others of its batch,
-    which then cannot be computed in parts.
+    code gives it; is_maximised: whether its losses are subtracted from the total; least_images:
+    that a process has to have at a step; needs_latent_mean: whether sampling from the run takes the
+    mean of the latents that it was trained on.
     """
 
     module_list: ClassVar[str] = "projectors"
-    compares_images: ClassVar[bool] = False
+    is_maximised: ClassVar[bool] = False
+    least_images: ClassVar[int] = 1
+    needs_latent_mean: ClassVar[bool] = False
 
     kind: str
     """Which loss it is."""
     weight: NonNegativeFloat = 1.0
     """Of this loss in the total."""
     until: Count | None = None
-    """The step at which it ends, if before the last one."""
+    """The step at which it ends, if before the last one. HASTE (arXiv 2505.16792) ends alignment at
+    100,000 for SiT-B (of block 5) and at 250,000 for L and XL (of block 8)."""
+    fade: NonNegativeInt = 0
+    """Steps before `until` over which its weight falls linearly to 0; 0 for a sudden end."""
+
+    @model_validator(mode="after")
+    def _check_fade(self) -> Self:
+        if self.fade > (self.until or 0):
+            end = "there is no until" if self.until is None else f"until is {self.until}"
+            raise ValueError(f"fade: {self.fade} steps before an end, but {end}")
+        return self
+
+    def settled(self, blocks: int) -> Self:  # noqa: ARG002
+        """The same for a model of so many blocks, if it leaves anything to their number."""
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,21 +137,65 @@ class Term(Settings, ABC):
         return ()
 
     @property
+    def on_grid(self) -> tuple[str, ...]:
+        """Encoders whose tokens have to lie on the transformer's grid."""
+        return self.encoders
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """The blocks, counted from 1, whose output it sees."""
         return ()
 
-    def draws(self, latent: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
-        """Standard normal numbers that it needs: for each name the shape for one image.
+    @property
+    def teacher_depths(self) -> tuple[int, ...]:
+        """The blocks of the model's moving average, its teacher, whose output it sees."""
+        return ()
 
-        latent: (C, h, w).
-        """
+    def teacher_level(self, level: Tensor, drawn: Named) -> Tensor:  # noqa: ARG002
+        """The levels of noise [B] at which the teacher sees the images, given the model's."""
+        return level
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether an image's loss depends on the others of its batch: it is computed as a whole."""
+        return False
+
+    @property
+    def sees_class_token(self) -> bool:
+        """Whether its module takes the hidden class token, too, in front of the patches."""
+        return False
+
+    def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        """Standard normal numbers that it needs: for each name the shape for one image."""
         return {}
+
+    def model_options(self, shapes: Shapes) -> Mapping[str, Any]:  # noqa: ARG002
+        """Fields of the transformer's configuration that it decides."""
+        return {}
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:  # noqa: ARG002
+        """What of it does not fit the rest of `[train]`: a line each, beginning with a key."""
+        return iter(())
 
     @final
     def is_active(self, step: int) -> bool:
         """Whether it is part of a step, counted from 0: of all before `until`."""
         return self.until is None or step < self.until
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its share changes while it is active."""
+        return self.fade > 0
+
+    def share(self, step: int) -> float:
+        """How much of its weight it has at a step at which it is active, from 0 to 1."""
+        if self.until is None or not self.fade:
+            return 1.0
+        return min(1.0, (self.until - step) / self.fade)
+
+    def lender(self, train: TrainSettings) -> Term | None:  # noqa: ARG002
+        """The entry whose module it uses, in the place of one of its own."""
+        return None
 
     def make_module(self, shapes: Shapes) -> nn.Module | None:  # noqa: ARG002
         """What it trains beside the model: from its hidden states to its `projected`."""
@@ -134,6 +221,12 @@ class Alignment(Term):
     """Of this loss in the total."""
     projector_width: Annotated[int, Field(gt=0, le=2**20)] = 2048
     """Of the projector's hidden layers."""
+    time_weight: AnyTimeWeight = Uniform()
+    """How much an image counts by its level of noise (VA-REPA), by default all alike. The mean is
+    over the weights of a process's batch."""
+    purify: bool = False
+    """Whether tokens are aligned to what a least-squares fit from the clean latents leaves of them
+    (LAP), one fit for each batch of a process. Class tokens stay as they are."""
 
     # Whether a token's length matters; if not, int8 tokens are read without their scales.
     needs_lengths: ClassVar[bool] = False
@@ -149,7 +242,7 @@ class Alignment(Term):
     @property
     def tokens(self) -> str:
         """The name of the encoder's tokens among the arrays that it reads."""
-        return f"{self.encoder}/{'tokens' if self.needs_lengths else 'directions'}"
+        return f"{self.encoder}/{'tokens' if self.needs_lengths or self.purify else 'directions'}"
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -158,6 +251,15 @@ class Alignment(Term):
     @property
     def depths(self) -> tuple[int, ...]:
         return (self.depth,)
+
+    @property
+    def compares_images(self) -> bool:
+        return self.purify or self.time_weight != Uniform()
+
+    def problems(self, train: TrainSettings) -> Iterator[str]:
+        path = train.interpolant if train.family == "SiT" else f"schedule of {train.family}"
+        if self.time_weight.kind == "snr" and path != "linear":
+            yield f"time_weight: 'snr' is that of the linear path, not of the {path}"
 
     def make_module(self, shapes: Shapes) -> nn.Module:
         from stages.model.blocks import MLPProjector
@@ -170,7 +272,17 @@ class Alignment(Term):
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         assert seen.projected is not None
-        return [self.loss(seen.projected.float(), seen.batch[self.tokens].float())]
+        tokens = seen.batch[self.tokens].float()
+        if self.purify:
+            from stages.train.terms.purification import purified
+
+            tokens = purified(tokens, seen.streams[LATENTS].clean)
+        losses = self.loss(seen.projected.float(), self.targets(tokens, seen.batch))
+        return [self.time_weight.weighted(losses, seen.level)]
+
+    def targets(self, tokens: Tensor, batch: Named) -> Tensor:  # noqa: ARG002
+        """What projected tokens are compared with, [B, T, D], of the encoder's. All are float32."""
+        return tokens
 
     @abstractmethod
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""The shape of a model, as its configuration or the tensors of a file tell it."""
+
+import math
+from dataclasses import dataclass, fields
+
+from stages.model.transformer import TransformerConfig
+from stages.weights.published import CLASS_TOKENS, HEAD, Found, WeightsError, count_below
+
+PATCHES = "x_embedder.proj.weight"
+POSITIONS = "pos_embed"
+LABELS = "y_embedder.embedding_table.weight"
+# The tensors that tell the shape of a model, and their number of axes.
+TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
+# Of SD-VAE, whose latents the published checkpoints are of.
+PIXELS_PER_LATENT, CHANNELS = 8, 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tensors say of their model.
+
+    channels: of latents and of components behind them; side: of the latents it is for; norm: None
+    if unsaid; class_features: D of its class token, 0 for none.
+    """
+
+    depth: int
+    width: int
+    patch: int
+    channels: int
+    side: float
+    learns_sigma: bool
+    qk_norm: bool
+    norm: str | None
+    mlp: str
+    rotary: bool
+    value_residual: bool
+    class_features: int
+
+    @property
+    def has_only_layers_of_sit(self) -> bool:
+        """Whether SiT's code may have made it."""
+        layers = (self.norm or "layer", self.mlp, self.rotary, self.value_residual)
+        return layers == ("layer", "gelu", False, False)
+
+    def in_words(self) -> list[str]:
+        """A phrase for each field."""
+        pixels = self.side * PIXELS_PER_LATENT
+        return [
+            f"{self.depth} blocks",
+            f"width {self.width}",
+            f"patches of side {self.patch}",
+            f"{self.channels} latent channels",
+            f"latents of side {self.side:g} ({pixels:g} px with SD-VAE)",
+            "a predicted variance (DiT)" if self.learns_sigma else "no predicted variance (SiT)",
+            f"{'normalised' if self.qk_norm else 'plain'} queries and keys (train.qk_norm)",
+            f"norms of kind {self.norm!r} (train.norm)",
+            f"blocks with {self.mlp!r} (train.mlp)",
+            f"{'rotary and' if self.rotary else 'only'} fixed positions (train.rotary)",
+            f"{'mixed' if self.value_residual else 'unmixed'} values (train.value_residual)",
+            f"a class token of {self.class_features} features"
+            if self.class_features
+            else "no class token",
+        ]
+
+
+def shape_in(found: Found) -> Shape:
+    """The shape that weights have; raises WeightsError if they are of another kind of model."""
+    state = found.state
+    for name, axes in TELLING.items():
+        if name not in state or state[name].ndim != axes:
+            raise WeightsError(
+                f"{found.path} holds no weights of a SiT or DiT: {name} with {axes} axes is not "
+                f"among them, but {', '.join(sorted(state)[:4])}."
+            )
+    width, channels, patch, _ = state[PATCHES].shape
+    class_features = state[CLASS_TOKENS].shape[-1] if CLASS_TOKENS in state else 0
+    # The class token has a place of its own, in front of those of patches.
+    places = state[POSITIONS].shape[1] - int(class_features > 0)
+    return Shape(
+        depth=count_below("blocks.", state),
+        width=width,
+        patch=patch,
+        channels=channels,
+        side=math.sqrt(places) * patch,
+        learns_sigma=state[HEAD[0]].shape[0] == 2 * channels * patch**2,
+        qk_norm=any(".q_norm." in name for name in state),
+        norm=_norm_in(found),
+        mlp="swiglu" if any(".mlp.w12." in name for name in state) else "gelu",
+        rotary=any(name.startswith("feat_rope.") for name in state),
+        value_residual=any(name.endswith(".v1_lambda") for name in state),
+        class_features=class_features,
+    )
+
+
+def _norm_in(found: Found) -> str | None:
+    """The kind of the norms, if it is known; a layer norm with weights has biases, too."""
+    if found.model is not None:
+        return found.model.norm
+    if "blocks.0.norm1.weight" in found.state:
+        return "rms-affine"
+    if "blocks.0.attn.q_norm.weight" in found.state:
+        return "layer" if "blocks.0.attn.q_norm.bias" in found.state else "rms"
+    return None
+
+
+def shape_of(config: TransformerConfig) -> Shape:
+    """The shape of a model."""
+    own = {field.name: getattr(config, field.name) for field in fields(Shape)}
+    return Shape(**{**own, "channels": config.inputs})

@@ -1,0 +1,37 @@
+"""Training in two processes, and how far such runs may differ from others."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from places import TOOLS
+from runs import log_values, newest
+
+from pipeline.config import Config
+
+LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+
+
+def launch(folder: Path, scenarios: list[list[str]]) -> None:
+    path = folder / "scenarios.json"
+    path.write_text(json.dumps(scenarios))
+    program = TOOLS / "ranks.py"
+    done = subprocess.run(
+        [sys.executable, *LAUNCH, str(program), str(folder / "pipeline.toml"), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:
+    for line, expected in zip(log_values(one), log_values(other), strict=True):
+        assert line == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
+    for weights in ("model", "ema"):
+        theirs = newest(other).weights(weights)
+        for key, tensor in newest(one).weights(weights).items():
+            torch.testing.assert_close(tensor, theirs[key], rtol=tolerance, atol=tolerance / 10)
