@@ -16,7 +16,7 @@ from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column
 from cache.rows import RowTable, create_cache
 from cache.writer import ShardWriter
-from stages.encode.building.columns import provenance
+from stages.encode.building.provenance import provenance
 from stages.placement import Placement
 from stages.progress import say
 from stages.train.batches import ENDLESS, CachedBatches, Order

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache.layout import LEDGER, ArraySpec
 from cache.sizes import Size, metadata_sizes, shards_size
-from stages.encode.building.columns import provenance
+from stages.encode.building.provenance import provenance
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 
 # What lossless compression leaves of crops of photographs, where none can be looked at.

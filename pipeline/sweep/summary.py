@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -140,23 +141,23 @@ class Summary:
         found = (name for run in self.runs for point in run.points for name in point.results)
         return list(dict.fromkeys(found))
 
-    @property
+    @cached_property
     def varied(self) -> list[str]:
         """The settings that are not the same in all groups."""
         names = dict.fromkeys(name for group in self.groups for name in group.settings)
         values = {name: {self.setting(group, name) for group in self.groups} for name in names}
         return [name for name in names if len(values[name]) > 1]
 
-    @property
-    def axes(self) -> list[str]:
+    @cached_property
+    def gridded(self) -> list[str]:
         """Those of them that the grid varies."""
         grid = dotted(self.sweep.settings.grid)
         return [name for name in self.varied if name in grid]
 
     def own(self, group: Group) -> list[str]:
         """What a group's variation sets that is not the same in all groups, a line each."""
-        names = (name for name in self.varied if name in group.settings and name not in self.axes)
-        return [f"{name} = {in_words(group.settings[name])}" for name in names]
+        names = [name for name in self.varied if name not in self.gridded]
+        return [f"{name} = {self.setting(group, name)}" for name in names if name in group.settings]
 
     def setting(self, group: Group, name: str) -> str:
         """A setting of a group in words, "" where it is the base's."""

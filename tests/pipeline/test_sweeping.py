@@ -180,7 +180,7 @@ def test_means_spreads_table_and_page(tmp_path: Path, built: Path) -> None:
     assert plain.state == "1 done, 1 not begun"
     assert deep.state == "1 at step 2 of 4, 1 failed"
     assert summary.varied == ["train.align", "train.align.0.depth"]
-    assert summary.axes == []
+    assert summary.gridded == []
     assert summary.own(plain) == ["train.align = none"]
     assert (summary.own(repa), summary.own(deep)) == ([], ["train.align.0.depth = 3"])
     write_csv(summary, csv_path(sweep))

@@ -66,7 +66,7 @@ def test_four_steps_are_two_and_two(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
-    few_fast(["train.compute.micro_batches=2", "train.compute.recompute_activations=true"]),
+    ["train.compute.micro_batches=2", "train.compute.recompute_activations=true"],
 )
 def test_how_a_step_is_computed_changes_nothing_but_rounding(
     trainable: Configure, tmp_path: Path, setting: str

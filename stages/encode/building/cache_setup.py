@@ -33,7 +33,8 @@ from cache.rows import (
 from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings
-from stages.encode.building.columns import Maker, open_column, planned_column, provenance
+from stages.encode.building.columns import Maker, open_column, planned_column
+from stages.encode.building.provenance import provenance
 from stages.encode.building.token_batches import Reader
 from stages.encode.images.index import recognised
 from stages.progress import progress

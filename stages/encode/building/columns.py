@@ -4,11 +4,8 @@ B images of a batch, N of a cache, C latent channels, h and w the latent's sides
 features.
 """
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from cache.layout import FEATURES, FLIPPED, PIXELS, VALID, ArraySpec, Column, Co
 from cache.recipe import Recipe, RecipeValue
 from cache.storage import STORAGES, Storage
 from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.provenance import provenance
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
@@ -28,7 +26,6 @@ from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import FittingNetwork
 from stages.encode.networks.registry import EncoderError
-from stages.packages import OPTIONAL
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
 # before. That of the crop, which every column is made from, is called `recipe_version` in recipes.
@@ -287,15 +284,3 @@ def column_of(
         rows_per_shard=rows_per_shard,
         constants=constants,
     )
-
-
-def provenance(recipe: Recipe) -> dict[str, str]:
-    """Which software makes a column, and when: of use to readers, without effect on identity."""
-    packages = ["repa-cache", "torch", "timm", "diffusers", "pillow"]
-    if (library := recipe.get("library")) in OPTIONAL:
-        packages.append(str(library))
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
