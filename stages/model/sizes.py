@@ -19,9 +19,10 @@ class Model(NamedTuple):
     patch: int
 
 
-# DiT, table 1. XS is this project's own, for laptops.
+# DiT, table 1. XS and Ti are this project's own, for laptops.
 SIZES = {
     "XS": Size(4, 128, 4),
+    "Ti": Size(6, 192, 3),
     "S": Size(12, 384, 6),
     "B": Size(12, 768, 12),
     "L": Size(24, 1024, 16),
