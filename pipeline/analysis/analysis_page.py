@@ -21,6 +21,7 @@ from pipeline.pages import write_page
 from pipeline.pages.figures import COLOURS, INK, inline_svg, new_figure, save_png, styled
 from stages.analyze.cached_encoders import EncoderComparison
 from stages.analyze.hidden_states import AlignmentScores, ProbeScores
+from stages.analyze.losses import LossScores
 from stages.analyze.subject import Subject
 
 WIDTH = 10.0
@@ -119,6 +120,20 @@ def _finish_probes(figure: Figure, axes: Axes, found: ProbeScores) -> None:
     axes.set_xlabel("block")
     axes.set_ylabel("top-1 accuracy in %")
     figure.legend(loc="outside right upper")
+
+
+def draw_losses(found: LossScores) -> Figure:
+    """The loss by level of noise."""
+    figure = new_figure(WIDTH, 3.6)
+    axes = figure.subplots()
+    levels = [one.level for one in found.levels]
+    means, errors = (
+        np.array([getattr(one, name) for one in found.levels]) for name in ("mean", "error")
+    )
+    axes.fill_between(levels, means - errors, means + errors, color=COLOURS[0], alpha=0.18)
+    axes.plot(levels, means, "o-", color=COLOURS[0], markersize=3.5)
+    axes.set(xlabel="noise", ylabel="denoising loss", xlim=(0, 1))
+    return figure
 
 
 def draw_encoders(found: EncoderComparison) -> Figure:

@@ -77,7 +77,7 @@ def alignment_findings(found: AlignmentScores) -> Findings:
             for encoder, scores in found.scores.items()
         ],
         facts={
-            **_state_facts(subject),
+            **state_facts(subject),
             "neighbours": f"k = {k}",
             "features": "as they are" if found.options.is_raw else "at unit length",
         },
@@ -143,7 +143,7 @@ def probe_findings(found: ProbeScores) -> Findings:
             ),
         ],
         facts={
-            **_state_facts(subject),
+            **state_facts(subject),
             "probes": f"trained on {found.trained:,} images, judged by {found.held_out:,} others",
         },
         columns=("features", "block", "noise", *ACCURACY_COLUMNS),
@@ -179,7 +179,8 @@ def _top_five(one: Accuracy) -> str:
     return "" if one.top5 is None else f"{one.top5:.1%} ± {one.error(one.top5):.1%}"
 
 
-def _state_facts(subject: Subject) -> dict[str, str]:
+def state_facts(subject: Subject) -> dict[str, str]:
+    """What a run's weights were given."""
     settings, options = subject.settings, subject.options
     aligned = "; ".join(_aligned(settings, encoder) for encoder in settings.encoders)
     return {

@@ -1,23 +1,21 @@
-"""`repa-cache analyze`: a run's hidden states, and a cache's encoders."""
+"""`repa-cache analyze`: a run's hidden states and losses, and a cache's encoders."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from pipeline.analysis import analyses
 from pipeline.commands import arguments
 from pipeline.exits import ConfigError, reporting
 from stages.analyze import analysis_options
 from stages.weights.export_options import Weights
 
-if TYPE_CHECKING:
-    from pipeline.analysis.state_tables import Row
-
 app = typer.Typer(
     name="analyze",
     help=(
-        "Look into a run's hidden states, or compare a cache's encoders; trains nothing.\n\n"
+        "Look into a run's hidden states and losses, or compare a cache's encoders; trains "
+        "nothing.\n\n"
         "Example: repa-cache analyze encoders demo.zarr"
     ),
     no_args_is_help=True,
@@ -48,96 +46,6 @@ Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where to write; default: RUN/analysis.")
 ]
 DEFAULT_LEVELS = ",".join(map(str, analysis_options.LEVELS))
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What was found: the page, the main of it as a table with its titles, and what to say."""
-
-    page: Path
-    summary: "tuple[Row, list[Row]]"
-    notes: tuple[str, ...]
-
-    def show(self) -> None:
-        """Print the main of it."""
-        from pipeline.tables import show_table
-
-        show_table(*self.summary)
-        for note in self.notes:
-            typer.echo(note)
-        typer.echo(f"{self.page}, and beside it a .csv and a .png")
-
-
-def cknna(
-    run: Path,
-    states: analysis_options.StateOptions,
-    how: analysis_options.AlignmentOptions,
-    encoders: tuple[str, ...] = (),
-    out: Path | None = None,
-) -> Analysis:
-    """Measure CKNNA of a run's hidden states with its cache's encoders, and write a page of it.
-
-    encoders: names, by default all; out: a folder, by default `analysis` in the run's.
-    """
-    from pipeline.analysis.analysis_page import draw_cknna, write_analysis
-    from pipeline.analysis.state_tables import alignment_findings, alignment_summary
-    from stages.analyze.hidden_states import measure_cknna
-    from stages.analyze.subject import open_subject
-    from stages.placement import find_device
-
-    subject = open_subject(run, encoders, states)
-    found = measure_cknna(subject, how, find_device(states.device))
-    stem, findings = (out or run / "analysis") / f"cknna-{subject.title}", alignment_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_cknna(found))
-    return Analysis(page, alignment_summary(found), findings.notes)
-
-
-def probe(
-    run: Path,
-    states: analysis_options.StateOptions,
-    how: analysis_options.ProbeOptions,
-    encoders: tuple[str, ...] = (),
-    out: Path | None = None,
-) -> Analysis:
-    """Probe a run's hidden states for classes, and write a page of it.
-
-    encoders: names, by default all; out: a folder, by default `analysis` in the run's.
-    """
-    from pipeline.analysis.analysis_page import draw_probes, write_analysis
-    from pipeline.analysis.state_tables import probe_findings, probe_summary
-    from stages.analyze.hidden_states import measure_probes
-    from stages.analyze.subject import open_subject
-    from stages.placement import find_device
-
-    subject = open_subject(run, encoders, states)
-    found = measure_probes(subject, how, find_device(states.device))
-    stem, findings = (out or run / "analysis") / f"probe-{subject.title}", probe_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_probes(found))
-    return Analysis(page, probe_summary(found), findings.notes)
-
-
-def compare(
-    cache: Path,
-    encoders: tuple[str, ...] = (),
-    rows: int = analysis_options.ROWS,
-    how: analysis_options.ProbeOptions | None = None,
-    device: str = "auto",
-    out: Path | None = None,
-) -> Analysis:
-    """Compare a cache's encoders, and write a page of it.
-
-    encoders: names, by default all; rows: images, at most; how: to probe, None for no probes;
-    out: a folder, by default that of the cache.
-    """
-    from pipeline.analysis.analysis_page import draw_encoders, write_analysis
-    from pipeline.analysis.encoder_tables import encoders_findings, encoders_summary
-    from stages.analyze.cached_encoders import compare_encoders
-    from stages.placement import find_device
-
-    found = compare_encoders(cache, encoders, rows, how, find_device(device))
-    stem, findings = (out or cache.parent) / f"{cache.stem}-encoders", encoders_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_encoders(found))
-    return Analysis(page, encoders_summary(found), (findings.lead, *findings.notes))
 
 
 @app.command("cknna")
@@ -172,7 +80,7 @@ def cknna_command(
         *(conditional, seed, batch_size, device),
     )
     how = analysis_options.AlignmentOptions(neighbours, raw)
-    cknna(run, states, how, _names(encoders), out).show()
+    analyses.cknna(run, states, how, _names(encoders), out).show()
 
 
 @app.command("probe")
@@ -203,7 +111,36 @@ def probe_command(
         *(conditional, seed, batch_size, device),
     )
     how = analysis_options.ProbeOptions(held_out=held_out, epochs=epochs, seed=seed)
-    probe(run, states, how, _names(encoders), out).show()
+    analyses.probe(run, states, how, _names(encoders), out).show()
+
+
+@app.command("losses")
+@reporting
+def losses_command(
+    run: RunFolder,
+    step: arguments.CheckpointStep = None,
+    weights: arguments.WhichWeights = Weights.EMA,
+    cache: Moved = None,
+    rows: Rows = analysis_options.ROWS,
+    levels: Levels = DEFAULT_LEVELS,
+    conditional: Annotated[
+        bool,
+        typer.Option("--conditional/--unconditional", help="Tell the model each image's label."),
+    ] = True,
+    seed: Seed = 0,
+    batch_size: BatchSize = analysis_options.StateOptions.batch_size,
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Measure the denoising loss at levels of noise, best on a cache of images held out.
+
+    Example: repa-cache analyze losses runs/demo --cache held-out.zarr
+    """
+    states = analysis_options.StateOptions(
+        *(step, weights, cache, rows, _levels(levels), ()),
+        *(conditional, seed, batch_size, device),
+    )
+    analyses.losses(run, states, out).show()
 
 
 @app.command("encoders")
@@ -232,7 +169,7 @@ def encoders_command(
         if has_probe
         else None
     )
-    compare(cache, _names(encoders), rows, how, device, out).show()
+    analyses.compare(cache, _names(encoders), rows, how, device, out).show()
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,12 +1,11 @@
 """Hidden states of a transformer: what each block makes of noisy latents, compared and probed.
 
 N images, B of a batch, K blocks, L levels of noise, T tokens, W the transformer's width, D
-features, C latent channels, h and w the latent's sides.
+features.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,46 +14,20 @@ from torch import Tensor
 
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
+from stages.analyze.noised import NoisedModel, Rows
 from stages.analyze.probe import Accuracy, Prober
 from stages.analyze.subject import Subject, check_has_encoders
 from stages.analyze.tokens import class_tokens, mean_latents, mean_tokens
-from stages.model.sizes import LATENTS
-from stages.model.streams import joined
 from stages.progress import progress
-from stages.sample.sampler import make_sampled
-from stages.train.cached_data import Decoder, encoder_of, latent_scaling
 from stages.train.compute import arithmetic
-from stages.train.randomness import Stream, seed_for, stream_named
-from stages.train.terms.joint import noise_of
-from stages.train.terms.run_terms import RunTerms, objective_of
-
-Rows: TypeAlias = npt.NDArray[np.int64]
-# Of an image: what its latent is drawn with, and what is added to it.
-POSTERIOR, NOISE = 0, 1
 
 
 class HiddenStates:
-    """The hidden states of a subject's blocks at any level of noise.
-
-    An image has the same latent and the same noise at all levels; both depend on the seed and on
-    its row alone, and so does the noise of what is diffused along. The model is told no label,
-    unless the options say otherwise.
-    """
+    """The hidden states of a subject's blocks at any level of noise."""
 
     def __init__(self, subject: Subject, device: torch.device) -> None:
         self._subject, self._device = subject, device
-        found, options = subject.found, subject.options
-        self._model = make_sampled(found.model, found.weights(options.weights), device)
-        self._objective = objective_of(subject.settings)
-        self._scaling = latent_scaling(subject.latents.column)
-        self._joint = RunTerms.of(subject.settings).joint
-        self._decoders = {
-            name: Decoder(name, [subject.diffused[encoder_of(name)].column], device)
-            for term in self._joint
-            for name in term.arrays
-        }
-        # TF32 is what the published code samples in.
-        self._precision = "tf32" if device.type == "cuda" else "float32"
+        self._noised = NoisedModel(subject, device)
 
     @torch.inference_mode()
     def at(self, level: float) -> Tensor:
@@ -63,11 +36,11 @@ class HiddenStates:
         The result is on the device; it is all that is held of the N images.
         """
         rows, size = self._subject.rows, self._subject.options.batch_size
-        width = self._model.config.width
+        width = self._noised.model.config.width
         blocks = len(self._subject.blocks)
         states = torch.empty(blocks, len(rows), width, device=self._device)
         show = progress(f"hidden states at noise {level:g}", len(rows), "images")
-        with arithmetic(self._precision, deterministic=True), show as advance:
+        with arithmetic(self._noised.precision, deterministic=True), show as advance:
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 states[:, start : start + size] = self._pooled(part, level)
@@ -76,48 +49,11 @@ class HiddenStates:
 
     def _pooled(self, rows: Rows, level: float) -> Tensor:
         """The means of each block's tokens for some rows, [K, B, W]."""
-        channels, class_token, time = self._pose(rows, level)
-        blocks, labels = self._subject.blocks, self._labels(rows)
-        patches = self._model(channels, time, labels, blocks, class_token).patches
+        noised, blocks = self._noised.noised(rows, level), self._subject.blocks
+        channels, class_token = noised.inputs
+        output = self._noised.model(channels, noised.time, noised.labels, blocks, class_token)
         # Tokens [B, T, W] of each block become their means.
-        return torch.stack([patches[block].float().mean(dim=1) for block in blocks])
-
-    def _pose(self, rows: Rows, level: float) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What the model takes for some rows: noisy channels, a class token, and times [B]."""
-        moments = torch.from_numpy(self._subject.latents.read("moments", rows)).to(self._device)
-        config = self._model.config
-        shape = (config.channels, config.side, config.side)
-        clean = {LATENTS: self._scaling.sample(moments, self._normal(rows, POSTERIOR, shape))}
-        noise = {LATENTS: self._normal(rows, NOISE, shape)}
-        for term in self._joint:
-            batch = {"moments": moments, **{n: self._array(n, rows) for n in term.arrays}}
-            clean[term.stream] = own = term.clean(batch)
-            draw = stream_named(noise_of(term.stream))
-            noise[term.stream] = self._normal(rows, draw, own.shape[1:])
-        levels = torch.full((len(rows),), level, device=self._device)
-        time = self._objective.time(levels)
-        noisy = {name: self._objective.pose(x, noise[name], time)[0] for name, x in clean.items()}
-        return (*joined(noisy), time)
-
-    def _array(self, name: str, rows: Rows) -> Tensor:
-        """One of what is diffused along, float32 [B, ...]."""
-        reader, decode = self._subject.diffused[encoder_of(name)], self._decoders[name]
-        stored = {n: torch.from_numpy(reader.read(n, rows)).to(self._device) for n in decode.stored}
-        # The images as they are, which are the first view.
-        return decode(stored, torch.zeros(len(rows), dtype=torch.int64, device=self._device))
-
-    def _labels(self, rows: Rows) -> Tensor:
-        config, subject = self._model.config, self._subject
-        if not subject.options.is_conditional:
-            return torch.full((len(rows),), config.classes, device=self._device)
-        return torch.from_numpy(subject.cache.rows.label[rows]).long().to(self._device)
-
-    def _normal(self, rows: Rows, draw: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normals [B, *shape] of some rows, from the CPU whatever the device."""
-        seed = self._subject.options.seed
-        seeds = (seed_for(seed, Stream.ANALYSIS, row, draw) for row in rows.tolist())
-        normal = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(normal).to(self._device)
+        return torch.stack([output.patches[block].float().mean(dim=1) for block in blocks])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cache.errors import StaleCacheError
 from pipeline.config import Config
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions, StateOptions
 from stages.analyze.hidden_states import HiddenStates, measure_cknna, measure_probes
+from stages.analyze.losses import measure_losses
 from stages.analyze.subject import open_subject
 from stages.sample.sampler import make_sampled
 from stages.train.randomness import Stream, seed_for, stream_named
@@ -55,13 +56,14 @@ def test_hidden_states_are_those_of_patches_beside_a_noisy_class_token(
         torch.testing.assert_close(found[block - 1, 5], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cknna_and_probes_of_a_run_with_a_class_token(reg: Config, built: Path) -> None:
+def test_cknna_probes_and_losses_of_a_run_with_a_class_token(reg: Config, built: Path) -> None:
     options = StateOptions(cache=built / "tiny.zarr", levels=(0.2, 0.6))
     opened = open_subject(reg.train.run, (), options)
     scores = measure_cknna(opened, AlignmentOptions(neighbours=3), CPU.device).scores
     assert scores[TINY].shape == (4, 2)
     probes = measure_probes(opened, ProbeOptions(epochs=2), CPU.device)
     assert (len(probes.hidden), probes.classes) == (4, 3)
+    assert [len(one.losses) for one in measure_losses(opened, CPU.device).levels] == [21, 21]
 
 
 def test_hidden_states_need_the_class_tokens_that_the_run_was_trained_on(

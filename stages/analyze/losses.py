@@ -1,0 +1,72 @@
+"""Denoising losses by level of noise: of the images of a cache, best of those not trained on.
+
+N images, B of a batch, L levels of noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stages.analyze.noised import NoisedModel, Rows
+from stages.analyze.subject import Subject
+from stages.model.sizes import LATENTS
+from stages.model.streams import predictions
+from stages.progress import progress
+from stages.train.compute import arithmetic
+from stages.train.terms.term import Seen, Streamed
+
+
+@dataclass(frozen=True)
+class LevelLosses:
+    """Denoising losses of each image at a level of noise, float64 [N]."""
+
+    level: float
+    losses: npt.NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """Over images."""
+        return float(self.losses.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean; runs that are judged by the same images share most."""
+        return float(self.losses.std(ddof=1) / len(self.losses) ** 0.5)
+
+
+@dataclass(frozen=True)
+class LossScores:
+    """Denoising losses of a subject, by level of noise."""
+
+    subject: Subject
+    levels: tuple[LevelLosses, ...]
+
+
+@torch.inference_mode()
+def measure_losses(subject: Subject, device: torch.device) -> LossScores:
+    """The denoising loss that training has, for the same noises of the same images in every run."""
+    model, rows, size = NoisedModel(subject, device), subject.rows, subject.options.batch_size
+    found = []
+    for level in subject.options.levels:
+        show = progress(f"losses at noise {level:g}", len(rows), "images")
+        losses = []
+        with arithmetic(model.precision, deterministic=True), show as advance:
+            for part in np.split(rows, range(size, len(rows), size)):
+                losses.append(_losses(model, part, level).cpu().numpy())
+                advance(len(part), "")
+        found.append(LevelLosses(level, np.concatenate(losses).astype(np.float64)))
+    return LossScores(subject, tuple(found))
+
+
+def _losses(model: NoisedModel, rows: Rows, level: float) -> Tensor:
+    """Of some rows, [B]."""
+    noised = model.noised(rows, level)
+    channels, class_token = noised.inputs
+    output = model.model(channels, noised.time, noised.labels, (), class_token)
+    predicted = predictions(output, model.model.config)[LATENTS]
+    streams = {LATENTS: Streamed(*noised.streams[LATENTS], predicted)}
+    seen = Seen({}, {}, noised.time, model.objective.level(noised.time), streams, {})
+    return model.objective.losses(seen)[0]

@@ -1,0 +1,106 @@
+"""A run's model, and what it takes of images at any level of noise.
+
+B images, C latent channels, h and w the latent's sides, D features.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stages.analyze.subject import Subject
+from stages.model.sizes import LATENTS
+from stages.model.streams import joined
+from stages.sample.sampler import make_sampled
+from stages.train.cached_data import Decoder, encoder_of, latent_scaling
+from stages.train.randomness import Stream, seed_for, stream_named
+from stages.train.terms.joint import noise_of
+from stages.train.terms.run_terms import RunTerms, objective_of
+from stages.train.terms.term import Posed
+
+Rows: TypeAlias = npt.NDArray[np.int64]
+# Of an image: what its latent is drawn with, and what is added to it.
+POSTERIOR, NOISE = 0, 1
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Images at a level of noise.
+
+    time, labels: [B], as the model takes them; streams: what is diffused, by name.
+    """
+
+    time: Tensor
+    labels: Tensor
+    streams: dict[str, Posed]
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None]:
+        """What the model takes: channels [B, C, h, w], and a class token [B, D] if it has one."""
+        return joined({name: one.noisy for name, one in self.streams.items()})
+
+
+class NoisedModel:
+    """The model of a subject, and the subject's images with noise.
+
+    An image has the same latent and the same noise at all levels; both depend on the seed and on
+    its row alone, and so does the noise of what is diffused along. The model is told no label,
+    unless the options say otherwise.
+    """
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        self._subject, self._device = subject, device
+        found, options = subject.found, subject.options
+        self.model = make_sampled(found.model, found.weights(options.weights), device)
+        self.objective = objective_of(subject.settings)
+        self._scaling = latent_scaling(subject.latents.column)
+        self._joint = RunTerms.of(subject.settings).joint
+        self._decoders = {
+            name: Decoder(name, [subject.diffused[encoder_of(name)].column], device)
+            for term in self._joint
+            for name in term.arrays
+        }
+        # TF32 is what the published code samples in.
+        self.precision = "tf32" if device.type == "cuda" else "float32"
+
+    def noised(self, rows: Rows, level: float) -> Noised:
+        """What the model takes for some rows."""
+        moments = torch.from_numpy(self._subject.latents.read("moments", rows)).to(self._device)
+        config = self.model.config
+        shape = (config.channels, config.side, config.side)
+        clean = {LATENTS: self._scaling.sample(moments, self._normal(rows, POSTERIOR, shape))}
+        noise = {LATENTS: self._normal(rows, NOISE, shape)}
+        for term in self._joint:
+            batch = {"moments": moments, **{n: self._array(n, rows) for n in term.arrays}}
+            clean[term.stream] = own = term.clean(batch)
+            draw = stream_named(noise_of(term.stream))
+            noise[term.stream] = self._normal(rows, draw, own.shape[1:])
+        time = self.objective.time(torch.full((len(rows),), level, device=self._device))
+        streams = {
+            name: Posed(x, noise[name], *self.objective.pose(x, noise[name], time))
+            for name, x in clean.items()
+        }
+        return Noised(time, self._labels(rows), streams)
+
+    def _array(self, name: str, rows: Rows) -> Tensor:
+        """One of what is diffused along, float32 [B, ...]."""
+        reader, decode = self._subject.diffused[encoder_of(name)], self._decoders[name]
+        stored = {n: torch.from_numpy(reader.read(n, rows)).to(self._device) for n in decode.stored}
+        # The images as they are, which are the first view.
+        return decode(stored, torch.zeros(len(rows), dtype=torch.int64, device=self._device))
+
+    def _labels(self, rows: Rows) -> Tensor:
+        subject = self._subject
+        if not subject.options.is_conditional:
+            return torch.full((len(rows),), self.model.config.classes, device=self._device)
+        return torch.from_numpy(subject.cache.rows.label[rows]).long().to(self._device)
+
+    def _normal(self, rows: Rows, draw: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normals [B, *shape] of some rows, from the CPU whatever the device."""
+        seed = self._subject.options.seed
+        seeds = (seed_for(seed, Stream.ANALYSIS, row, draw) for row in rows.tolist())
+        normal = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(normal).to(self._device)
