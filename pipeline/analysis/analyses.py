@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from stages.analyze import analysis_options
 
 if TYPE_CHECKING:
     from pipeline.analysis.state_tables import Row
+
+# Those of a run.
+AnalysisName = Literal["cknna", "probe", "losses"]
 
 
 @dataclass(frozen=True)

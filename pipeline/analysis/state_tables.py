@@ -54,7 +54,7 @@ class Findings:
 
 def alignment_findings(found: AlignmentScores) -> Findings:
     """Of CKNNA by block and noise."""
-    subject = found.subject
+    subject, aligned = found.subject, found.subject.settings.encoders
     levels, k, images = subject.options.levels, found.options.neighbours, len(subject.rows)
     return Findings(
         title=f"CKNNA of {subject.run.name}, {subject.title}",
@@ -81,9 +81,9 @@ def alignment_findings(found: AlignmentScores) -> Findings:
             "neighbours": f"k = {k}",
             "features": "as they are" if found.options.is_raw else "at unit length",
         },
-        columns=("encoder", "aligned_with", "block", "noise", "cknna"),
+        columns=("encoder", "aligned_with", "block", "noise", "cknna", "images"),
         values=[
-            (encoder, int(encoder in subject.settings.encoders), block, level, f"{value:.6f}")
+            (encoder, int(encoder in aligned), block, level, f"{value:.6f}", images)
             for encoder, scores in found.scores.items()
             for block, row in zip(subject.blocks, scores, strict=True)
             for level, value in zip(levels, row, strict=True)

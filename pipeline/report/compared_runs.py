@@ -10,7 +10,6 @@ from cache.recipe import flatten
 from pipeline.pages.figures import COLOURS, inline_svg, styled
 from pipeline.report.curves import SMALL, Panel, new_panel, run_key, set_step_axis
 from pipeline.report.records import RunRecord, SampleRecord
-from stages.evaluate.evaluate_settings import INCEPTION_METRICS
 from stages.evaluate.results import OF_MANIFEST, Result
 
 # The folder of a run is its name, and not a setting to compare.
@@ -206,13 +205,6 @@ def spelt(value: Any) -> str:
 def metric_names(judged: Sequence[Judged]) -> list[str]:
     """The metrics that any samples have."""
     return list(dict.fromkeys(name for one in judged for name in one.results))
-
-
-def direction(metric: str) -> str:
-    """Which values are better, as an arrow."""
-    known = INCEPTION_METRICS.get(metric)
-    is_higher_better = known is not None and known.is_higher_better
-    return "\N{UPWARDS ARROW}" if is_higher_better else "\N{DOWNWARDS ARROW}"
 
 
 def remarks(judged: Sequence[Judged]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from pipeline.pages import write_page
 from pipeline.pages.figures import COLOURS
 from pipeline.report import compared_runs, curves
 from pipeline.report.grid_pictures import Frame, other_frames, strips
+from pipeline.report.metrics import direction
 from pipeline.report.records import ReportError, RunRecord, read_run
 from stages.train.terms import TERMS
 from stages.train.terms.joint import Joint
@@ -181,9 +182,7 @@ def write_page_of(records: Sequence[RunRecord], path: Path) -> None:
         judged=judged,
         groups=groups,
         has_floors=any(r.floor is not None for one in judged for r in one.results.values()),
-        metrics={
-            metric: compared_runs.direction(metric) for metric in compared_runs.metric_names(judged)
-        },
+        metrics={metric: direction(metric) for metric in compared_runs.metric_names(judged)},
         metric_panels=compared_runs.metric_panels(judged),
         remarks=compared_runs.remarks(judged),
         columns=compared_runs.columns_read(records),

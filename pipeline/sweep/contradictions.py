@@ -20,6 +20,8 @@ def contradictions(sweep: "Sweep") -> Iterator[str]:
     yield from _repeated(sweep)
     yield from _steps(sweep)
     yield from _early_stop(sweep)
+    if sweep.settings.judge.validation and "losses" not in sweep.settings.judge.analyses:
+        yield 'judge.validation: its losses are measured only if judge.analyses has "losses"'
 
 
 def _shared(sweep: "Sweep") -> Iterator[str]:

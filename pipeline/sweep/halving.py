@@ -4,10 +4,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import mean
 
+from pipeline.report.metrics import is_higher_better
 from pipeline.report.records import read_run
 from pipeline.sweep.states import trained_step
 from pipeline.sweep.sweep_file import Sweep, SweepRun
-from stages.evaluate.evaluate_settings import INCEPTION_METRICS
 from stages.evaluate.results import Result
 
 
@@ -23,12 +23,6 @@ def results_at(run: SweepRun, step: int) -> dict[str, Result]:
         for result in sample.results
         if result.images == images
     }
-
-
-def is_higher_better(metric: str) -> bool:
-    """Whether a larger value of a metric is a better one."""
-    known = INCEPTION_METRICS.get(metric)
-    return known is not None and known.is_higher_better
 
 
 def end_early(sweep: Sweep, runs: Sequence[SweepRun], step: int) -> list[SweepRun]:

@@ -94,7 +94,8 @@ class Schedule:
     def _order(self, run: SweepRun, until: int | None) -> Order:
         logs = self.sweep.folder / "logs"
         lock, steps = logs / f".{run.name}.lock", self._steps(run, until)
-        work = Work(self.sweep.base, run.overrides, steps, judging(run), str(lock))
+        judge = run.judge.model_dump_json()
+        work = Work(self.sweep.base, run.overrides, steps, judge, judging(run), str(lock))
         return Order(run.name, self.sweep.place, logs / f"{run.name}.log", work)
 
     def _start(self, place: str, run: SweepRun, until: int | None) -> None:

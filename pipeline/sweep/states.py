@@ -57,10 +57,13 @@ def read_judgement(run: Path, by: str) -> Judgement:
 
 
 def judging(run: SweepRun) -> str:
-    """A digest of the settings by which a run is sampled and measured."""
+    """A digest of the settings by which a run is sampled, measured and analysed."""
     config = run.config
     content = config.sample.model_dump_json(exclude={"batch_size", "grid", "compile"})
-    return sha256((content + config.evaluate.model_dump_json()).encode()).hexdigest()[:16]
+    content += config.evaluate.model_dump_json()
+    if run.judge.analyses:
+        content += run.judge.model_dump_json(include={"analyses", "levels", "rows", "validation"})
+    return sha256(content.encode()).hexdigest()[:16]
 
 
 def lacking_steps(run: SweepRun, steps: Sequence[int]) -> list[int]:

@@ -11,8 +11,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from cache.files import write_atomically
+from pipeline.report.metrics import is_higher_better
 from pipeline.report.records import RunRecord, is_run, read_run
-from pipeline.sweep.halving import is_higher_better, results_at
+from pipeline.sweep.analysed import analysed_at
+from pipeline.sweep.halving import results_at
 from pipeline.sweep.reading import Read, read_by
 from pipeline.sweep.states import lacking_steps, trained_step
 from pipeline.sweep.sweep_file import Sweep, SweepRun
@@ -211,7 +213,7 @@ def _summary(sweep: Sweep, run: SweepRun, state: str) -> RunSummary:
     record = read_run(run.folder, run.name) if is_run(run.folder) else None
     points = []
     for step in sweep.judged_steps(run) if record else ():
-        results, grid = results_at(run, step), _grid(run, step)
+        results, grid = results_at(run, step) | analysed_at(run, step), _grid(run, step)
         if record and (results or grid):
             images = step * run.config.train.batch_size
             points.append(Point(step, images, hours_at(record, step), results, grid))

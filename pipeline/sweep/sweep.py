@@ -43,6 +43,8 @@ def run_sweep(sweep: Sweep, cluster: Cluster | None = None) -> Swept:
     InterruptedWorkError, after the page was written. Raises ConfigError if others are at it,
     StaleCacheError if the cache holds a column by another recipe.
     """
+    if sweep.settings.judge.validation is not None:
+        root_attributes(sweep.settings.judge.validation)
     lacking = lacking_columns(sweep)
     with claimed(sweep.folder / ".sweep.lock") as other, stop_request() as is_asked:
         if other is not None:

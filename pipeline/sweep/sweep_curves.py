@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.pages.figures import COLOURS, inline_svg, styled
-from pipeline.report.compared_runs import LOOKS, direction
+from pipeline.report.compared_runs import LOOKS
 from pipeline.report.curves import SMALL, Panel, all_losses, new_panel, run_key, thinned
+from pipeline.report.metrics import direction
 from pipeline.report.records import RunRecord
 from pipeline.sweep.summary import Group, RunSummary, Summary, hours_at
 

@@ -15,7 +15,7 @@ from pipeline.requirements import missing_packages
 from pipeline.setting_errors import error_lines
 from pipeline.sweep import variations
 from pipeline.sweep.contradictions import contradictions
-from pipeline.sweep.sweep_settings import SweepSettings
+from pipeline.sweep.sweep_settings import JudgeSettings, SweepSettings
 from pipeline.sweep.variations import Dotted, as_overrides
 from pipeline.toml_documents import dates, read_document
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS
@@ -32,7 +32,7 @@ class SweepRun:
 
     group: the name of all that differ from it in their seed alone; settings: that the sweep
     gives it, others than all runs have; overrides: all that the base needs to be its
-    configuration, as after --set.
+    configuration, as after --set; judge: how it is judged.
     """
 
     name: str
@@ -40,6 +40,7 @@ class SweepRun:
     settings: Dotted
     overrides: tuple[str, ...]
     config: Config
+    judge: JudgeSettings
 
     @property
     def folder(self) -> Path:
@@ -228,7 +229,7 @@ class _Reading:
         overrides = as_overrides({**settings, RUN: as_written(run)})
         train = config.train.model_copy(update={"run": folder})
         config = config.model_copy(update={"train": train})
-        return SweepRun(name, group, own, tuple(overrides), config)
+        return SweepRun(name, group, own, tuple(overrides), config, self.settings.judge)
 
     @property
     def _grid(self) -> frozenset[str]:

@@ -9,9 +9,9 @@ from rich.filesize import decimal
 
 from pipeline.pages import write_page
 from pipeline.pages.figures import COLOURS
-from pipeline.report.compared_runs import direction
 from pipeline.report.curves import run_key
 from pipeline.report.grid_pictures import FEWEST, MOST, PICTURES, SIDE, Picture, evenly, shown
+from pipeline.report.metrics import direction
 from pipeline.report.report_page import page_path as page_of_run
 from pipeline.sweep.reading import Savings, savings
 from pipeline.sweep.schedule import Failure

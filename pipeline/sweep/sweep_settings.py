@@ -4,9 +4,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipeline.analysis.analyses import AnalysisName
+from stages.analyze.analysis_options import LEVELS, ROWS
 from stages.evaluate.evaluate_settings import MetricName
 from stages.setting_types import AnchoredPath, Count, Few, Settings
 
+# Of noise, from 0, clean.
+Level = Annotated[float, Field(ge=0, le=1)]
 # Settings by section, as in pipeline.toml.
 Document = dict[str, Any]
 
@@ -31,6 +35,14 @@ class JudgeSettings(Settings):
     """Metrics in the features of Inception; by default evaluate.metrics of the base."""
     frechet_encoders: tuple[str, ...] | None = None
     """Encoders in whose features samples are judged too; by default those of the base."""
+    analyses: tuple[AnalysisName, ...] = ()
+    """What is analysed at these steps, as `repa-cache analyze` does."""
+    levels: tuple[Level, ...] = LEVELS
+    """Of noise, at which it is."""
+    rows: Count = ROWS
+    """Images of the cache that analyses look at, at most."""
+    validation: AnchoredPath | None = None
+    """A cache of images held out, whose losses are measured in the place of the runs' own."""
 
 
 class EarlyStopSettings(Settings):

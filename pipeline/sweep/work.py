@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from stages.progress import say
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+    from pipeline.sweep.sweep_settings import JudgeSettings
 
 # How an error begins that is meant for people, in what this process writes.
 SAID = "repa-cache: "
@@ -37,12 +38,14 @@ class Work:
     """What a process is to do.
 
     config, overrides: the configuration of a run; steps: at which it is to be judged, in order,
-    each after it was trained up to there; by: a digest of how; lock: held meanwhile.
+    each after it was trained up to there; judge: how, as JSON; by: a digest of it; lock: held
+    meanwhile.
     """
 
     config: str
     overrides: tuple[str, ...]
     steps: tuple[int, ...]
+    judge: str
     by: str
     lock: str
 
@@ -54,7 +57,9 @@ class Work:
 def perform(work: Work) -> None:
     """Train up to each step, sample and measure there, and note that it was done."""
     from pipeline.sweep.states import read_judgement
+    from pipeline.sweep.sweep_settings import JudgeSettings
 
+    judge = JudgeSettings.model_validate_json(work.judge)
     for step in work.steps:
         config = load_config(Path(work.config), [*work.overrides, f"train.steps={step}"])
         run = config.train.run
@@ -62,6 +67,7 @@ def perform(work: Work) -> None:
         is_there = _is_trained(config, step)
         if is_there:
             _judge(config, step)
+            _analyse(config.train.run, step, judge)
         else:
             say(f"step {step:,} was passed, and its checkpoint is gone")
         judgement.with_step(step, is_lost=not is_there).write(run)
@@ -89,6 +95,20 @@ def _judge(config: "Config", step: int) -> None:
     if judges.metrics == () and not judges.frechet_encoders:
         return
     evaluate(config, [Target(drawn.samples.folder, config.train.run, config)])
+
+
+def _analyse(run: Path, step: int, judge: "JudgeSettings") -> None:
+    """Look into a checkpoint, as `repa-cache analyze` does."""
+    from pipeline.analysis import analyses
+    from stages.analyze import analysis_options
+
+    states = analysis_options.StateOptions(step=step, levels=judge.levels, rows=judge.rows)
+    if "losses" in judge.analyses:
+        analyses.losses(run, replace(states, cache=judge.validation, is_conditional=True))
+    if "cknna" in judge.analyses:
+        analyses.cknna(run, states, analysis_options.AlignmentOptions())
+    if "probe" in judge.analyses:
+        analyses.probe(run, states, analysis_options.ProbeOptions())
 
 
 def wait_and_perform(work: Work) -> None:

@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pipeline.report.compared_runs import direction
+from pipeline.report.metrics import direction
 from stages.evaluate import metrics
 from stages.evaluate.comparison import Comparison
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS, POOL, EvaluateSettings, Metric
