@@ -9,6 +9,7 @@ from typing import Any
 from cache.recipe import flatten
 from pipeline.pages.figures import COLOURS, inline_svg, styled
 from pipeline.report.curves import SMALL, Panel, new_panel, run_key, set_step_axis
+from pipeline.report.metrics import direction
 from pipeline.report.records import RunRecord, SampleRecord
 from stages.evaluate.results import OF_MANIFEST, Result
 

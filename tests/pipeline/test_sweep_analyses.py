@@ -62,7 +62,7 @@ def test_runs_are_judged_again_by_other_analyses_alone(tmp_path: Path, built: Pa
 
 def test_held_out_images_are_for_losses_and_have_to_be_there(tmp_path: Path, built: Path) -> None:
     missing = '[judge]\nvalidation = "gone.zarr"\n'
-    with pytest.raises(ConfigError, match='only if judge.analyses has "losses"'):
+    with pytest.raises(ConfigError, match=r'only if judge\.analyses has "losses"'):
         sweep_of(tmp_path, built, THREE, missing)
     with pytest.raises(NotACacheError, match=r"gone\.zarr"):
         run_sweep(sweep_of(tmp_path, built, THREE, missing, ANALYSES))
