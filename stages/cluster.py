@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 
+import dask
 import torch
 from dask.distributed import Client, LocalCluster
 
@@ -24,6 +25,13 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # By cluster and GPU. The system frees them when the process ends, however it does.
 _claims: dict[tuple[str, str], socket.socket] = {}
 CONNECT_SECONDS = 10
+# Of clusters that are started here, whose workers have few tasks, and long ones: no profiler and
+# hardly any looking about, which would take a tenth of a core.
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+}
 
 
 class NoGpuError(RepaCacheError):
@@ -98,6 +106,7 @@ def connected(cluster: Cluster, threads: int) -> Iterator[Client]:
             yield client
         return
     with (
+        dask.config.set(QUIET),
         LocalCluster(
             n_workers=cluster.workers,
             threads_per_worker=threads,

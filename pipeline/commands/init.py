@@ -11,37 +11,56 @@ from cache.files import write_atomically
 from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 
-PRESETS = {
-    entry.name.removesuffix(".toml"): entry for entry in (files("pipeline") / "presets").iterdir()
-}
-
+SUFFIX = ".toml"
+PRESETS, SWEEPS = (
+    {
+        entry.name.removesuffix(SUFFIX): entry
+        for entry in folder.iterdir()
+        if entry.name.endswith(SUFFIX)
+    }
+    for folder in (files("pipeline") / "presets", files("pipeline") / "presets" / "sweeps")
+)
+DEFAULT_PRESET = "demo"
+# Over any preset.
 SWEEP = files("pipeline") / "sweep" / "example.toml"
 
 
-def init(preset: str = "demo", path: Path = arguments.DEFAULT_CONFIG) -> list[str]:
+def init(preset: str = DEFAULT_PRESET, path: Path = arguments.DEFAULT_CONFIG) -> list[str]:
     """Write a preset as a configuration; returns a line for each package that it needs and lacks.
 
     Raises ConfigError if there is no such preset, or if there is such a file.
     """
     from pipeline.config import load_config
     from pipeline.requirements import missing_packages
-    from stages.setting_types import nearest
 
-    if preset not in PRESETS:
-        raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
+    _check(preset)
     if path.exists():
         raise ConfigError(f"{path} exists already", remedy="Name another file with --config.")
     write_atomically(path, PRESETS[preset].read_bytes())
     return list(missing_packages("run", load_config(path, needs=())))
 
 
-def init_sweep(path: Path, config: Path = arguments.DEFAULT_CONFIG) -> None:
-    """Write an example of a sweep over a configuration. Raises ConfigError if there is one."""
+def _check(preset: str) -> None:
+    from stages.setting_types import nearest
+
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset: unknown name {preset!r}; {nearest(preset, PRESETS)}.")
+
+
+def init_sweep(
+    path: Path, config: Path = arguments.DEFAULT_CONFIG, preset: str | None = None
+) -> None:
+    """Write a sweep over a configuration: that of a preset, if it has one, or an example.
+
+    Raises ConfigError if there is such a file, or no such preset.
+    """
     from stages.setting_types import as_written
 
+    if preset is not None:
+        _check(preset)
     if path.exists():
         raise ConfigError(f"{path} exists already", remedy="Move it away, or edit it.")
-    text = SWEEP.read_text(encoding="utf-8")
+    text = SWEEPS.get(preset or "", SWEEP).read_text(encoding="utf-8")
     written = text.replace('"pipeline.toml"', json.dumps(as_written(Path(config.name))))
     write_atomically(path, written.encode())
 
@@ -49,10 +68,10 @@ def init_sweep(path: Path, config: Path = arguments.DEFAULT_CONFIG) -> None:
 def command(
     preset: Annotated[
         str, typer.Option(help=f"Which configuration to write: {', '.join(sorted(PRESETS))}.")
-    ] = "demo",
+    ] = DEFAULT_PRESET,
     config: Annotated[Path, typer.Option(help="Where to write it.")] = arguments.DEFAULT_CONFIG,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Write a sweep.toml beside it instead, to be edited.")
+        bool, typer.Option("--sweep", help="Write a sweep.toml beside it instead: the preset's.")
     ] = False,
 ) -> None:
     """Write a commented pipeline.toml from a preset, to be edited.
@@ -61,7 +80,7 @@ def command(
     """
     if sweep:
         path = config.with_name("sweep.toml")
-        init_sweep(path, config)
+        init_sweep(path, config, preset)
         typer.echo(f"{path}: variations of {config}. Edit them, then run `repa-cache sweep`.")
         return
     lacking = init(preset, config)

@@ -123,6 +123,7 @@ def test_every_preset_is_planned_without_data_weights_and_network(
     assert result.exit_code == (0 if found["disk"]["fits"] else 1)
     assert content(tmp_path) == before
     gigabytes = {
+        "cifar10-methods": 87.7,
         "demo": 23.7,
         "imagenet256-lightningdit-xl2": 42.1,
         "imagenet256-redi-xl2": 281,

@@ -185,3 +185,22 @@ def test_the_example_is_a_sweep_over_any_preset_with_an_alignment(
     sweep = load_sweep(tmp_path / "sweep.toml")
     assert [*dict.fromkeys(run.group for run in sweep.runs)] == ["plain", "repa", "repa-weak"]
     assert CliRunner().invoke(app, ["init", "--sweep"]).exit_code == 1
+
+
+def test_a_preset_has_the_sweep_that_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)
+    (tmp_path / "saliency-vit-s.safetensors").touch()
+    for more in ((), ("--sweep",)):
+        shown = CliRunner().invoke(app, ["init", "--preset", "cifar10-methods", *more])
+        assert shown.exit_code == 0, shown.output
+    sweep = load_sweep(tmp_path / "sweep.toml")
+    names = ["none", "repa", "irepa", "reg"]
+    assert [run.name for run in sweep.runs] == [
+        name + seed for name in names for seed in ("", ".seed-1")
+    ]
+    assert {run.judge.analyses for run in sweep.runs} == {("losses", "probe", "cknna")}
+    unknown = CliRunner().invoke(app, ["init", "--preset", "cifar", "--sweep"])
+    assert "did you mean 'cifar10-methods'?" in unknown.output
