@@ -24,10 +24,10 @@ from cache.rows import RowTable, create_cache
 from cache.storage import STORAGES
 from cache.writer import ShardWriter
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.registry import find_encoder
+from stages.encode.networks.registry import EncoderSpec, find_encoder
 from stages.placement import Placement, find_device
 from stages.train.batches import CachedBatches, Named, Order
-from stages.train.cached_data import CachedData
+from stages.train.cached_data import CLASS_TOKEN, DIRECTIONS, TOKENS, VECTOR, CachedData
 from stages.train.compute import arithmetic, autocast, precision_of
 from stages.train.loop import Stretch
 from stages.train.meter import peak_memory_bytes
@@ -39,7 +39,7 @@ from stages.train.train_settings import CachedTensors, TrainSettings
 
 CLASSES, RESOLUTION, SCALE = 1000, 256, 0.18215
 COMPONENTS_COUNT = 8
-LATENTS, MOMENTS, TOKENS = "latents/random", (8, 32, 32), 256
+LATENTS, MOMENTS, TOKEN_COUNT = "latents/random", (8, 32, 32), 256
 ROWS, SHARD = 512, 128
 # On a GPU, whose memory has to be taken anew after another process has worked there.
 UNTIMED_STEPS = 3
@@ -59,9 +59,9 @@ def write_cache(path: Path, widths: Mapping[str, int], storage: str) -> CachedTe
     scaling = {"scaling_factor": SCALE, "shift_factor": 0.0}
     _write_column(path, LATENTS, rows, {"moments": MOMENTS}, {"storage": "float16", **scaling})
     for name, width in widths.items():
-        shapes = {"tokens": (TOKENS, width), "class_token": (width,)}
+        shapes = {TOKENS: (TOKEN_COUNT, width), CLASS_TOKEN: (width,)}
         _write_column(path, f"features/{name}", rows, shapes, {"storage": storage})
-    shapes = {"tokens": (TOKENS, COMPONENTS_COUNT)}
+    shapes = {TOKENS: (TOKEN_COUNT, COMPONENTS_COUNT)}
     _write_column(path, f"features/{COMPONENTS}", rows, shapes, {"storage": "float16"})
     return CachedTensors(path, LATENTS)
 
@@ -91,11 +91,16 @@ def _write_column(
 
 
 class OnlineEncoder(FrozenEncoder):
-    """An encoder in the precision of the transformer, and compiled like it, block by block."""
+    """An encoder in the precision of the transformer, and compiled like it, block by block.
 
-    def __init__(self, weights: Path, settings: TrainSettings) -> None:
-        device, spec = torch.device(settings.device), find_encoder(settings.encoders[0])
-        super().__init__(spec, spec.size_for(RESOLUTION), weights, device)
+    size: side of its input in px; weights: a file of them; settings: the transformer's.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, size: int, weights: Path, settings: TrainSettings
+    ) -> None:
+        device = find_device(settings.device)
+        super().__init__(spec, size, weights, device)
         self._in_precision = partial(autocast, precision_of(settings, device), device)
         wanted = settings.compute.compile
         if wanted is True or (wanted == "auto" and device.type == "cuda"):
@@ -103,27 +108,34 @@ class OnlineEncoder(FrozenEncoder):
                 block.compile()
 
     @torch.no_grad()
-    def tokens(self, images: Tensor) -> Tensor:
-        """Float32 [B, T, D]. images: uint8 [B, 3, S, S]."""
+    def arrays(self, images: Tensor) -> dict[str, Tensor]:
+        """What training reads of an encoder by the ends of its names, float32 [B, ...].
+
+        images: uint8 [B, 3, S, S].
+        """
         inputs = self._preprocess(images.float() / 255)
         with self._in_precision():
-            return self._forward(inputs)["tokens"].float()
+            found = {name: one.float() for name, one in self._forward(inputs).items()}
+        tokens = found[TOKENS]
+        return {TOKENS: tokens, DIRECTIONS: tokens, VECTOR: found.get(CLASS_TOKEN, tokens.mean(1))}
 
 
 class OnlineBatches(CachedBatches):
-    """Cached moments, and tokens that an encoder computes from images on the device."""
+    """Cached moments, and what an encoder computes from images of `side` px on the device."""
 
     def __init__(
-        self, encoder: OnlineEncoder, data: CachedData, names: Sequence[str], order: Order,
-        place: Placement, *options: Any,
+        self, encoder: OnlineEncoder, side: int, data: CachedData, names: Sequence[str],
+        order: Order, place: Placement, *options: Any,
     ) -> None:  # fmt: skip
         super().__init__(data, (), order, place, *options)
-        shape = (order.batch_size, 3, RESOLUTION, RESOLUTION)
+        shape = (order.batch_size, 3, side, side)
         self._pixels = torch.randint(256, shape, dtype=torch.uint8, device=place.device)
-        self._encoder, (self._name,) = encoder, names
+        self._encoder, self._names = encoder, names
 
     def read(self, step: int) -> Named:
-        return {**super().read(step), self._name: self._encoder.tokens(self._pixels)}
+        arrays = self._encoder.arrays(self._pixels)
+        encoded = {name: arrays[name.rpartition("/")[2]] for name in self._names}
+        return {**super().read(step), **encoded}
 
 
 class Loop(Protocol):
@@ -172,7 +184,16 @@ def cached_loop(settings: TrainSettings, tensors: CachedTensors, _weights: Path)
 
 
 def online_loop(settings: TrainSettings, tensors: CachedTensors, weights: Path) -> Loop:
-    batches = partial(OnlineBatches, OnlineEncoder(weights, settings))
+    spec = find_encoder(settings.encoders[0])
+    encoder = OnlineEncoder(spec, spec.size_for(RESOLUTION), weights, settings)
+    return encoding_loop(encoder, RESOLUTION, settings, tensors)
+
+
+def encoding_loop(
+    encoder: OnlineEncoder, side: int, settings: TrainSettings, tensors: CachedTensors
+) -> OwnLoop:
+    """Steps whose tokens are computed from images of `side` px."""
+    batches = partial(OnlineBatches, encoder, side)
     with patch("stages.train.loop.CachedBatches", batches):
         return OwnLoop(settings, tensors)
 
