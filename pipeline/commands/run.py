@@ -11,6 +11,7 @@ from pipeline.commands import arguments, build, evaluate, sample, train
 if TYPE_CHECKING:
     from cache.layout import Column
     from pipeline.config import Config
+    from pipeline.report.reading import Savings
     from pipeline.report.records import RunRecord
     from stages.evaluate.results import Result
     from stages.sample.samples import Samples
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run with its cache and samples. rows: of the cache; columns: that it reads."""
+    """A finished run with its cache and samples.
+
+    rows: of the cache; columns: that it reads; saved: what it would have computed without it.
+    """
 
     config: "Config"
     rows: int
@@ -27,10 +31,12 @@ class Summary:
     checkpoint: Path
     samples: "Samples"
     results: "list[Result]"
+    saved: "Savings"
 
     def lines(self) -> dict[str, str]:
         """Names and values, in the order in which things were made."""
         from pipeline.report.report_page import curves_path, page_path
+        from pipeline.tables import duration
 
         lines = {"cache": str(self.config.cache.path), "cached": f"{self.rows:,} rows"}
         for column in self.columns:
@@ -42,6 +48,11 @@ class Summary:
             for name in record.losses:
                 values = record.curve(name).values
                 lines[f"  {name}"] = f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end"
+            if self.saved.online_seconds:
+                lines["  encoders"] = (
+                    f"{duration(self.saved.online_seconds)} more if they ran in every step; "
+                    f"{duration(self.saved.build_seconds)} to cache"
+                )
             lines["loss curves"] = str(curves_path(run))
         if self.samples.grid.is_file():
             lines["sample grid"] = str(self.samples.grid)
@@ -69,6 +80,7 @@ def _parts(config: "Config") -> Iterator[Callable[[], None]]:
 def _summarise(config: "Config") -> Summary:
     """Read what there is of a run that has at least one checkpoint."""
     from cache.reader import Cache
+    from pipeline.report.reading import read_by, savings
     from pipeline.report.records import read_run
     from pipeline.requirements import used_columns
     from stages.evaluate.results import read_results
@@ -76,15 +88,16 @@ def _summarise(config: "Config") -> Summary:
     from stages.weights.checkpoint import find
 
     run, cache = config.train.run, Cache(config.cache.path)
-    samples = newest_samples(run, config.sample.images)
+    samples, record = newest_samples(run, config.sample.images), read_run(run)
     return Summary(
         config=config,
         rows=len(cache.rows),
         columns=[cache.column(name).column for name in used_columns(config)],
-        record=read_run(run),
+        record=record,
         checkpoint=find(run, None).folder,
         samples=samples,
         results=read_results(samples.folder),
+        saved=savings(config, [read_by(config, record.step)]),
     )
 
 

@@ -63,7 +63,7 @@ def _list(found: "Sweep") -> None:
 
 def show(swept: "Swept") -> None:
     """Print what came of a sweep."""
-    from pipeline.sweep.reading import savings
+    from pipeline.report.reading import savings
     from pipeline.sweep.sweep_page import savings_lines
     from pipeline.tables import new_table, print_table
 

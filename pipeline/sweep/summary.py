@@ -12,10 +12,10 @@ from typing import Any
 
 from cache.files import write_atomically
 from pipeline.report.metrics import is_higher_better
+from pipeline.report.reading import Read, read_by
 from pipeline.report.records import RunRecord, is_run, read_run
 from pipeline.sweep.analysed import analysed_at
 from pipeline.sweep.halving import results_at
-from pipeline.sweep.reading import Read, read_by
 from pipeline.sweep.states import lacking_steps, trained_step
 from pipeline.sweep.sweep_file import Sweep, SweepRun
 from pipeline.sweep.variations import Dotted, dotted, group_of, in_words

@@ -12,8 +12,8 @@ from pipeline.pages.figures import COLOURS
 from pipeline.report.curves import run_key
 from pipeline.report.grid_pictures import FEWEST, MOST, PICTURES, SIDE, Picture, evenly, shown
 from pipeline.report.metrics import direction
+from pipeline.report.reading import Savings, savings
 from pipeline.report.report_page import page_path as page_of_run
-from pipeline.sweep.reading import Savings, savings
 from pipeline.sweep.schedule import Failure
 from pipeline.sweep.summary import Group, RunSummary, Summary, csv_path
 from pipeline.sweep.sweep_curves import AXES, dashes_of, panels

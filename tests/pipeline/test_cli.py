@@ -61,6 +61,7 @@ def test_run_makes_everything_and_says_where_it_lies(folder: Path) -> None:
     assert page.count("<svg") == 8
     assert "http" not in page
     assert json.loads((folder / "run/config.json").read_text())["train"]["steps"] == 4
+    assert re.search(r"encoders +\S+ (m?s|min) more if they ran in every step; \S+ s to", output)
     again = invoke("run")
     assert "nothing was missing" in again
     assert "0 steps made" in again
@@ -218,7 +219,8 @@ def test_init_writes_a_preset_and_never_over_a_file(
     written = (tmp_path / "pipeline.toml").read_text()
     assert written == PRESETS["imagenet256-sit-xl2"].read_text()
     assert "exists already" in invoke("init", status=1)
-    assert set(re.findall(r"(?:imagenet|cifar)[\w-]+|demo", invoke("init", "--help"))) == set(PRESETS)
+    named = re.findall(r"(?:imagenet|cifar)[\w-]+|demo", invoke("init", "--help"))
+    assert set(named) == set(PRESETS)
     output = invoke("init", "--preset", "imagenet256-sit-xl", "--config", "x.toml", status=1)
     assert "did you mean 'imagenet256-sit-xl2'?" in output
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from cache.metadata import read_group, update_group
 from pipeline.commands import app
+from pipeline.report.reading import Savings, read_by, savings
 from pipeline.report.records import read_run
 from pipeline.sweep.halving import halvings, worse_ones
 from pipeline.sweep.processes import Ended, Order, Outcome
-from pipeline.sweep.reading import Savings, read_by, savings
 from pipeline.sweep.schedule import Schedule
 from pipeline.sweep.states import Judgement, judging, lacking_steps, logged_step, trained_step
 from pipeline.sweep.summary import csv_path, hours_at, spread, summarise, write_csv

@@ -16,7 +16,7 @@ from pipeline.config import Config, load_config
 from pipeline.exits import ConfigError
 from pipeline.inspection.contents import gather_contents
 from pipeline.plan.outline import make_plan
-from pipeline.sweep.reading import read_by
+from pipeline.report.reading import read_by
 from stages.encode.building.build_times import seconds_per_image
 from stages.sample.samples import read_manifest
 from stages.sample.solvers.solver import SampleError
