@@ -143,6 +143,7 @@ def test_a_step_minimises_denoising_minus_the_weighted_term(methods: Any) -> Non
         assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_is_resumed_bit_for_bit_and_lowers_the_total(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from marking import few_fast
 from runs import assert_falls, trained_in_parts
 from stepping import settings_of
 from torch.testing import assert_close
@@ -63,7 +62,8 @@ def test_a_recipe_decides_what_is_not_given(
     assert (term.weight, term.temperature, *term.depths) == expected  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("settings", few_fast([(), ("train.model=DiT-XS/2",)]), ids=["sit", "dit"])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("train.model=DiT-XS/2",)], ids=["sit", "dit"])
 def test_training_disperses_and_is_resumed_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

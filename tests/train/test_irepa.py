@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from marking import few_fast
 from methods import BASE, assert_gradients
 from reference import Described
 from runs import CPU, assert_falls, newest, trained, trained_in_parts
@@ -203,9 +202,8 @@ def test_layers_load_under_the_names_of_either_code(*, long: bool, tmp_path: Pat
     assert (long_names <= there.state_dict().keys()) == long
 
 
-@pytest.mark.parametrize(
-    "settings", few_fast([(), ("train.align.0.projector=mlp",)]), ids=["conv", "mlp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("train.align.0.projector=mlp",)], ids=["conv", "mlp"])
 def test_a_run_lowers_its_loss_resumes_bit_for_bit_and_is_exported(
     trainable: Callable[..., Config], built: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

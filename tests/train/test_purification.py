@@ -94,6 +94,7 @@ def test_irepa_normalises_what_is_left(clean: Tensor, tokens: Tensor) -> None:
     assert_close(aligned(term, projected, tokens, streams={LATENTS: latents}), expected)
 
 
+@pytest.mark.slow
 def test_a_purified_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

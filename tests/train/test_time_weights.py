@@ -108,6 +108,7 @@ def setting(**weight: Any) -> str:
     return f"train.align.0.time_weight={{{', '.join(pairs)}}}"
 
 
+@pytest.mark.slow
 def test_a_weighted_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:

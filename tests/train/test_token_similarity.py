@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from aligning import aligned, make
-from marking import few_fast
 from methods import BASE
 from peak import peak_bytes
 from runs import assert_falls, newest, trained, trained_in_parts
@@ -144,7 +143,8 @@ def test_a_projector_is_shared_and_its_tokens_are_computed_once() -> None:
     assert calls == 1
 
 
-@pytest.mark.parametrize("own", few_fast([False, True]))
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True])
 def test_a_run_lowers_its_loss_and_resumes_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, *, own: bool
 ) -> None:
