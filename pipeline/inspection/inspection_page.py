@@ -18,7 +18,7 @@ from pipeline.inspection.shown_images import Neighbours, RowNumbers, class_of
 from pipeline.pages import compressed, embedded, write_page
 from pipeline.pages.figures import inline_svg, save_png, styled
 from stages.analyze.neighbours import Neighbour
-from stages.sample.generate import save_grid
+from stages.sample.png_files import save_grid
 
 # Photographs up to this side are embedded as they are; larger ones are made smaller, with loss.
 EXACT_SIDE, LARGEST_SIDE, QUALITY = 128, 256, 90

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.files import atomic_file
 from cache.locks import claimed
 from stages.encode.build_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
@@ -21,6 +19,7 @@ from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
 from stages.sample.correction import contrast_of, correction_for
+from stages.sample.png_files import png_writer, save_grid
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
@@ -121,9 +120,13 @@ def _draw(
     sampler = Sampler(
         settings, model, weights.interpolant, autoencoder, place.device, correction=correction
     )
-    with progress("sample", len(indices), "images", quiet=not place.is_main) as advance:
+    with (
+        progress("sample", len(indices), "images", quiet=not place.is_main) as advance,
+        # A GPU gives a batch at once, and goes on while it is written.
+        png_writer(most=settings.batch_size) as write,
+    ):
         for index, image in sampler.draw(indices):
-            save_png(samples.path(index), image.permute(1, 2, 0).numpy())
+            write(samples.path(index), image.permute(1, 2, 0).numpy())
             advance(1, "")
 
 
@@ -148,22 +151,6 @@ def _write_npz(settings: SampleSettings, weights: SampledWeights, samples: Sampl
 
 def _pixels(samples: Samples, index: int) -> Any:
     return np.asarray(Image.open(samples.path(index)))
-
-
-def save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write pixels, uint8 [height, width, 3]."""
-    with atomic_file(path) as stream:
-        Image.fromarray(pixels).save(stream, format="png")
-
-
-def save_grid(path: Path, images: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
-    """Write images, uint8 [S, S, 3], row by row as one picture."""
-    side, rows = images[0].shape[0], -(-len(images) // columns)
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for index, pixels in enumerate(images):
-        top, left = (index // columns) * side, (index % columns) * side
-        canvas[top : top + side, left : left + side] = pixels
-    save_png(path, canvas)
 
 
 class GridDrawer:

@@ -6,7 +6,8 @@ B images, C latent channels, h and w the latent's sides, S the image's side in p
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from stages.train.randomness import Stream, seed_for
 
 Piece = TypeVar("Piece")
 Found = TypeVar("Found")
+# Some of B images: all of them, none, or those with these numbers.
+Some: TypeAlias = slice | Tensor
+ALL, NONE = slice(None), slice(0)
 
 _own = threading.local()
 
@@ -33,8 +37,9 @@ _own = threading.local()
 class Sampler:
     """Draws numbered images; noise and label depend on seed and number alone.
 
-    On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in.
-    correction: of what a contrastive model predicts, in guided steps.
+    On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in, and
+    nothing waits for the device before a batch is decoded, but for `dopri5`. correction: of what a
+    contrastive model predicts, in guided steps.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -50,11 +55,15 @@ class Sampler:
         correction: Correction | None = None,
     ) -> None:
         self._settings = settings
-        self._correction = correction
         self._config = model.config
         self._interpolant = interpolant
         self._autoencoder = autoencoder
         self._device = device
+        # Apple's GPUs have no float64: the state of the solver stays on the CPU there.
+        self._state_device = torch.device("cpu") if device.type == "mps" else device
+        self._correction = correction and replace(
+            correction, mean=correction.mean.to(self._state_device)
+        )
         self._precision = sampling_precision(settings, device)
         self._solver = SOLVERS[find_solver(settings.solver, self._config.family)]
         check_fit(settings, self._config, autoencoder)
@@ -89,8 +98,7 @@ class Sampler:
     @torch.inference_mode()
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
-        labels = torch.tensor(labels_of(settings, indices, self._config.classes))
-        labels = labels.to(self._device)
+        labels = self._sent(torch.tensor(labels_of(settings, indices, self._config.classes)))
         field = guided_field(self._predict, self._config, labels, settings, self._correction)
         problem = Problem(
             field=field,
@@ -106,8 +114,9 @@ class Sampler:
 
     def _predict(self, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         raise_if_abandoned()
+        inputs = (tensor.to(self._device) for tensor in (states, times, labels))
         with autocast(self._precision, self._device):
-            return predicted(self._model, states, times, labels)
+            return predicted(self._model, *inputs).to(states.device)
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, from the CPU whatever the device."""
@@ -119,9 +128,13 @@ class Sampler:
         class_noise = None
         if features := config.class_features:
             class_noise = torch.stack([torch.randn(features, generator=one) for one in sources])
-        # Apple's GPUs have no float64; the state of the solver stays on the CPU there.
-        device = "cpu" if self._device.type == "mps" else self._device
-        return packed(noise, class_noise).to(device).double()
+        return self._sent(packed(noise, class_noise)).double()
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A tensor on its way to the solver's states; if that is to a GPU, nobody waits for it."""
+        if self._state_device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._state_device, non_blocking=True)
 
 
 def predicted(model: Transformer, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
@@ -141,43 +154,51 @@ def guided_field(
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
     On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
-    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B];
-    correction: of what is predicted of latents, in guided steps.
+    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B], on
+    the device of the states; correction: of what is predicted of latents, in guided steps.
     """
     null = torch.full_like(labels, config.classes)
     scales, towards = _scales(config, settings), settings.representation_guidance
     latents = slice(config.channels * _channel_size(config))
-    low, high = settings.guidance_interval
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
 
     def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""
-        times, level = _per_image(state, time), _per_image(state, step_start) / noise_time
-        is_guided = (level >= low) & (level <= high)
-        guided = is_guided.nonzero().flatten()
+        guided = _within(settings.guidance_interval, step_start / noise_time)
         # What is predicted once more: without labels, and without components.
-        by_label = guided if scales else guided[:0]
-        by_components = guided if towards != 1 else guided[:0]
+        by_label = guided if scales else NONE
+        by_components = guided if towards != 1 else NONE
+        unlabelled = state[by_label]
         blank = _without_components(state[by_components], config)
-        places = torch.cat([by_label, by_components])
+        times = _per_image(state, time)
         every = predict(
-            torch.cat([state, state[by_label], blank]).float().to(labels.device),
-            torch.cat([times, times[places]]).float().to(labels.device),
-            torch.cat([labels, null[: len(by_label)], labels[by_components.to(labels.device)]]),
-        )
-        every = every.to(state.device).double()
-        ends = [len(state), len(state) + len(by_label)]
+            torch.cat([state, unlabelled, blank]).float(),
+            torch.cat([times, times[by_label], times[by_components]]),
+            torch.cat([labels, null[by_label], labels[by_components]]),
+        ).double()
+        ends = [len(state), len(state) + len(unlabelled)]
         conditional, unconditional, unrepresented = every.tensor_split(ends)
         shift = (towards - 1) * (conditional[by_components] - unrepresented)
-        for part, scale in scales if len(guided) else ():
-            with_class, without = conditional[guided, part], unconditional[:, part]
-            conditional[guided, part] = without + scale * (with_class - without)
+        for part, scale in scales:
+            with_class, without = conditional[by_label, part], unconditional[:, part]
+            conditional[by_label, part] = without + scale * (with_class - without)
         conditional[by_components] += shift
         if correction is not None:
             conditional[guided, latents] = correction(conditional[guided, latents])
         return conditional
 
     return field
+
+
+def _within(interval: tuple[float, float], level: Time) -> Some:
+    """The images whose level of noise lies in an interval.
+
+    One level for all is a number of the host; for levels of each image it waits for the device.
+    """
+    low, high = interval
+    if isinstance(level, Tensor):
+        return ((level >= low) & (level <= high)).nonzero().flatten()
+    return ALL if low <= level <= high else NONE
 
 
 def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[slice, float]]:
@@ -208,8 +229,10 @@ def _without_components(states: Tensor, config: TransformerConfig) -> Tensor:
 
 
 def _per_image(state: Tensor, time: Time) -> Tensor:
-    """A time for each image, [B], in float64."""
-    return torch.as_tensor(time, dtype=torch.float64).expand(len(state))
+    """A time for each image, [B], in float32."""
+    if isinstance(time, Tensor):
+        return time.float()
+    return state.new_full((len(state),), time, dtype=torch.float32)
 
 
 def sampling_precision(settings: SampleSettings, device: torch.device) -> str:

@@ -30,7 +30,7 @@ def sample(
         time, after = times[number], times[number + 1]
         both = torch.cat([state, state])
         each = torch.ones(len(both), dtype=torch.float64, device=both.device) * time
-        velocity = model(both.float(), each.float(), torch.cat([labels, null])).prediction
+        velocity, _ = model(both.float(), each.float(), torch.cat([labels, null]))
         velocity = velocity.double()
         # On the linear path: the score from the velocity, and with diffusion 2t the drift.
         score = -((1 - time) * velocity + both) / time

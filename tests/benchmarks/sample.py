@@ -14,7 +14,6 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from statistics import median
@@ -26,13 +25,15 @@ from plain_sampling import sample
 from plain_training import SiT
 
 from stages.encode.networks.autoencoder import Autoencoder
-from stages.model.transformer import Transformer, TransformerConfig, config_named
+from stages.model.transformer import TransformerConfig, config_named
 from stages.placement import find_device
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
 from stages.train.compute import arithmetic, autocast
 
 OWN, PUBLISHED = "this project", "published sampler"
+# Of DINOv2-B's tokens, to which the published sampler projects.
+FEATURES = 768
 COMPILE: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
@@ -54,15 +55,13 @@ class Samplers:
         self.settings, self.device = settings, device
         self.precision = sampling_precision(settings, device)
         torch.manual_seed(0)
-        whole = Transformer(config)
-        for parameter in whole.parameters():
+        self.plain = SiT(config, dropping=0.1, features=(FEATURES,)).eval()
+        for parameter in self.plain.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
-        state = whole.state_dict()
-        self.plain = SiT(config, dropping=0.1)
-        self.plain.load_state_dict(state)
-        self.plain.eval().to(device)
+        own = make_sampled(config, self.plain.state_dict(), device)
+        self.plain.to(device)
         vae = Autoencoder(str(files("stages.encode.networks") / "demo_autoencoder"), device)
-        self.own = Sampler(settings, make_sampled(config, state, device), "linear", vae, device)
+        self.own = Sampler(settings, own, "linear", vae, device)
 
     def draw_own(self, count: int) -> torch.Tensor:
         return self.own.latents(range(count))
@@ -79,8 +78,7 @@ class Samplers:
 def check_agreement(settings: SampleSettings, device: torch.device) -> None:
     """That both draw the same latents of a small model, without the noise of the way."""
     settings = settings.model_copy(update={"precision": "float32", "compile": False})
-    config = replace(config_of("SiT-XS/2"), align_depth=2)
-    both = Samplers(config, settings, device)
+    both = Samplers(config_of("SiT-XS/2"), settings, device)
     start = both.own._noise
 
     def silent(indices: Any, draw: int) -> torch.Tensor:

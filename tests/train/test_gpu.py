@@ -164,6 +164,14 @@ def test_float32_on_the_gpu_trains_as_on_the_cpu(
         assert line == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+def sampler_of(config: Config, place: Placement) -> Sampler:
+    """Draws from a run's newest checkpoint."""
+    found = find_weights(SampleOptions(), config.train)
+    model = make_sampled(found.config, found.load(), place.device)
+    vae = Autoencoder(config.decoder.location, place.device)
+    return Sampler(config.sample, model, "linear", vae, place.device)
+
+
 @pytest.mark.parametrize(
     "settings", [(), ("sample.precision=bfloat16",), ("sample.compile=false",)]
 )
@@ -172,16 +180,39 @@ def test_samples_of_the_gpu_start_from_the_noise_and_labels_of_the_cpu(
 ) -> None:
     config = trainable("sample.guidance=1.5", "sample.steps=4", *settings)
     trained(config)
-    found = find_weights(SampleOptions(), config.train)
-    samplers = []
-    for place in (GPU, CPU):
-        model = make_sampled(found.config, found.load(), place.device)
-        vae = Autoencoder(config.decoder.location, place.device)
-        samplers.append(Sampler(config.sample, model, "linear", vae, place.device))
-    there, here = samplers
+    there, here = (sampler_of(config, place) for place in (GPU, CPU))
     for draw in (0, 3):
         assert torch.equal(there._noise([2, 9], draw).cpu(), here._noise([2, 9], draw))
     tolerance = 0.1 if settings and "bfloat16" in settings[0] else 1e-2
     latents = there.latents(range(6)).cpu()
     torch.testing.assert_close(latents, here.latents(range(6)), rtol=tolerance, atol=tolerance)
     assert [index for index, _ in there.draw(range(6))] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("sample.solver=euler",), ("sample.solver=heun",), ("train.model=DiT-XS/2",)],
+)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
+def test_a_step_of_a_solver_never_waits_for_the_gpu(
+    trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    guided = ("sample.guidance=1.5", "sample.guidance_interval=[0.3, 0.8]")
+    config = trainable("sample.steps=8", "sample.compile=false", *guided, *settings)
+    trained(config)
+    sampler, real, sizes = sampler_of(config, GPU), Sampler._predict, list[int]()
+
+    def watched(own: Sampler, states: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        predicted = real(own, states, *inputs)
+        # From the first step on, which sets up libraries.
+        torch.cuda.set_sync_debug_mode("error")
+        return predicted
+
+    monkeypatch.setattr(Sampler, "_predict", watched)
+    try:
+        sampler.latents(range(4))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(sizes) >= 8
+    assert set(sizes) == {4, 8}

@@ -88,8 +88,8 @@ class Tolerances(SolverOptions):
 def dopri5(problem: Problem) -> Tensor:
     """The probability flow by the fifth-order method of Dormand and Prince.
 
-    Steps are as long as the tolerances allow. Raises SampleError without torchode, or if
-    an image does not come to an end.
+    Steps are as long as the tolerances allow, which the host asks the device at each. Raises
+    SampleError without torchode, or if an image does not come to an end.
     """
     try:
         import torchode
