@@ -6,7 +6,7 @@ from aligning import ALIGNMENTS, aligned, make
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from stages.train.terms import nt_xent
+from stages.train.terms import cross_entropy
 from stages.train.terms.term import Shapes
 
 
@@ -78,7 +78,7 @@ def test_nt_xent_in_parts_is_that_of_the_whole_matrix(monkeypatch: pytest.Monkey
         normalize(projected.flatten(0, 1), dim=1) @ normalize(tokens.flatten(0, 1), dim=1).T
     )
     expected = torch.nn.functional.cross_entropy(similarity / 0.1, torch.arange(12))
-    monkeypatch.setattr(nt_xent, "MOST_SIMILARITIES", 5 * 12)
+    monkeypatch.setattr(cross_entropy, "MOST_SIMILARITIES", 5 * 12)
     actual = aligned(make("nt-xent"), projected, tokens).mean()
     assert_close(actual, expected)
     gradients = [torch.autograd.grad(loss, projected)[0] for loss in (actual, expected)]

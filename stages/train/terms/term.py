@@ -211,7 +211,12 @@ class Term(Settings, ABC):
 
 
 class Alignment(Term):
-    """Compares hidden tokens, projected by an MLP, with an encoder's tokens at the same places."""
+    """Compares hidden tokens, projected by an MLP, with an encoder's tokens at the same places.
+
+    takes_half: whether `loss` is given projected tokens as they are computed, and not in float32.
+    """
+
+    takes_half: ClassVar[bool] = False
 
     encoder: str
     """One of `[encoders]`."""
@@ -277,7 +282,8 @@ class Alignment(Term):
             from stages.train.terms.purification import purified
 
             tokens = purified(tokens, seen.streams[LATENTS].clean)
-        losses = self.loss(seen.projected.float(), self.targets(tokens, seen.batch))
+        projected = seen.projected if self.takes_half else seen.projected.float()
+        losses = self.loss(projected, self.targets(tokens, seen.batch))
         return [self.time_weight.weighted(losses, seen.level)]
 
     def targets(self, tokens: Tensor, batch: Named) -> Tensor:  # noqa: ARG002
@@ -286,4 +292,4 @@ class Alignment(Term):
 
     @abstractmethod
     def loss(self, projected: Tensor, tokens: Tensor) -> Tensor:
-        """The loss of each image, float32 [B]. projected, tokens: float32 [B, T, D]."""
+        """The loss of each image, float32 [B]. projected, tokens: [B, T, D], float32 both."""
