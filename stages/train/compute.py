@@ -66,10 +66,12 @@ def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
         memory.fill_uninitialized_memory = fills
 
 
-def shard(model: Transformer, place: Placement, precision: str) -> None:
+def shard(model: Transformer, place: Placement, precision: str, *, reshard: bool) -> None:
     """Leave each process a part of every parameter; blocks are whole while they compute.
 
     With half precision their weights travel in it: autocast would round them just the same.
+    reshard: whether a block gives up the others' parts behind its forward pass, and gathers them
+    again for its backward pass, if it has one.
     """
     mesh = init_device_mesh(place.device.type, (place.world,))
     half = MixedPrecisionPolicy(
@@ -78,7 +80,7 @@ def shard(model: Transformer, place: Placement, precision: str) -> None:
         cast_forward_inputs=False,
     )
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=half)
+        fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
 
 

@@ -76,7 +76,9 @@ class Run:
             if model is not None:
                 compute.compile_blocks(model, settings.compute.compile, place.device)
                 if self._is_sharded:
-                    compute.shard(model, place, precision)
+                    # No backward pass of the teacher would end what is whole of it.
+                    reshard = settings.compute.reshard or model is self.teacher
+                    compute.shard(model, place, precision, reshard=reshard)
         self.network = compute.replicate(self.model, place)
         self.average = Average(self.model, settings.ema_decay, self.teacher)
         if self.teacher is not None:
