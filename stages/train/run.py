@@ -38,9 +38,10 @@ class Run:
     found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
     network: the model as it has to be called; teacher: the moving average as a model, up to the
     last block that a term sees of it, if any does; modules: of terms, by the terms' numbers; notes:
-    what is to be said of what it reads. Raises RunError if the cache does not suit the model, or
-    if the checkpoint was made with other settings or from other cached tensors; WeightsError if
-    the weights it is to start from do not suit the model.
+    what is to be said of what it reads. Raises RunError if the cache does not suit the model,
+    or the kernels of attention the device, or if the checkpoint was made with other settings or
+    from other cached tensors; WeightsError if the weights it is to start from do not suit the
+    model.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Run:
         if found is not None:
             self._check(found)
         precision = compute.precision_of(settings, place.device)
+        compute.check_attention(settings.compute.attention, precision, place.device)
         self.modules: Mapping[int, nn.Module] = {}
         self.model = self._make_model(config, found)
         trained = {self.modules.get(one.number) for one in active.every}

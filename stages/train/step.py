@@ -15,7 +15,7 @@ from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.compute import autocast, precision_of, reshard, synchronised
+from stages.train.compute import attention_of, autocast, precision_of, reshard, synchronised
 from stages.train.meter import Measured
 from stages.train.optim import (
     gradient_norm,
@@ -72,7 +72,8 @@ class Step:
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
         for number, share in self._terms.shares(run.step).items():
             self._shares[number].fill_(share)
-        measured = self._compute(batch, drawn)
+        with attention_of(self._settings.compute.attention):
+            measured = self._compute(batch, drawn)
         run.step += 1
         return measured
 

@@ -60,12 +60,17 @@ class ReadingSettings(Settings):
 class ComputeSettings(Settings):
     """How a step is computed; nothing here changes it beyond rounding."""
 
-    compile: bool | Literal["auto"] = "auto"
-    """Whether torch.compile makes blocks, projectors and the final layer faster; `auto` on GPUs."""
+    compile: bool | Literal["auto", "max-autotune"] = "auto"
+    """Whether torch.compile makes blocks, projectors and the final layer faster; `auto` on GPUs.
+    `max-autotune` tries several kernels for each product and takes the fastest, which takes
+    minutes when training starts, and is not deterministic."""
     graph: bool = True
     """Whether a step is launched as one CUDA graph, if a single GPU trains."""
     fused_attention: bool = True
     """Whether attention is computed as one kernel."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Which of torch's kernels that is; `auto` leaves it to torch. On GPUs `flash` and `cudnn` are
+    for half precision, and `cudnn` is not deterministic; a CPU has `flash` and `math`."""
     recompute_activations: bool = False
     """Less memory for a third more time."""
     micro_batches: Count = 1
