@@ -21,23 +21,20 @@ def test_clipping_in_the_optimiser_is_clipping_before_it(
     monkeypatch: pytest.MonkeyPatch,
     limit: float,
 ) -> None:
-    settings = (f"train.gradient_clip={limit}", "train.on_nonfinite=skip")
-    apart = trainable(*settings, f"train.run={tmp_path / 'apart'}")
+    clipped = f"train.gradient_clip={limit}"
+    apart = trainable(clipped, f"train.run={tmp_path / 'apart'}")
     trained(apart)
     monkeypatch.setattr(optim, "DIVIDING", {"cpu"})
     # Were it called, gradients would be clipped twice.
     monkeypatch.delattr(nn.utils, "clip_grads_with_norm_")
-    within = trainable(*settings)
+    within = trainable(clipped)
     trained(within)
     for line, expected in zip(log_values(within), log_values(apart), strict=True):
         assert line == pytest.approx(expected, rel=1e-6)
+    weights = newest(apart).weights("model")
     for name, tensor in newest(within).weights("model").items():
-        torch.testing.assert_close(
-            tensor, newest(apart).weights("model")[name], rtol=1e-5, atol=1e-7
-        )
-        assert limit == CLIPS["clipped"] or torch.equal(
-            tensor, newest(apart).weights("model")[name]
-        )
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-7)
+        assert limit == CLIPS["clipped"] or torch.equal(tensor, weights[name])
 
 
 @pytest.mark.parametrize("devices", [set(), {"cpu"}], ids=["apart", "within"])
