@@ -39,7 +39,7 @@ class OwnTarget(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (of_queries,) = ctx.saved_tensors
         return of_queries * gradient[:, None], None, None

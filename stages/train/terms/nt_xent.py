@@ -44,8 +44,9 @@ class NTXent(Alignment):
         targets, first = _of_all_processes(own)
         queries = normalize(projected.float(), dim=-1).flatten(0, 1) / self.temperature
         with products(in_tf32=projected.dtype != torch.float32):
-            losses: Tensor = OwnTarget.apply(queries, targets, first)
-        return losses.unflatten(0, tokens.shape[:2]).mean(dim=1)
+            of_tokens = OwnTarget.apply(queries, targets, first)  # type: ignore[no-untyped-call]
+        losses: Tensor = of_tokens.unflatten(0, tokens.shape[:2])
+        return losses.mean(dim=1)
 
 
 def _of_all_processes(tokens: Tensor) -> tuple[Tensor, int]:
