@@ -12,7 +12,7 @@ from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
 from stages.train.terms.redi import Redi
 from stages.train.terms.term import Term
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import ComputeSettings, TrainSettings
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -86,8 +86,20 @@ def _training(train: TrainSettings) -> Iterator[str]:
         yield "train.legacy_label_dropping: train.label_dropping is 0"
     if train.init_layout is not None and train.init_from is None:
         yield "train.init_layout: of which file? Name it with train.init_from"
+    yield from _computing(train.compute)
     if train.family == "DiT":
         yield from _diffusion(train)
+
+
+def _computing(compute: ComputeSettings) -> Iterator[str]:
+    if compute.deterministic and compute.attention == "cudnn":
+        yield "train.compute.attention: 'cudnn' needs deterministic = false"
+    if compute.deterministic and compute.compile == "max-autotune":
+        yield "train.compute.compile: 'max-autotune' needs deterministic = false"
+    if compute.attention != "auto" and not compute.fused_attention:
+        yield f"train.compute.attention: {compute.attention!r} needs fused_attention = true"
+    if compute.reshard and compute.parallel == "ddp":
+        yield "train.compute.reshard: with parallel = 'ddp' each process holds all weights anyway"
 
 
 def _diffusion(train: TrainSettings) -> Iterator[str]:

@@ -111,7 +111,10 @@ def stream(
         with closing(reader):
             for step in steps:
                 keys = cached.keys[reader.rows(step) % len(cached.keys)].tolist()
-                yield batch(step, keys, *reader.read_stored(step))
+                read = batch(step, keys, *reader.read_stored(step))
+                # Who takes it may wait for the GPU before asking for the next one.
+                reader.prefetch()
+                yield read
 
     def batch(
         step: int, keys: list[str], read: Named, arrays: Mapping[str, Callable[[], Tensor]]

@@ -29,6 +29,14 @@ Named: TypeAlias = Mapping[str, Tensor]
 ENDLESS = 1 << 40
 
 
+class Copied(NamedTuple):
+    """A step's tensors on a GPU, and the event that tells when they are there."""
+
+    step: int
+    tensors: list[Tensor]
+    done: torch.cuda.Event
+
+
 class Transfer:
     """Delivers the batch of any step on a device.
 
@@ -44,33 +52,39 @@ class Transfer:
         self._device = device
         self._stop = stop
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ahead: tuple[int, list[Tensor], torch.cuda.Event] | None = None
+        self._copied: Copied | None = None
 
     def get(self, step: int) -> list[Tensor]:
         """The batch of a step; on a CPU valid until the next one."""
         if self._stream is None:
             return [tensor.to(self._device) for tensor in self._waited(step)]
-        if self._ahead is None or self._ahead[0] != step:
-            self._ahead = self._copy(step, self._stream)
-        _, tensors, copied = self._ahead
+        if self._copied is None or self._copied.step != step:
+            self._copied = self._copy(step, self._stream)
         compute = torch.cuda.current_stream(self._device)
-        compute.wait_event(copied)
-        for tensor in tensors:
+        compute.wait_event(self._copied.done)
+        for tensor in self._copied.tensors:
             tensor.record_stream(compute)
-        # The buffers of this batch are filled again once the next one is taken.
-        copied.synchronize()
-        self._ahead = self._copy(step + 1, self._stream) if step + 1 < self._stop else None
-        return tensors
+        return self._copied.tensors
 
-    def _copy(
-        self, step: int, stream: torch.cuda.Stream
-    ) -> tuple[int, list[Tensor], torch.cuda.Event]:
-        """Start copying a batch; the event tells when it is there."""
-        batch, copied = self._waited(step), torch.cuda.Event()
+    def prefetch(self) -> None:
+        """Start copying the batch behind the one that was asked for last, if there is one.
+
+        To be called when the work on that one is launched, which hides what this waits for.
+        """
+        if self._stream is not None and self._copied is not None:
+            step = self._copied.step + 1
+            if step < self._stop:
+                self._copied = self._copy(step, self._stream)
+
+    def _copy(self, step: int, stream: torch.cuda.Stream) -> Copied:
+        if self._copied is not None:
+            # Its buffers are filled again once the next one is taken.
+            self._copied.done.synchronize()
+        batch, done = self._waited(step), torch.cuda.Event()
         with torch.cuda.stream(stream):
             tensors = [tensor.to(self._device, non_blocking=True) for tensor in batch]
-            copied.record(stream)
-        return step, tensors, copied
+            done.record(stream)
+        return Copied(step, tensors, done)
 
     def _waited(self, step: int) -> list[Tensor]:
         start = time.perf_counter()
@@ -187,6 +201,10 @@ class CachedBatches:
             own = {name: arrays[encoder_of(decode.name), name] for name in decode.stored}
             decoders[decode.name] = partial(decode, own, views)
         return {"moments": moments, "labels": self._labels[images]}, decoders
+
+    def prefetch(self) -> None:
+        """Have the next batch copied to a GPU, when the work on the last one is launched."""
+        self._transfer.prefetch()
 
     @property
     def wait_seconds(self) -> float:

@@ -4,7 +4,7 @@ Several processes have one model: whole in each (DDP), or in parts (FSDP2).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -14,13 +14,24 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.model.transformer import Transformer
 from stages.placement import Placement
-from stages.train.train_settings import TrainSettings
+from stages.train.train_settings import RunError, TrainSettings
 
 HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+# The compiler's own CUDA graphs would be inside of the one that a step is.
+COMPILERS: Mapping[bool | str, Mapping[str, Any]] = {
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"}
+}
 
 
 def precision_of(settings: TrainSettings, device: torch.device) -> str:
@@ -66,10 +77,28 @@ def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
         memory.fill_uninitialized_memory = fills
 
 
-def shard(model: Transformer, place: Placement, precision: str) -> None:
+def attention_of(kind: str) -> AbstractContextManager[None]:
+    """Compute attention by kernels of one kind; `auto` leaves it to torch."""
+    return nullcontext() if kind == "auto" else sdpa_kernel(KERNELS[kind])
+
+
+def check_attention(kind: str, precision: str, device: torch.device) -> None:
+    """Raise RunError if a device has no such kernels in a precision."""
+    lacking = {"flash", "cudnn"} if precision not in HALF_PRECISIONS else set()
+    if kind in (lacking if device.type == "cuda" else {"cudnn", "efficient"}):
+        raise RunError(
+            f"{kind!r} computes no attention in {precision} on {device.type}",
+            where="train.compute.attention",
+            remedy='Set it to "auto", or choose another train.precision or train.device.',
+        )
+
+
+def shard(model: Transformer, place: Placement, precision: str, *, reshard: bool) -> None:
     """Leave each process a part of every parameter; blocks are whole while they compute.
 
     With half precision their weights travel in it: autocast would round them just the same.
+    reshard: whether a block gives up the others' parts behind its forward pass, and gathers them
+    again for its backward pass, if it has one.
     """
     mesh = init_device_mesh(place.device.type, (place.world,))
     half = MixedPrecisionPolicy(
@@ -78,7 +107,7 @@ def shard(model: Transformer, place: Placement, precision: str) -> None:
         cast_forward_inputs=False,
     )
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=half)
+        fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
 
 
@@ -128,11 +157,13 @@ def fill(target: Tensor, values: Tensor) -> None:
 def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device) -> None:
     """Compile the parts of a model one by one, where equal blocks share their code.
 
-    wanted: whether to; `auto` compiles on GPUs.
+    wanted: whether to, and how; `auto` compiles on GPUs.
     """
-    if wanted is True or (wanted == "auto" and device.type == "cuda"):
+    if wanted == "auto":
+        wanted = device.type == "cuda"
+    if wanted:
         # The precision is a setting; what the compiler would rather have is none of its business.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         lists = (part for part in model.children() if isinstance(part, nn.ModuleList))
         for part in (*chain.from_iterable(lists), model.final_layer):
-            part.compile()
+            part.compile(**COMPILERS.get(wanted, {}))

@@ -162,6 +162,7 @@ class Stretch:
         with closing(batches), closing(log), show as advance:
             while run.step < self.end and not stop.is_reached():
                 self._meter.add(step(batches.read(run.step), randomness.at(run.step)))
+                batches.prefetch()
                 is_last = self._every.at(run.step) != self._terms
                 if run.step % settings.log_every == 0 or is_last:
                     self._write(log)

@@ -6,8 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from stages.train.compute import own
+from stages.train.compute import own, whole
 from stages.train.train_settings import TrainSettings
+
+# Where the fused optimiser clips gradients as it reads them, which saves a pass over them; a scaler
+# has other things to tell it.
+DIVIDING = {"cuda"}
+# Added to a norm, as torch does.
+EPSILON = 1e-6
 
 
 def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -53,18 +59,35 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def update_weights(
-    optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, norm: Tensor
+    optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, norm: Tensor, limit: float
 ) -> None:
-    """Make a step, unless the gradient, whose norm is given, is not finite.
+    """Make a step with gradients clipped to a norm, unless that which they have is not finite.
 
-    The device decides, so that nobody has to wait for it.
+    norm: of the whole gradient; limit: the largest. The device decides, so that nobody has to wait
+    for it.
     """
-    if not scaler.is_enabled():
+    has_scaler = scaler.is_enabled()
+    if not has_scaler:
         # What a scaler would tell the fused optimiser.
         optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    if has_scaler or norm.device.type not in DIVIDING:
+        nn.utils.clip_grads_with_norm_(parameters_of(optimiser), limit, norm)
+    else:
+        optimiser.grad_scale = ((norm + EPSILON) / limit).clamp(min=1)  # type: ignore[attr-defined]
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad()
+
+
+def gradient_norm(optimiser: torch.optim.Optimizer) -> Tensor:
+    """The norm of the whole gradient, of which this process may hold a part."""
+    gradients = (parameter.grad for parameter in parameters_of(optimiser))
+    return whole(nn.utils.get_total_norm([one for one in gradients if one is not None]))
+
+
+def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    """What it updates."""
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 class Average:

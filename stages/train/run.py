@@ -38,9 +38,10 @@ class Run:
     found: its newest checkpoint, if it has any; active: the terms whose modules are trained;
     network: the model as it has to be called; teacher: the moving average as a model, up to the
     last block that a term sees of it, if any does; modules: of terms, by the terms' numbers; notes:
-    what is to be said of what it reads. Raises RunError if the cache does not suit the model, or
-    if the checkpoint was made with other settings or from other cached tensors; WeightsError if
-    the weights it is to start from do not suit the model.
+    what is to be said of what it reads. Raises RunError if the cache does not suit the model,
+    or the kernels of attention the device, or if the checkpoint was made with other settings or
+    from other cached tensors; WeightsError if the weights it is to start from do not suit the
+    model.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Run:
         if found is not None:
             self._check(found)
         precision = compute.precision_of(settings, place.device)
+        compute.check_attention(settings.compute.attention, precision, place.device)
         self.modules: Mapping[int, nn.Module] = {}
         self.model = self._make_model(config, found)
         trained = {self.modules.get(one.number) for one in active.every}
@@ -76,7 +78,9 @@ class Run:
             if model is not None:
                 compute.compile_blocks(model, settings.compute.compile, place.device)
                 if self._is_sharded:
-                    compute.shard(model, place, precision)
+                    # No backward pass of the teacher would end what is whole of it.
+                    reshard = settings.compute.reshard or model is self.teacher
+                    compute.shard(model, place, precision, reshard=reshard)
         self.network = compute.replicate(self.model, place)
         self.average = Average(self.model, settings.ema_decay, self.teacher)
         if self.teacher is not None:

@@ -15,9 +15,15 @@ from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
 from stages.train.cached_data import CachedData
-from stages.train.compute import autocast, precision_of, reshard, synchronised, whole
+from stages.train.compute import attention_of, autocast, precision_of, reshard, synchronised
 from stages.train.meter import Measured
-from stages.train.optim import learning_rate, make_replayable, set_learning_rate, update_weights
+from stages.train.optim import (
+    gradient_norm,
+    learning_rate,
+    make_replayable,
+    set_learning_rate,
+    update_weights,
+)
 from stages.train.run import Run
 from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
@@ -66,7 +72,8 @@ class Step:
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
         for number, share in self._terms.shares(run.step).items():
             self._shares[number].fill_(share)
-        measured = self._compute(batch, drawn)
+        with attention_of(self._settings.compute.attention):
+            measured = self._compute(batch, drawn)
         run.step += 1
         return measured
 
@@ -167,10 +174,8 @@ class Step:
         """Update weights and average; returns the norm of the gradient."""
         run = self._run
         run.scaler.unscale_(run.optimiser)
-        # Of the whole gradient, whose parts the processes may hold.
-        limit = self._settings.gradient_clip
-        norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), limit))
-        update_weights(run.optimiser, run.scaler, norm)
+        norm = gradient_norm(run.optimiser)
+        update_weights(run.optimiser, run.scaler, norm, self._settings.gradient_clip)
         run.average.update()
         return norm
 

@@ -173,6 +173,7 @@ class OwnLoop:
     def step(self) -> None:
         number = self._run.step
         self._meter.add(self._step(self._batches.read(number), self._randomness.at(number)))
+        self._batches.prefetch()
 
     def finish(self) -> None:
         self._meter.reduce().values()

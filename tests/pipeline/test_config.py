@@ -391,6 +391,16 @@ def test_a_relative_autoencoder_lies_beside_the_configuration(
             ["train.compute.micro_batches=2", "train.align.0.kind=nt-xent"],
             "train.compute.micro_batches: 'nt-xent' needs the whole batch at once",
         ),
+        (["train.compute.attention=cudnn"], "attention: 'cudnn' needs deterministic = false"),
+        (["train.compute.compile=max-autotune"], "'max-autotune' needs deterministic = false"),
+        (
+            ["train.compute.attention=math", "train.compute.fused_attention=false"],
+            "train.compute.attention: 'math' needs fused_attention = true",
+        ),
+        (
+            ["train.compute.reshard=true", "train.compute.parallel=ddp"],
+            "train.compute.reshard: with parallel = 'ddp' each process holds all weights",
+        ),
         (["train.precision=float64"], "train.precision"),
         (["train.compute.paralel=fsdp"], "did you mean 'parallel'"),
     ],

@@ -1,4 +1,4 @@
-"""Training in two processes, and how far such runs may differ from others."""
+"""Training in several processes, and how far such runs may differ from others."""
 
 import json
 import subprocess
@@ -12,15 +12,22 @@ from runs import log_values, newest
 
 from pipeline.config import Config
 
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+LAUNCH = ("-m", "torch.distributed.run", "--standalone")
 
 
-def launch(folder: Path, scenarios: list[list[str]]) -> None:
+def launch(folder: Path, scenarios: list[list[str]], processes: int = 2) -> None:
     path = folder / "scenarios.json"
     path.write_text(json.dumps(scenarios))
     program = TOOLS / "ranks.py"
     done = subprocess.run(
-        [sys.executable, *LAUNCH, str(program), str(folder / "pipeline.toml"), str(path)],
+        [
+            sys.executable,
+            *LAUNCH,
+            f"--nproc-per-node={processes}",
+            str(program),
+            str(folder / "pipeline.toml"),
+            str(path),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -143,6 +143,20 @@ def test_the_losses_of_a_compiled_run_are_those_of_one_that_is_not(
         assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_trying_kernels_out_makes_no_graphs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, modes = torch.compile, list[str | None]()
+
+    def noted(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
+        modes.append(mode)
+        return real(function, mode=mode)
+
+    monkeypatch.setattr(torch, "compile", noted)
+    for wanted in ("max-autotune", True):
+        compile_blocks(Transformer(SMALL), wanted, torch.device("cpu"))
+    parts = SMALL.depth + 1
+    assert modes == ["max-autotune-no-cudagraphs"] * parts + [None] * parts
+
+
 def test_the_compiler_does_not_argue_about_the_precision_that_was_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,33 +18,36 @@ from stages.train.latent_mean import read_mean
 from stages.weights.run_folder import latent_mean_path
 
 DIRECTION = 'train.align.1={kind = "direction"}'
-FSDP = "train.compute.parallel=fsdp"
+DDP, RESHARD = "train.compute.parallel=ddp", "train.compute.reshard=true"
+# How far the sums of gradients in another order lead apart within four steps.
+SAME = 1e-5
 # Each is trained in one process and in two.
 VARIANTS = {
-    "ddp": [],
-    "fsdp": [FSDP],
-    "fsdp-class-token": [entries(), FSDP],
+    "ddp": [DDP],
+    "fsdp": [],
+    "fsdp-resharded": [RESHARD],
+    "fsdp-class-token": [entries()],
 }
 MORE_VARIANTS = {
-    "nt-xent": ["train.align.0.kind=nt-xent"],
-    "fsdp-end-of-alignment": ["train.align.0.until=2", FSDP],
-    "micro-batches": ["train.compute.micro_batches=2"],
-    "fsdp-micro-batches": [FSDP, "train.compute.micro_batches=2"],
-    "dit": ["train.model=DiT-XS/2", FSDP],
-    "end-of-alignment": ["train.align.0.until=2"],
-    "layers": [*OF_LAYERS.values(), DIRECTION],
-    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION, FSDP],
-    "fsdp-irepa": ["train.align.0.kind=irepa", FSDP],
+    "nt-xent": ["train.align.0.kind=nt-xent", DDP],
+    "fsdp-nt-xent": ["train.align.0.kind=nt-xent"],
+    "fsdp-end-of-alignment": ["train.align.0.until=2"],
+    "micro-batches": ["train.compute.micro_batches=2", DDP],
+    "fsdp-micro-batches": ["train.compute.micro_batches=2"],
+    "fsdp-resharded-micro-batches": ["train.compute.micro_batches=2", RESHARD],
+    "fsdp-recomputed": ["train.compute.recompute_activations=true"],
+    "dit": ["train.model=DiT-XS/2"],
+    "end-of-alignment": ["train.align.0.until=2", DDP],
+    "layers": [*OF_LAYERS.values(), DIRECTION, DDP],
+    "fsdp-layers": [*OF_LAYERS.values(), DIRECTION],
+    "fsdp-irepa": ["train.align.0.kind=irepa"],
     "token-similarity": [
         'train.align.1={kind="token-similarity", encoder="efficientnet-lite0", depth=2}'
     ],
-    "sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3}'],
-    "fsdp-sra": [
-        'train.align.1={kind="sra", depth=1, teacher_depth=3, decay=2, constant=1}',
-        FSDP,
-    ],
+    "sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3}', DDP],
+    "fsdp-sra": ['train.align.1={kind="sra", depth=1, teacher_depth=3, decay=2, constant=1}'],
     "fading": ["train.align.0.until=4", "train.align.0.fade=3"],
-    "class-token": [entries()],
+    "class-token": [entries(), DDP],
 }
 # Their losses are over the images of a process: two of them train like one in two parts.
 OF_A_PROCESS = {"contrastive": ['train.align.1={kind="contrastive"}']}
@@ -98,10 +101,12 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     runs = Trained(built, tmp_path_factory.mktemp("ranks"))
     (runs.folder / "pipeline.toml").write_text(runs.config.read_text())
     scenarios = train_alone(runs, VARIANTS, OF_A_PROCESS)
-    for name in ("ddp", "fsdp"):
+    for name, other in (("ddp", "fsdp"), ("fsdp", "ddp")):
         for steps in (2, 4):
             more = [*VARIANTS[name], f"train.steps={steps}"]
             scenarios.append(runs.overrides(f"resumed-{name}", *more))
+        scenarios.append(runs.overrides(f"switched-{name}", *VARIANTS[name], "train.steps=2"))
+        scenarios.append(runs.overrides(f"switched-{name}", *VARIANTS[other]))
         shrunk = runs.overrides(f"shrunk-{name}", *VARIANTS[name], "train.steps=2")
         scenarios.append(shrunk)
         trained(load_config(runs.config, runs.overrides(f"grown-{name}", "train.steps=2")))
@@ -113,6 +118,10 @@ def runs(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("name", [*VARIANTS, *OF_A_PROCESS])
 def test_two_processes_train_like_one(runs: Trained, name: str) -> None:
     assert_close_runs(runs.run(f"two-{name}"), runs.run(f"alone-{name}"), 1e-4)
+
+
+def test_blocks_that_are_gathered_twice_are_the_same_to_the_bit(runs: Trained) -> None:
+    assert_equal_runs(runs.run("two-fsdp-resharded"), runs.run("two-fsdp"))
 
 
 def test_two_processes_keep_the_mean_of_the_latents_of_one(runs: Trained) -> None:
@@ -132,6 +141,18 @@ def test_more_ways_of_two_processes_train_like_one(built: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_four_processes_with_a_part_each_train_like_four_with_the_whole_and_like_one(
+    built: Path, tmp_path: Path
+) -> None:
+    runs = Trained(built, tmp_path)
+    kinds = {"ddp": [DDP], "fsdp": []}
+    launch(built, [runs.overrides(name, *more) for name, more in kinds.items()], processes=4)
+    trained(load_config(runs.config, runs.overrides("alone")))
+    assert_close_runs(runs.run("fsdp"), runs.run("ddp"), SAME)
+    assert_close_runs(runs.run("fsdp"), runs.run("alone"), 1e-4)
+
+
+@pytest.mark.slow
 def test_half_precision_is_the_same_in_whole_and_in_parts(built: Path, tmp_path: Path) -> None:
     runs = Trained(built, tmp_path)
     launch(built, [runs.overrides(name, *settings) for name, settings in HALF.items()])
@@ -142,6 +163,15 @@ def test_half_precision_is_the_same_in_whole_and_in_parts(built: Path, tmp_path:
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_two_processes_resume_bit_for_bit(runs: Trained, name: str) -> None:
     assert_equal_runs(runs.run(f"resumed-{name}"), runs.run(f"two-{name}"))
+
+
+def test_what_each_process_holds_a_part_of_is_what_each_would_hold_whole(runs: Trained) -> None:
+    assert_close_runs(runs.run("two-fsdp"), runs.run("two-ddp"), SAME)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_a_run_of_one_kind_goes_on_as_the_other(runs: Trained, name: str) -> None:
+    assert_close_runs(runs.run(f"switched-{name}"), runs.run("two-ddp"), SAME)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

@@ -40,6 +40,8 @@ def test_a_stored_run_goes_on_where_the_version_that_began_it_would_have_ended(
     stored: Path, name: str
 ) -> None:
     config = run_config(Path("runs") / name, ["train.steps=6"])
+    # The run keeps it; the default is another.
+    assert config.train.compute.parallel == "ddp"
     assert train(config.train, config.tensors, CPU).start == 3
     expected = stored / "expected" / name
     for line, other in zip(
