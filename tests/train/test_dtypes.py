@@ -83,6 +83,6 @@ def test_products_are_in_half_precision_and_all_that_adds_up_in_float32(
     norms: set[str],
 ) -> None:
     watched_step(trainable(f"train.precision={precision}", *settings), nullcontext())
-    half = dict.fromkeys(IN_HALF, {HALF_PRECISIONS[precision]})
-    full = dict.fromkeys(IN_FLOAT32 | norms, {torch.float32})
+    half = {name: {HALF_PRECISIONS[precision]} for name in IN_HALF}
+    full = {name: {torch.float32} for name in IN_FLOAT32 | norms}
     assert {name: dtypes[name] for name in half | full} == half | full
