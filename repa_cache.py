@@ -46,7 +46,8 @@ def _claim_packages() -> None:
 
 _claim_packages()
 
-from cache.errors import RepaCacheError as Error  # noqa: E402 - it is found by the above
+import stages  # noqa: E402, F401 - found by the above; it prepares the process for a GPU
+from cache.errors import RepaCacheError as Error  # noqa: E402
 
 if TYPE_CHECKING:
     from typing import Unpack

@@ -113,8 +113,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The output [B, T, W], and the values [B, heads, T, W / heads] before any mixing."""
         query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(tokens).chunk(3, dim=-1)
+            part.transpose(1, 2)
+            for part in self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
         )
         query, key, own = self.q_norm(query), self.k_norm(key), value
         if first_values is not None:

@@ -98,8 +98,8 @@ FEED_FORWARD: dict[str, type[nn.Module]] = {"gelu": MLP, "swiglu": SwiGLU}
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift tokens [B, T, W] by the condition's [B, W] (adaLN)."""
-    return tokens * (1 + scale[:, None]) + shift[:, None]
+    """Scale and shift tokens [B, T, W] by the condition's [B, 1, W] (adaLN)."""
+    return tokens * (1 + scale) + shift
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,13 @@ class Block(nn.Module):
         first_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The tokens behind it, and the values of attention if it gives them to other blocks."""
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
-            condition
-        ).chunk(6, dim=1)
+        made = self.adaLN_modulation(condition)[:, None]
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = made.chunk(6, dim=2)
         modulated = modulate(self.norm1(tokens), shift_attn, scale_attn)
         attended, values = self.attn(modulated, rotation, first_values)
-        tokens = tokens + gate_attn[:, None] * attended
+        tokens = tokens + gate_attn * attended
         transformed = self.mlp(modulate(self.norm2(tokens), shift_mlp, scale_mlp))
-        output: Tensor = tokens + gate_mlp[:, None] * transformed
+        output: Tensor = tokens + gate_mlp * transformed
         return output, values if self.gives_values else None
 
 
@@ -174,7 +173,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=2)
         modulated = modulate(self.norm_final(tokens), shift, scale)
         if self.linear_cls is None:
             return self.linear(modulated), None

@@ -12,7 +12,8 @@ from places import ROOT
 from pipeline.config import Config
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-REPA_CACHE = (sys.executable, "-c", "from pipeline.commands import app; app()", "train")
+# What the installed command runs.
+REPA_CACHE = (sys.executable, "-c", "from repa_cache import app; app()", "train")
 MODULE = ("-m", "pipeline", "train")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 
@@ -53,8 +54,9 @@ def seen_by(folder: Path, command: tuple[str, ...], **more: str) -> list[str]:
         pytest.param(REPA_CACHE, marks=pytest.mark.slow),
         pytest.param((sys.executable, *MODULE), marks=pytest.mark.slow),
         (sys.executable, "-c", "import stages.placement"),
+        (sys.executable, "-c", "import repa_cache, torch"),
     ],
-    ids=["repa-cache", "python-m", "import"],
+    ids=["repa-cache", "python-m", "import", "door"],
 )
 def test_cublas_is_told_to_repeat_itself_before_torch_is_imported(
     tiny: Callable[..., Config], command: tuple[str, ...]

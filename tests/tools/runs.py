@@ -1,6 +1,7 @@
 """Training runs in tests: starting them, and what they left."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stages.sample.samples import Samples
 from stages.train.batches import CachedBatches, Order
 from stages.train.cached_data import CachedData
 from stages.train.log import SPEEDS, log_path, read_log
-from stages.train.loop import TrainSummary, train
+from stages.train.loop import Stretch, TrainSummary, train
+from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.weights.checkpoint import Checkpoint, latest
 
@@ -30,6 +32,22 @@ def cached_batches(config: Config, place: Placement = CPU) -> CachedBatches:
 
 def trained(config: Config, place: Placement = CPU) -> TrainSummary:
     return train(config.train, config.tensors, place)
+
+
+def watched_step(
+    config: Config, watch: AbstractContextManager[object], place: Placement = CPU
+) -> None:
+    """Make two steps of a run, the second, for which all is set up, while something watches."""
+    train, cached = config.train, CachedData(config.tensors, config.train.encoders)
+    stretch = Stretch(train, cached, place, None)
+    step = Step(train, stretch._run, stretch._terms, cached, place)
+    randomness = stretch.randomness()
+    with closing(stretch._batches) as batches:
+        for watching in (nullcontext(), watch):
+            number = stretch._run.step
+            batch, drawn = batches.read(number), randomness.at(number)
+            with watching:
+                stretch._meter.add(step(batch, drawn))
 
 
 def log_values(config: Config) -> list[dict[str, float]]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from marking import few_fast
 from methods import BASE, LAYERS, OF_LAYERS
+from operations import Operations
 from runs import assert_equal_runs, drawn_into, log_values, newest, trained, trained_in_parts
 from torch import Tensor
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from weights import fresh
 
 from pipeline.config import Config, ConfigError
@@ -117,18 +116,6 @@ def behind(block: Block, tokens: Tensor, condition: Tensor, attended: Tensor) ->
     return tokens + last_gate[:, None] * block.mlp.fc2(inside)
 
 
-class Counted(TorchDispatchMode):
-    """Counts the operations that are dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_without_them_a_block_computes_what_sit_s_does_and_no_more() -> None:
     model = fresh(BASE)
     block, tokens, condition = model.blocks[1], torch.randn(2, 16, 32), torch.randn(2, 32)
@@ -138,13 +125,13 @@ def test_without_them_a_block_computes_what_sit_s_does_and_no_more() -> None:
         attended = F.scaled_dot_product_attention(query, key, value)
         return behind(block, tokens, condition, attended.transpose(1, 2).flatten(2))
 
-    with Counted() as counted:
+    with Operations() as counted:
         found, _ = block(tokens, condition)
-    with Counted() as of_theirs:
+    with Operations() as of_theirs:
         expected = of_sit()
     assert torch.equal(found, expected)
     # Written out above, modulation and its norm are computed anew for each part.
-    assert counted.found <= of_theirs.found
+    assert counted.found.total() <= of_theirs.found.total()
     assert model.state_dict().keys() == Transformer(former(BASE)).state_dict().keys()
 
 
