@@ -28,7 +28,7 @@ from stages.setting_types import AnchoredPath, Count, Few, Kinds, OneOf, Seed, S
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "tf32", "float16"]
 # Of encoders that are called otherwise than their models.
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 NO_FOLDER = "{!r} names a folder of the cache: letters, digits and any of . _ + - make one"
