@@ -40,7 +40,7 @@ def measure_decoding(source: Source, settings: EncodeSettings, seconds: float) -
 
     seconds: 0 for a single sample. Images that cannot be decoded count as any other.
     """
-    resolution, threads = settings.dataset.resolution, settings.build.threads
+    resolution, threads = settings.dataset.resolution, settings.build.decoding_threads()
     places = np.random.default_rng(0).permutation(len(source.keys)).tolist()
 
     def crop(place: int) -> Pixels | None:
@@ -104,6 +104,6 @@ def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device)
     least, size, start = spent(1), 1, time.perf_counter()
     # Two batches of twice the size.
     while time.perf_counter() - start + 4 * size * least <= MEASURE_SECONDS:
-        size = min(2 * size, settings.build.batch_size)
+        size = min(2 * size, settings.build.images_at_once(device))
         least = min(least, spent(size) / size)
     return least
