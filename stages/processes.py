@@ -57,6 +57,18 @@ def local_world_size() -> int:
     return _number(LOCAL_WORLD, least=1) if world_size() > 1 and os.environ.get(LOCAL_WORLD) else 1
 
 
+def own_cores(workers: int = 1) -> int:
+    """Cores for each of so many workers of this machine, of those that this process may use.
+
+    Workers that torchrun started count too.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // max(workers, local_world_size()))
+
+
 def _number(name: str, least: int = 0, below: int | None = None) -> int:
     value = os.environ.get(name)
     if value is None:

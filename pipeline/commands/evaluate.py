@@ -38,7 +38,7 @@ def evaluate(
 
     targets = targets or targets_of([], config)
     with placement(config.train.device) as place:
-        judged = [open_samples(samples_of(one), config.build.threads) for one in targets]
+        judged = [open_samples(samples_of(one), config.build.decoding_threads()) for one in targets]
         if place.is_main:
             for remark in _remarks(targets, judged, config):
                 say(remark)

@@ -19,16 +19,22 @@ GPUS = 8
 
 
 def plan(
-    config: "Config", images: int | None = None, gpus: int = GPUS, *, is_measured: bool = False
+    config: "Config",
+    images: int | None = None,
+    gpus: int = GPUS,
+    *,
+    is_measured: bool = False,
+    card_bytes: float | None = None,
 ) -> "Plan":
     """What a cache and its run will cost and gain.
 
-    images: how many there will be, if they are not to be counted; gpus: that will train;
-    is_measured: whether networks and disk are measured here.
+    images: how many there will be, if they are not to be counted; gpus: that will encode and
+    train; is_measured: whether networks and disk are measured here; card_bytes: memory of a GPU,
+    by default 80 GB, or that of the GPU here if it is measured.
     """
     from pipeline.plan.outline import make_plan
 
-    return make_plan(config, images, gpus, is_measured=is_measured)
+    return make_plan(config, images, gpus, is_measured=is_measured, card_bytes=card_bytes)
 
 
 def plan_sweep(
@@ -58,7 +64,15 @@ def command(
         int | None,
         typer.Option(min=1, metavar="N", help="How many there will be, instead of counting them."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="How many will train.")] = GPUS,
+    gpus: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many will encode and train.")
+    ] = GPUS,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="GB", help="Of each of them; by default 80, measured that of this one."
+        ),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option(
@@ -87,7 +101,13 @@ def command(
         checked_world("plan")
         show_sweep(plan_sweep(sweep, images, gpus, is_measured=measure), as_json=as_json)
         return
-    made = plan(arguments.load("plan", config, overrides), images, gpus, is_measured=measure)
+    made = plan(
+        arguments.load("plan", config, overrides),
+        images,
+        gpus,
+        is_measured=measure,
+        card_bytes=None if gpu_memory is None else gpu_memory * 1e9,
+    )
     if as_json:
         from pipeline.plan.plan_views import exported
 

@@ -18,7 +18,7 @@ def verify(config: "Config") -> "list[Fault]":
     from cache.verify import find_faults
     from stages.progress import progress
 
-    return find_faults(config.cache.path, config.build.threads, progress)
+    return find_faults(config.cache.path, config.build.decoding_threads(), progress)
 
 
 def fidelity(config: "Config", rows: int) -> "list[Fidelity]":

@@ -194,7 +194,7 @@ def read_crops(settings: EncodeSettings, table: RowTable, rows: RowNumbers) -> T
 
     Raises SourceError, RowsChangedError or ImageError if neither has them.
     """
-    with ThreadPoolExecutor(settings.build.threads) as pool:
+    with ThreadPoolExecutor(settings.build.decoding_threads()) as pool:
         # No network waits for these: they stay in ordinary memory, on the CPU.
         stored = open_crops(settings, None, table, pool, torch.device("cpu"))
         crops = replace(stored, with_moments=False)
@@ -247,7 +247,7 @@ def _read_tokens(
     found.tokens[encoder] = torch.from_numpy(reader.values("tokens", found.rows))
     there = np.flatnonzero(held.there)
     sample = there[np.unique(np.linspace(0, len(there) - 1, NORM_IMAGES).astype(np.int64))]
-    parts = np.array_split(sample, max(1, len(sample) // settings.build.batch_size))
+    parts = np.array_split(sample, max(1, len(sample) // settings.build.images_at_once(device)))
     norms = [torch.from_numpy(reader.values("tokens", part)).norm(dim=-1) for part in parts]
     found.norms[encoder] = torch.cat(norms)
     storage = held.column.recipe["storage"]
@@ -256,7 +256,7 @@ def _read_tokens(
     with found.without(f"the errors of {storage} in {held.name}"):
         maker = load_features_maker(settings, encoder, device)
         check_recipe(held.column, maker.recipe)
-        batches = map(Crops.of, found.crops.split(settings.build.batch_size))
+        batches = map(Crops.of, found.crops.split(settings.build.images_at_once(device)))
         fresh = encoded_again(maker, batches, len(found.rows))
         found.errors[encoder] = Errors(
             stored=relative_errors(found.tokens[encoder], fresh),

@@ -10,18 +10,22 @@ import torch
 
 from cache.layout import FEATURES, FLIPPED, Column
 from pipeline.config import Config
+from pipeline.plan.gpu_memory import Footprint, footprint
 from pipeline.plan.reading_speed import GPU_FLOPS, Reading, measure_reading, scratch_cache
 from pipeline.plan.space import Space
 from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 from stages.train.cached_data import encoder_of, shape_of, stored_arrays
-from stages.train.run import config_for, count_parameters, training_flops
+from stages.train.run import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
 
-# Of an H100, whose float32 units reach 67 TFLOP/s: the tensor cores compute less precisely.
-FLOPS: Mapping[Precision, float] = {"float16": GPU_FLOPS, "float32": 40e12}
+# Of an H100, whose float32 units reach 67 TFLOP/s: the tensor cores compute less precisely, with
+# numbers of 32 bits at half the rate.
+FLOPS: Mapping[Precision, float] = {"float16": GPU_FLOPS, "tf32": GPU_FLOPS / 2, "float32": 40e12}
+# Of a core, for a JPEG file of 500 x 375 px and 86 KB (EPYC), where no image can be decoded.
+DECODING_SECONDS = 0.004
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,24 @@ class BuildTime:
 
 
 @dataclass(frozen=True)
+class Feeding:
+    """What GPUs that encode want to be fed with.
+
+    images_per_second: of all of them; core_seconds: of one core to decode an image; is_measured:
+    whether images were decoded here.
+    """
+
+    images_per_second: float
+    core_seconds: float
+    is_measured: bool
+
+    @property
+    def cores(self) -> float:
+        """That are busy with decoding."""
+        return self.images_per_second * self.core_seconds
+
+
+@dataclass(frozen=True)
 class ReadRate:
     """How fast batches have to come.
 
@@ -112,11 +134,11 @@ class ReadRate:
 class Trained:
     """What a run trains, with the modules of all terms.
 
-    flops: operations for one image of a step.
+    flops: operations for one image of a step; footprint: what it takes of a GPU's memory.
     """
 
-    parameters: int
     flops: float
+    footprint: Footprint
 
 
 def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> Trained:
@@ -129,7 +151,7 @@ def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) ->
 
     model = config_for(config.train, (channels // 2, *sides), classes, shape)
     return Trained(
-        count_parameters(config.train, model, shape), training_flops(config.train, model, shape)
+        training_flops(config.train, model, shape), footprint(config.train, model, shape)
     )
 
 
@@ -187,6 +209,18 @@ def build_time(
         space.missing.bytes / measured.write_bytes_per_second,
         is_shared=measured.device == "cpu",
     )
+
+
+def feeding(
+    foreseen: Sequence[ForeseenColumn], pace: Pace, measured: Measured | None, gpus: int
+) -> Feeding | None:
+    """What so many GPUs need that build what is missing; None if they need no images."""
+    seconds = sum(pace.building[one.column.name] for one in foreseen if one.missing_rows)
+    if not seconds:
+        return None
+    decoding = measured.decoding if measured else None
+    core_seconds = decoding.core_seconds if decoding else DECODING_SECONDS
+    return Feeding(gpus / seconds, core_seconds, decoding is not None)
 
 
 def measure(

@@ -4,11 +4,14 @@ cache, images, counted_in, model, parameters, encoders, advice
 disk        arrays, whole, missing, needed_bytes, free_bytes, folder, fits
 networks    by column: flops of an image, seconds for it in a build and online
 build       is_measured, device, parts (seconds of what runs side by side), seconds, slowest
+feeding     of all GPUs that encode: images_per_second, core_seconds of an image, cores; or null
+memory      of a GPU in training: states, gradients, activations, copies, peak, card_bytes, fits
 reading     image_bytes, gpus, what one and all of them need, and what was measured or null
 gains       operations, epochs, break-even and savings, as shares of a run
 """
 
 from dataclasses import asdict
+from math import ceil
 from typing import Any
 
 import typer
@@ -18,8 +21,9 @@ from rich.table import Table
 
 from cache.arrays import physical_memory_bytes
 from cache.layout import FLIPPED
+from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.durations import FLOPS
-from pipeline.plan.outline import SWEEP_RUNS, Plan, advice
+from pipeline.plan.outline import Plan
 from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
 from stages.encode.building.columns import features_column
@@ -35,7 +39,7 @@ def exported(plan: Plan) -> dict[str, Any]:
         "images": plan.images.count,
         "counted_in": plan.images.counted_in,
         "model": plan.config.train.model,
-        "parameters": plan.parameters,
+        "parameters": plan.footprint.parameters,
         "encoders": list(plan.config.train.encoders),
         "disk": _disk(plan),
         "networks": {
@@ -53,6 +57,13 @@ def exported(plan: Plan) -> dict[str, Any]:
             "parts": plan.build.parts,
             "seconds": plan.build.seconds,
             "slowest": plan.build.slowest,
+        },
+        "feeding": plan.feeding and {**asdict(plan.feeding), "cores": plan.feeding.cores},
+        "memory": {
+            **asdict(plan.memory),
+            "peak": plan.memory.peak,
+            "card_bytes": plan.card_bytes,
+            "fits": plan.memory.fits(plan.card_bytes),
         },
         "reading": _reading(plan),
         "gains": _gains(plan),
@@ -125,6 +136,7 @@ def show_plan(plan: Plan) -> None:
     show_space(plan)
     _show_networks(plan)
     show_build(plan)
+    _show_memory(plan)
     _show_reading(plan)
     _show_gains(plan)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -183,7 +195,7 @@ def _show_networks(plan: Plan) -> None:
         if name == plan.config.latents.column:
             remark = "published code precomputes it"
         table.add_row(name, operations(one.flops), percent(one.flops / step), remark)
-    size = f"{plan.parameters / 1e6:,.1f} M parameters"
+    size = f"{plan.footprint.parameters / 1e6:,.1f} M parameters"
     model = f"{plan.config.train.model} ({size}), forward and backward"
     table.add_row(model, operations(step), "", "")
     _print("Operations for an image", table)
@@ -195,8 +207,8 @@ def show_build(plan: Plan) -> None:
     if plan.measured:
         how = f"measured on this {plan.device_name}"
     else:
-        half, whole = (FLOPS[precision] / 1e12 for precision in ("float16", "float32"))
-        how = f"assumed: {half:.0f} TFLOP/s in float16, {whole:.0f} in float32 (an H100)"
+        speeds = ", ".join(f"{flops / 1e12:.0f} in {name}" for name, flops in FLOPS.items())
+        how = f"assumed of an H100, in TFLOP/s: {speeds}"
     table = new_table("part", "speed", "time", has_numbers=True)
     speeds = {
         one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
@@ -213,6 +225,26 @@ def show_build(plan: Plan) -> None:
     slowest = "" if build.is_shared or not plan.measured else f", as long as {build.slowest}"
     table.add_row(f"all{slowest}", "", duration(build.seconds), style="bold")
     _print(f"Build on one device, {how}", table)
+
+
+def _show_memory(plan: Plan) -> None:
+    if not plan.has_gpu:
+        return
+    memory, images = plan.memory, ceil(plan.config.train.batch_size / plan.rate.gpus)
+    table = new_table("", "", has_numbers=True)
+    table.show_header = False
+    parts = {
+        "weights, moving average, optimiser": memory.states,
+        "activations": memory.activations,
+        "weights in half precision": memory.copies,
+        "gradients": memory.gradients,
+        "at most at a time": memory.peak,
+    }
+    for name, size in parts.items():
+        table.add_row(name, decimal(round(size)))
+    verdict, style = ("it fits", "") if memory.fits(plan.card_bytes) else ("too little", "bold red")
+    table.add_row(f"{decimal(round(plan.card_bytes))} of a GPU", verdict, style=style)
+    _print(f"Memory of a GPU that trains on {images} images of a step, estimated", table)
 
 
 def _show_reading(plan: Plan) -> None:

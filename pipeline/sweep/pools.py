@@ -141,13 +141,14 @@ def _environment(cluster: str, device: str, own: int) -> dict[str, str]:
     import torch
 
     from stages.cluster import VISIBLE, own_gpu
+    from stages.processes import own_cores
 
     name = own_gpu(device, cluster)
     if name.startswith("cuda:") and torch.cuda.is_available():
         return {VISIBLE: f"GPU-{torch.cuda.get_device_properties(name).uuid}"}
     if not own or "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // own, 1))}
+    return {"OMP_NUM_THREADS": str(own_cores(own))}
 
 
 @contextmanager

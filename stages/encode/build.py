@@ -78,7 +78,7 @@ def build(
     was built by another recipe; neither touches the cache.
     """
     options = options or BuildOptions()
-    path, threads = settings.cache.path, settings.build.threads
+    path, threads = settings.cache.path, settings.build.decoding_threads()
     if path.exists():
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)

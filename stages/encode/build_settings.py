@@ -24,12 +24,17 @@ from stages.encode.networks.autoencoder_files import (
     read_vae_config,
 )
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
+from stages.processes import own_cores
 from stages.setting_types import AnchoredPath, Count, Few, Kinds, OneOf, Seed, Settings, expanded
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "tf32", "float16"]
 # Of encoders that are called otherwise than their models.
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 32, 128
+# With fewer threads than these, one that waits for a disk is missed; more than these get into
+# each other's way, as Python runs in one of them at a time.
+LEAST_THREADS, MOST_THREADS = 4, 32
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 NO_FOLDER = "{!r} names a folder of the cache: letters, digits and any of . _ + - make one"
 
@@ -37,6 +42,8 @@ NO_FOLDER = "{!r} names a folder of the cache: letters, digits and any of . _ + 
 DATASETS = Kinds("source", {name: kind.settings for name, kind in SOURCES.items()})
 # `[dataset]` of any source.
 if TYPE_CHECKING:
+    import torch
+
     from stages.encode.images.sources.samples import EmbeddedSettings
     from stages.encode.images.sources.source import FileSettings
 
@@ -201,13 +208,25 @@ Components = Annotated[dict[str, ComponentsSettings], AfterValidator(_check_name
 class BuildSettings(Settings):
     """How stage one runs; nothing here changes what is cached beyond rounding."""
 
-    batch_size: Count = 32
-    """Images per forward pass, on which the last bits of a GPU's results depend."""
-    threads: Few = 4
-    """Threads that read and decode files."""
+    batch_size: Count | None = None
+    """Images per forward pass, on which the last bits of a GPU's results depend; by default 128 on
+    a GPU, 32 on a CPU."""
+    threads: Few | None = None
+    """Threads that read and decode files, in all workers of `--workers` together; by default a
+    thread for each core, in a process from 4 to 32."""
     device: str = "auto"
     """Where the networks run, as torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a
     GPU if there is one."""
+
+    def images_at_once(self, device: "torch.device") -> int:
+        """Images per forward pass on a device."""
+        return self.batch_size or (CPU_BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE)
+
+    def decoding_threads(self, workers: int = 1) -> int:
+        """Threads that read and decode in one of so many workers of this machine."""
+        if self.threads is not None:
+            return max(1, self.threads // workers)
+        return min(max(own_cores(workers), LEAST_THREADS), MOST_THREADS)
 
 
 class EncodeSettings(Settings):

@@ -233,7 +233,7 @@ class CachedImages:
         settings = settings.model_copy(
             update={"build": settings.build.model_copy(update={"batch_size": size})}
         )
-        with ThreadPoolExecutor(settings.build.threads) as pool:
+        with ThreadPoolExecutor(settings.build.decoding_threads()) as pool:
             try:
                 source = open_source(settings)
             except SourceError as error:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cache.errors import RepaCacheError
-from stages.encode.networks.frozen_networks import exact_float32
 from stages.evaluate.evaluate_settings import LOGITS, POOL, SPATIAL
+from stages.float32 import float32_products
 from stages.placement import Placement, barrier
 from stages.vision import torch_fidelity
 from stages.weight_files import reading
@@ -60,7 +60,7 @@ class Inception:
         pool [B, 2048]; spatial [B, 2023], 17 x 17 places of 7 channels, channels fastest;
         logits [B, 1008] without bias.
         """
-        with exact_float32():
+        with float32_products(tf32=False):
             pool, logits = self._network(images.to(self._device))
         assert self._branch is not None
         spatial = self._branch[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)

@@ -222,9 +222,8 @@ def _cached(
 
 def _at(path: Path, side: int, encode: EncodeSettings) -> Reference:
     if path.is_dir():
-        return Reference(
-            str(path), images=image_sets.FolderImages(path, encode.build.threads, side)
-        )
+        threads = encode.build.decoding_threads()
+        return Reference(str(path), images=image_sets.FolderImages(path, threads, side))
     file = image_sets.NpzFile(path)
     about = json.loads(str(file.array(ABOUT))) if ABOUT in file.names else {}
     gaussians = {

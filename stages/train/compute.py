@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from stages.float32 import float32_products
 from stages.model.transformer import Transformer
 from stages.placement import Placement
 from stages.train.train_settings import RunError, TrainSettings
@@ -57,22 +58,16 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 @contextmanager
 def arithmetic(precision: str, *, deterministic: bool) -> Iterator[None]:
     """Float32 products in TF32 or not; if asked for, kernels that give the same bits each time."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     memory: Any = torch.utils.deterministic
-    before = (
-        matmul.allow_tf32,
-        cudnn.allow_tf32,
-        torch.are_deterministic_algorithms_enabled(),
-        memory.fill_uninitialized_memory,
-    )
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
         torch.use_deterministic_algorithms(deterministic)
         # Nothing here reads memory that it has not written.
         memory.fill_uninitialized_memory = False
-        yield
+        with float32_products(tf32=precision == "tf32"):
+            yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, is_deterministic, fills = before
+        is_deterministic, fills = before
         torch.use_deterministic_algorithms(is_deterministic)
         memory.fill_uninitialized_memory = fills
 

@@ -22,6 +22,7 @@ from stages.encode.build_options import BuildOptions, Cluster
 from stages.encode.images.sources import SOURCES, Source
 from stages.encode.images.sources.folders import image_folder
 from stages.encode.images.sources.source import FileSettings, SourceKind
+from stages.processes import own_cores
 
 CPU = torch.device("cpu")
 SHARDS = "cache.rows_per_shard=2"
@@ -45,7 +46,7 @@ def kill_a_worker(locks: Path, killed: list[int]) -> None:
 def half_the_cores() -> Iterator[None]:
     """Last bits depend on the number of threads: two workers share the cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(own_cores(2))
     yield
     torch.set_num_threads(before)
 

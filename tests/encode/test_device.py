@@ -13,7 +13,7 @@ from stages.encode.building.columns import Maker
 from stages.encode.building.encoding_device import Device, Job
 from stages.encode.building.shard_making import Counts, Meter
 from stages.encode.images.crop_batches import Crops
-from stages.encode.networks.frozen_networks import FittingNetwork
+from stages.encode.networks.frozen_networks import FittingNetwork, compute
 
 
 class SmallDevice:
@@ -74,6 +74,42 @@ def test_a_device_computes_one_batch_at_a_time() -> None:
         assert arrays["tokens"].shape == (2, 3, 2, 2)
         assert arrays["valid"].tolist() == [1, 1]
         assert seconds >= 0.01
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_overflow_in_half_precision_is_mended_by_who_waits_anyway(
+    monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    calls: list[int] = []
+
+    def layers(images: Tensor) -> dict[str, Tensor]:
+        calls.append(len(images))
+        scaled = images.flatten(2).mT @ torch.full((3, 4), 100.0)
+        return {"tokens": scaled @ torch.full((4, 6), 1e-3)}
+
+    maker = Maker(
+        "features/x",
+        "tokens",
+        {"storage": storage},
+        lambda crops: compute(layers, crops.images.float(), "float16"),
+    )
+    scale = {"channel_scale": np.ones(6, np.float32)}
+    images = torch.ones(5, 3, 2, 2, dtype=torch.uint8)
+    # 3 x 255 x 100 is more than half precision has.
+    images[[1, 4]] = 255
+    column = Column("features/x", None, (), {}, 5, 8, scale)  # type: ignore[arg-type]
+    expected = maker.encode(Crops.of(images)[1:], scale)
+    calls.clear()
+    with monkeypatch.context() as waiting:
+        waiting.setattr(Tensor, "__bool__", lambda _: pytest.fail("it waits"))
+        encoded = Device(torch.device("cpu")).encode(Crops.of(images), [Job(column, maker, done=1)])
+    assert calls == [4]
+    ((arrays,), _) = encoded.wait()
+    assert calls == [4, 2, 2]
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert np.isfinite(arrays["tokens"]).all()
 
 
 def test_invalid_images_are_zeros_in_every_array() -> None:

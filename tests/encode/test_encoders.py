@@ -135,7 +135,7 @@ def test_an_encoder_of_one_size_refuses_others() -> None:
         ("pe-core-l14", "storage=int8", "24 x 24, .* on 4 x 4; it works at 336 px alone: choose"),
         ("pe-core-l14", "input_size=56", r"input_size: it works at 336 px alone, got 56"),
         ("mocov3-vit-s", "storage=int8", "weights: required; MoCo v3 is on no hub; get it from"),
-        ("dinov2-vit-b", "precision=bfloat16", "precision: input should be 'float32' or 'float16'"),
+        ("dinov2-vit-b", "precision=bfloat16", "precision: input should be 'float32', 'tf32' or"),
     ],
 )
 def test_an_encoder_that_cannot_work_is_refused_before_anything_runs(

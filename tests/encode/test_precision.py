@@ -1,16 +1,19 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.encode.build_settings import Precision
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.frozen_networks import compute, exact_float32
+from stages.encode.networks.frozen_networks import OVERFLOWN, compute, noting_overflow
 from stages.encode.networks.registry import ENCODERS
 from stages.encode.networks.timm_library import create_network
+from stages.float32 import float32_products
 
 CPU = torch.device("cpu")
 
@@ -81,14 +84,38 @@ def before(request: pytest.FixtureRequest) -> Iterator[tuple[bool, bool]]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = default
 
 
-def test_tf32_is_off_inside_a_network_and_as_it_was_after_it(before: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_tf32_is_on_inside_a_network_that_asks_for_it_and_as_it_was_after_it(
+    before: tuple[bool, bool], precision: Precision
+) -> None:
     assert tf32() == before
     seen = []
-    compute(lambda inputs: seen.append(tf32()) or {"result": inputs}, torch.ones(1, 1), "float32")
-    assert seen == [(False, False)]
-    with pytest.raises(ZeroDivisionError), exact_float32():
+    compute(lambda inputs: seen.append(tf32()) or {"result": inputs}, torch.ones(1, 1), precision)
+    assert seen == [(precision == "tf32",) * 2]
+    with pytest.raises(ZeroDivisionError), float32_products(tf32=True):
         raise ZeroDivisionError
     assert tf32() == before
+
+
+def test_on_a_cpu_tf32_is_float32(tiny_vae: Path) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    exact, less = (
+        Autoencoder(str(tiny_vae), CPU, precision).encode(images)["moments"]
+        for precision in ("float32", "tf32")
+    )
+    assert torch.equal(exact, less)
+
+
+def test_overflow_is_noted_where_nobody_may_wait(loud: Loud) -> None:
+    images = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    images[[1, 4]] = images[[1, 4]].abs() + 1000
+    with noting_overflow():
+        noted = compute(loud, images, "float16")
+    assert noted[OVERFLOWN].tolist() == [False, True, False, False, True]
+    assert loud.seen == [5]
+    settled = compute(loud, images, "float16")
+    assert settled.keys() == noted.keys() - {OVERFLOWN}
+    assert torch.equal(noted["result"][::2][:2], settled["result"][::2][:2])
 
 
 def test_an_encoder_that_overflows_gives_its_float32_tokens(tmp_path: Path) -> None:
@@ -109,7 +136,7 @@ def test_an_encoder_that_overflows_gives_its_float32_tokens(tmp_path: Path) -> N
 
 def test_half_precision_moments_are_close_to_those_of_float32(tiny_vae: Path) -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    exact = Autoencoder(str(tiny_vae), CPU).encode(images)
-    half = Autoencoder(str(tiny_vae), CPU, "float16").encode(images)
+    exact = Autoencoder(str(tiny_vae), CPU).encode(images)["moments"]
+    half = Autoencoder(str(tiny_vae), CPU, "float16").encode(images)["moments"]
     assert half.dtype == torch.float32
     assert 0 < ((half - exact).norm() / exact.norm()).item() < 5e-3

@@ -33,6 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "process_time", clock)
     return clock
 
 
@@ -72,6 +73,7 @@ def test_decoding_does_not_count_the_first_images(
     settings = tiny("build.threads=1").encode
     found = speeds.measure_decoding(source, settings, 2.0)
     assert found.images_per_second == pytest.approx(10)
+    assert found.core_seconds == pytest.approx(0.1)
 
 
 class Batches:

@@ -9,7 +9,8 @@ from runs import newest, trained
 
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, load_config
-from pipeline.plan.outline import advice, make_plan
+from pipeline.plan.advice import advice
+from pipeline.plan.outline import make_plan
 from stages.model.transformer import config_named, forward_flops
 
 Configure = Callable[..., Config]
@@ -43,7 +44,7 @@ def test_a_plan_counts_what_is_trained_and_computed(trainable: Configure) -> Non
     plan, plain = (make_plan(trainable(*more), None, 1) for more in ((entries(),), ()))
     width, features, projector = 128, 112, 32
     trained_more = (width + 1) * features + (features + 1) * width + 2 * width
-    assert plan.parameters - plain.parameters == trained_more
+    assert plan.footprint.parameters - plain.footprint.parameters == trained_more
     with_token, without = (
         config_named(
             "SiT-XS/2", side=8, channels=4, classes=3, has_null_class=True, class_features=D
@@ -55,7 +56,7 @@ def test_a_plan_counts_what_is_trained_and_computed(trainable: Configure) -> Non
     assert plan.gains.step_flops - plain.gains.step_flops == pytest.approx(expected)
     trained(trainable(entries(), "train.steps=1"))
     held = newest(trainable()).weights("model")
-    assert plan.parameters == sum(t.numel() for n, t in held.items() if n != "pos_embed")
+    assert plan.footprint.parameters == sum(t.numel() for n, t in held.items() if n != "pos_embed")
 
 
 @pytest.mark.parametrize("is_aligned", [True, False])
@@ -78,7 +79,7 @@ def test_the_preset_is_planned_with_its_parameters_operations_and_bytes() -> Non
     config = load_config(Path(str(PRESETS["imagenet256-reg-xl2"])), (), needs=())
     plan = make_plan(config, 1_281_167, 8)
     # All of the published model but its fixed table of positions, of 257 x 1152 numbers.
-    assert plan.parameters == 685_017_360 - 257 * 1152
+    assert plan.footprint.parameters == 685_017_360 - 257 * 1152
     # Of one token more than without.
     assert plan.gains.step_flops / 1e9 == pytest.approx(727.02, abs=0.01)
     assert plan.rate.image_bytes == 8 * 32 * 32 * 2 + 256 * 768 + 2 * 768

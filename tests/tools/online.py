@@ -39,7 +39,7 @@ class OnlineBatches(CachedBatches):
     ) -> None:
         super().__init__(data, (), order, place, *options)
         source, rows = open_source(encode), read_rows(encode.cache.path)
-        self._pool = ThreadPoolExecutor(encode.build.threads)
+        self._pool = ThreadPoolExecutor(encode.build.decoding_threads())
         crops = open_crops(encode, source, rows, self._pool, place.device)
         self._crops = replace(crops, batch_size=order.batch_size)
         self._makers = {

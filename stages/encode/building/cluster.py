@@ -1,6 +1,5 @@
 """Making shards on a Dask cluster: a task per shard, a GPU per worker."""
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, mak
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source
 from stages.placement import find_device
+from stages.processes import own_cores
 from stages.progress import say
 
 if TYPE_CHECKING:
@@ -155,10 +155,9 @@ def _make_on_worker(shard: int, order: Order) -> ShardReport:
 def _open(order: Order) -> ShardEncoder:
     """What the shards that a worker makes have in common: networks, rows and columns."""
     settings = EncodeSettings.model_validate_json(order.settings)
-    path, threads = settings.cache.path, settings.build.threads
+    path, threads = settings.cache.path, settings.build.decoding_threads(order.workers or 1)
     if order.workers:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.workers))
-        threads = max(1, threads // order.workers)
+        torch.set_num_threads(own_cores(order.workers))
     device = find_device(own_gpu(settings.build.device, order.cluster))
     rows, pool = read_rows(path), ThreadPoolExecutor(threads)
     makers: Sequence[Maker]

@@ -24,7 +24,7 @@ from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
-from stages.encode.networks.frozen_networks import FittingNetwork
+from stages.encode.networks.frozen_networks import OVERFLOWN, FittingNetwork
 from stages.encode.networks.registry import EncoderError
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
@@ -83,17 +83,21 @@ class Maker:
 
     @torch.inference_mode()
     def encode(self, batch: Batch, constants: Given) -> dict[str, Tensor]:
-        """All arrays of the column for a batch, zeros for images that are not valid."""
+        """All arrays of the column for a batch, zeros for images that are not valid.
+
+        With `OVERFLOWN`, bool [B], if networks of half precision note that.
+        """
         values = dict(self.values(batch, constants))
+        noted = {OVERFLOWN: values.pop(OVERFLOWN)} if OVERFLOWN in values else {}
         main = values.pop(self.array)
         there = {n: torch.as_tensor(c, device=main.device) for n, c in constants.items()}
         arrays = dict(self.storage.encode(self.array, main, there))
         arrays |= {name: value.half() for name, value in values.items()}
         valid = torch.from_numpy(batch.valid)
-        if not valid.all():
+        if not batch.valid.all():
             mask = valid.to(main.device)
             arrays = {name: torch.where(_along(mask, a), a, 0) for name, a in arrays.items()}
-        return {**arrays, VALID.name: valid.to(torch.uint8)}
+        return {**arrays, VALID.name: valid.to(torch.uint8), **noted}
 
     def flipped(self) -> "Maker":
         """Makes the column of the mirrored images."""
@@ -194,7 +198,7 @@ def load_latents_maker(
         imported = _imported_moments(latents.downsampling)
         return Maker(latents.column, "moments", recipe | scaling, imported)
     autoencoder = Autoencoder(latents.location, device, latents.precision, untrained=untrained)
-    network = FittingNetwork(latents.column, lambda images: {"moments": autoencoder.encode(images)})
+    network = FittingNetwork(latents.column, autoencoder.encode)
     return Maker(
         latents.column,
         "moments",

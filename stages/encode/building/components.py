@@ -101,7 +101,8 @@ def open_components(
             f"{len(missing)} of {source.shards} shards are missing", where=source.folder
         )
     known = replace(maker, recipe={**maker.recipe, "source_fingerprint": source.fingerprint})
-    return known, TokenReader(PartialReader(source), rows, settings.build.batch_size, pool)
+    size = settings.build.images_at_once(device)
+    return known, TokenReader(PartialReader(source), rows, size, pool)
 
 
 def components_maker(settings: EncodeSettings, name: str, device: torch.device) -> ComponentsMaker:

@@ -1,9 +1,9 @@
-"""The device that encodes."""
+"""The device that encodes, which nobody waits for but the thread that writes."""
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ from torch import Tensor
 from cache.layout import Column
 from stages.encode.building.columns import Maker
 from stages.encode.building.token_batches import Batch
+from stages.encode.networks.frozen_networks import OVERFLOWN, noting_overflow
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,27 +35,36 @@ class Device:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._is_cuda = device.type == "cuda"
         self._lock = threading.Lock()
         self._constants: dict[str, dict[str, Tensor]] = {}
 
     def encode(self, batch: Batch, jobs: Sequence[Job]) -> "Encoded":
         """Compute columns of a batch; a GPU goes on with it after this returns."""
-        is_cuda = self._device.type == "cuda"
-        selected: AbstractContextManager[object] = (
-            torch.cuda.device(self._device) if is_cuda else nullcontext()
-        )
-        with self._lock, selected:
-            moments = [_now(is_cuda)]
+        with self._selected(), noting_overflow():
+            moments = [_now(self._is_cuda)]
             there, tensors = batch.to(self._device), []
             for job in jobs:
-                tensors.append(_on_host(self._make(there, job), is_cuda))
-                moments.append(_now(is_cuda))
-            return Encoded(tensors, moments)
+                tensors.append(_on_host(self._make(there[job.done :], job), self._is_cuda))
+                moments.append(_now(self._is_cuda))
+        return Encoded(self, batch, jobs, tensors, moments)
+
+    def encode_again(self, batch: Batch, job: Job) -> Arrays:
+        """A column of images that half precision failed for, computed at once."""
+        with self._selected():
+            made = self._make(batch.to(self._device), job)
+            return {name: np.asarray(tensor.cpu()) for name, tensor in made.items()}
+
+    @contextmanager
+    def _selected(self) -> Iterator[None]:
+        """The device, for one batch at a time."""
+        with self._lock, torch.cuda.device(self._device) if self._is_cuda else nullcontext():
+            yield
 
     @cached_property
     def name(self) -> str:
         """What computes: the model of the GPU, or the kind of device."""
-        if self._device.type == "cuda":
+        if self._is_cuda:
             return str(torch.cuda.get_device_name(self._device))
         return self._device.type
 
@@ -66,16 +76,19 @@ class Device:
                 name: torch.from_numpy(values).to(self._device)
                 for name, values in column.constants.items()
             }
-        return job.maker.encode(batch[job.done :], self._constants[column.name])
+        return job.maker.encode(batch, self._constants[column.name])
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tensors on their way from the device.
+    """Tensors on their way from the device, for each job a column's.
 
     moments: in the device's own time, before the first column and after each.
     """
 
+    _device: Device
+    _batch: Batch
+    _jobs: Sequence[Job]
     _tensors: Sequence[Mapping[str, Tensor]]
     _moments: Sequence[Any]
 
@@ -86,8 +99,18 @@ class Encoded:
         else:
             self._moments[-1].synchronize()
             seconds = [start.elapsed_time(end) / 1000 for start, end in pairwise(self._moments)]
-        arrays = [{n: np.asarray(t) for n, t in tensors.items()} for tensors in self._tensors]
+        arrays = [self._finished(*made) for made in zip(self._jobs, self._tensors, strict=True)]
         return arrays, seconds
+
+    def _finished(self, job: Job, tensors: Mapping[str, Tensor]) -> Arrays:
+        """A column's arrays, with what half precision failed for in float32."""
+        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        (overflown,) = np.nonzero(arrays.pop(OVERFLOWN, ()))
+        if len(overflown):
+            again = self._device.encode_again(self._batch[job.done :][overflown], job)
+            for name, values in again.items():
+                arrays[name][overflown] = values
+        return arrays
 
 
 def _on_host(tensors: Mapping[str, Tensor], is_cuda: bool) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class Batch(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, part: slice) -> "Batch": ...
+    def __getitem__(self, part: slice | npt.NDArray[np.intp]) -> "Batch": ...
 
     def to(self, device: torch.device) -> "Batch": ...
 
@@ -70,7 +70,7 @@ class TokenBatch:
         """Number of images."""
         return len(self.tokens)
 
-    def __getitem__(self, part: slice) -> "TokenBatch":
+    def __getitem__(self, part: slice | npt.NDArray[np.intp]) -> "TokenBatch":
         return TokenBatch(self.tokens[part], self.valid[part])
 
     def to(self, device: torch.device) -> "TokenBatch":

@@ -60,7 +60,7 @@ class Crops:
         """Number of images."""
         return len(self.images)
 
-    def __getitem__(self, part: slice) -> "Crops":
+    def __getitem__(self, part: slice | npt.NDArray[np.intp]) -> "Crops":
         moments = None if self.moments is None else self.moments[part]
         return Crops(self.images[part], self.valid[part], moments)
 

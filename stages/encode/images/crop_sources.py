@@ -65,7 +65,7 @@ def open_crops(
         source,
         rows,
         dataset.resolution,
-        settings.build.batch_size,
+        settings.build.images_at_once(device),
         pool,
         skip=dataset.on_error == "skip",
         stored=stored_crops(settings.cache.path, pixels_recipe(settings), rows),

@@ -29,9 +29,14 @@ SAMPLE_IMAGES = 64
 
 @dataclass(frozen=True)
 class Decoding:
-    """images_per_second: read, decoded and cropped; compressed: what is left of their pixels."""
+    """How images are read, decoded and cropped.
+
+    images_per_second: by as many threads as in a build; core_seconds: of one core for an image;
+    compressed: what is left of their pixels.
+    """
 
     images_per_second: float
+    core_seconds: float
     compressed: float
 
 
@@ -40,7 +45,7 @@ def measure_decoding(source: Source, settings: EncodeSettings, seconds: float) -
 
     seconds: 0 for a single sample. Images that cannot be decoded count as any other.
     """
-    resolution, threads = settings.dataset.resolution, settings.build.threads
+    resolution, threads = settings.dataset.resolution, settings.build.decoding_threads()
     places = np.random.default_rng(0).permutation(len(source.keys)).tolist()
 
     def crop(place: int) -> Pixels | None:
@@ -54,17 +59,19 @@ def measure_decoding(source: Source, settings: EncodeSettings, seconds: float) -
         if seconds:
             # Threads start, archives are opened, and decoders are loaded.
             list(pool.map(crop, places[-threads:]))
-        done, start = 0, time.perf_counter()
+        done, start, began = 0, time.perf_counter(), time.process_time()
         for first in range(0, len(places), SAMPLE_IMAGES):
             crops = list(pool.map(crop, places[first : first + SAMPLE_IMAGES]))
             done, spent = done + len(crops), time.perf_counter() - start
+            busy = time.process_time() - began
             if first == 0:
                 sizes = [len(compress(c.transpose(2, 0, 1))) for c in crops if c is not None]
-                start += time.perf_counter() - start - spent
+                start, began = time.perf_counter() - spent, time.process_time() - busy
             if spent >= seconds:
                 break
     row_bytes = 3 * resolution**2
-    return Decoding(done / spent, sum(sizes) / max(len(sizes), 1) / row_bytes)
+    compressed = sum(sizes) / max(len(sizes), 1) / row_bytes
+    return Decoding(done / spent, busy / done, compressed)
 
 
 def measure_networks(
@@ -104,6 +111,6 @@ def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device)
     least, size, start = spent(1), 1, time.perf_counter()
     # Two batches of twice the size.
     while time.perf_counter() - start + 4 * size * least <= MEASURE_SECONDS:
-        size = min(2 * size, settings.build.batch_size)
+        size = min(2 * size, settings.build.images_at_once(device))
         least = min(least, spent(size) / size)
     return least

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 
 from stages.encode.build_settings import Precision
 from stages.encode.networks.registry import EncoderError
+from stages.float32 import float32_products
 from stages.progress import say
 from stages.weight_files import read_weight_file, reading
 
 Network: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 State: TypeAlias = dict[str, Tensor]
+
+# Beside what a network of half precision gives: for which images it is not finite.
+OVERFLOWN = "overflown"
+_notes_overflow: ContextVar[bool] = ContextVar("_notes_overflow", default=False)
 
 # What stands for the digest of random weights, which no cached tensor is made with.
 UNTRAINED = "untrained"
@@ -71,18 +77,21 @@ class FittingNetwork:
 def compute(network: Network, inputs: Tensor, precision: Precision) -> dict[str, Tensor]:
     """What a network gives for inputs [B, ...], as float32 tensors [B, ...] by name.
 
-    With float16, matrix products and convolutions are in half precision, and images whose
-    results are not finite, because a value passed 65504 on the way, are computed again in
-    float32.
+    With tf32, matrix products and convolutions are in TF32 on a GPU, and in float32 elsewhere.
+    With float16 they are in half precision, and images whose results are not finite, because a
+    value passed 65504 on the way, are computed again in float32; to know them, this waits for
+    the device, unless the caller is `noting_overflow`.
     """
-    with exact_float32():
-        if precision == "float32":
+    with float32_products(tf32=precision == "tf32"):
+        if precision != "float16":
             return _as_float32(network(inputs))
         with torch.autocast(inputs.device.type, torch.float16):
             outputs = _as_float32(network(inputs))
         finite = [tensor.isfinite().flatten(1).all(1) for tensor in outputs.values()]
         # [tensors, B] to [B]
         overflown = ~torch.stack(finite).all(0)
+        if _notes_overflow.get():
+            return {**outputs, OVERFLOWN: overflown}
         if overflown.any():
             for name, exact in _as_float32(network(inputs[overflown])).items():
                 outputs[name][overflown] = exact
@@ -90,15 +99,17 @@ def compute(network: Network, inputs: Tensor, precision: Precision) -> dict[str,
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
-    """Compute float32 in float32: torch lets cuDNN use TF32, which has 10 bits of precision."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+def noting_overflow() -> Iterator[None]:
+    """Have networks of half precision say which images they failed for, and not wait.
+
+    What they give has a tensor `OVERFLOWN` beside the others, bool [B]. Who asked computes these
+    images again, outside of this block.
+    """
+    before = _notes_overflow.set(True)
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        _notes_overflow.reset(before)
 
 
 def _as_float32(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
