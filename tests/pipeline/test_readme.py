@@ -38,6 +38,8 @@ STANDING_FOR = {
     "runs/sit-xl2-dinov2-clip": "other-run",
     "imagenet256.zarr": "tiny.zarr",
     "demo.zarr": "tiny.zarr",
+    "held-out.zarr": "tiny.zarr",
+    "dataset.path=held-out": "dataset.path=images",
     "astronaut/28-7": "class0/0.jpg",
     "train/": "images/",
     "VIRTUAL_imagenet256_labeled.npz": "reference.npz",
