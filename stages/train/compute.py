@@ -95,6 +95,8 @@ def shard(model: Transformer, place: Placement, precision: str, *, reshard: bool
     reshard: whether a block gives up the others' parts behind its forward pass, and gathers them
     again for its backward pass, if it has one.
     """
+    # Nobody changes what the model gives in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(place.device.type, (place.world,))
     half = MixedPrecisionPolicy(
         param_dtype=HALF_PRECISIONS.get(precision),

@@ -33,6 +33,7 @@ def launch(folder: Path, scenarios: list[list[str]], processes: int = 2) -> None
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "UserWarning" not in done.stderr, done.stderr
 
 
 def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:
