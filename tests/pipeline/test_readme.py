@@ -24,7 +24,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "COMPARISON.md")),
     *(ROOT / name for name in ("cache/README.md", "pipeline/README.md", "pipeline/settings.md")),
     *sorted((ROOT / "stages").rglob("README.md")),
-    ROOT / "tests/benchmarks/README.md",
+    *(ROOT / "tests/benchmarks" / name for name in ("README.md", "gpu.md")),
 ]
 CI = (ROOT / ".ci/run").read_text()
 # How the two commands begin that need nothing but a clean clone.

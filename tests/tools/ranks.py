@@ -2,17 +2,36 @@
 
     torchrun --nproc-per-node 2 tests/tools/ranks.py pipeline.toml OVERRIDES.json
 
-OVERRIDES.json holds a list of settings, as for --set, for each run.
+OVERRIDES.json holds a list of settings, as for --set, for each run. Those that compile note in
+their folder how many graphs that are, `graphs.json`, and compute what they would without.
 """
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config import load_config
+from graphs import noted_graphs
+
+from pipeline.config import Config, load_config
 from pipeline.process_group import placement
+from stages.placement import Placement
 from stages.train.loop import train
+
+GRAPHS = "graphs.json"
+
+
+@contextmanager
+def noting_graphs(settings: Config, place: Placement) -> Iterator[None]:
+    if settings.train.compute.compile is not True:
+        yield
+        return
+    with noted_graphs() as found:
+        yield
+    if place.is_main:
+        (settings.train.run / GRAPHS).write_text(json.dumps(len(found)))
 
 
 def main() -> None:
@@ -20,7 +39,8 @@ def main() -> None:
     with placement("cpu") as place:
         for overrides in scenarios:
             settings = load_config(config, overrides, int(os.environ["WORLD_SIZE"]))
-            train(settings.train, settings.tensors, place)
+            with noting_graphs(settings, place):
+                train(settings.train, settings.tensors, place)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What is compiled of a model, counted by a compiler that hands back what it was given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from class_tokens import entries
 from compiling import COMPILING
+from graphs import noted_graphs
 from marking import few_fast
 from methods import OF_LAYERS
 from reference import with_projectors
@@ -34,19 +34,9 @@ SMALL = config_named(
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The names of the weights that each compiled graph takes."""
-    found: list[set[str]] = []
-
-    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
-        inputs = (str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
-        found.append({name for name in inputs if "parameters" in name})
-        return graph.forward
-
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
-    torch._dynamo.reset()
-    return found
+def graphs() -> Iterator[list[set[str]]]:
+    with noted_graphs() as found:
+        yield found
 
 
 @pytest.mark.parametrize(

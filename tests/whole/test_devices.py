@@ -107,7 +107,8 @@ def test_an_encoder_stays_on_its_device(name: str) -> None:
     with Strict() as watch:
         encoder.features(torch.empty(2, 3, 256, 256, dtype=torch.uint8, device=META))
     assert watch.operations > 100
-    assert watch.copies == 0
+    # For DINOv3, timm lays out positions on the host, for each batch anew.
+    assert watch.copies == int(name.startswith("dinov3"))
 
 
 def test_columns_of_a_batch_are_made_on_the_device(tiny: Callable[..., Config]) -> None:
