@@ -10,7 +10,7 @@ import torch
 
 from cache.layout import FEATURES, FLIPPED, Column
 from pipeline.config import Config
-from pipeline.plan.gpu_memory import Footprint, footprint
+from pipeline.plan.gpu_memory import Footprint, find_footprint
 from pipeline.plan.reading_speed import GPU_FLOPS, Reading, measure_reading, scratch_cache
 from pipeline.plan.space import Space
 from stages.encode.build_settings import Precision
@@ -151,7 +151,7 @@ def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) ->
 
     model = config_for(config.train, (channels // 2, *sides), classes, shape)
     return Trained(
-        training_flops(config.train, model, shape), footprint(config.train, model, shape)
+        training_flops(config.train, model, shape), find_footprint(config.train, model, shape)
     )
 
 

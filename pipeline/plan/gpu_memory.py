@@ -78,7 +78,7 @@ class GpuMemory:
         return self.peak <= USABLE * card
 
 
-def footprint(
+def find_footprint(
     settings: TrainSettings, model: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
 ) -> Footprint:
     """Of a run. shape: of an array that a term reads."""

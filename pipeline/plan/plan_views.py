@@ -207,8 +207,8 @@ def show_build(plan: Plan) -> None:
     if plan.measured:
         how = f"measured on this {plan.device_name}"
     else:
-        speeds = ", ".join(f"{flops / 1e12:.0f} in {name}" for name, flops in FLOPS.items())
-        how = f"assumed of an H100, in TFLOP/s: {speeds}"
+        rates = ", ".join(f"{flops / 1e12:.0f} in {name}" for name, flops in FLOPS.items())
+        how = f"assumed of an H100, in TFLOP/s: {rates}"
     table = new_table("part", "speed", "time", has_numbers=True)
     speeds = {
         one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"

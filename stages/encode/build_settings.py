@@ -80,7 +80,7 @@ class LatentsSettings(Settings):
     vae: HubName = "stabilityai/sd-vae-ft-mse"
     """A hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
     precision: Precision = "float32"
-    """In which it computes."""
+    """In which it computes; tf32 is float32 on a CPU."""
     imported: bool = False
     """Whether the data set brings its latents along (the source `repa`), so that none are
     encoded."""
@@ -132,7 +132,7 @@ class EncoderSettings(Settings):
     input_size: Count | None = None
     """Side of its input in px, where another than the published one is wanted."""
     precision: Precision = "float32"
-    """In which it computes."""
+    """In which it computes; tf32 is float32 on a CPU."""
     storage: Annotated[str, OneOf("cache.storage:FLOAT_STORAGES")] = "float16"
     """How tokens are kept: at 2 bytes a number (float16) or 1 (int8)."""
 

@@ -1,15 +1,17 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Config, ConfigError
+from stages.encode.build_settings import Precision
 from stages.encode.building.columns import declared_recipes
 from stages.encode.images.sources.samples import open_photograph
 from stages.encode.networks.frozen_encoder import FrozenEncoder
@@ -116,10 +118,27 @@ def test_a_class_token_and_the_precision_are_part_of_the_recipe(
 ) -> None:
     assert ENCODERS["dinov2-vit-b"].recipe(224)["class_token"] is True
     assert ENCODERS["jepa-vit-h"].recipe(224)["class_token"] is False
-    half = "encoders.efficientnet-lite0.precision=float16", "latents.precision=float16"
-    for precision, overrides in {"float32": (), "float16": half}.items():
-        recipes = declared_recipes(tiny(*overrides).encode)
+    assert {own["compute"] for own in declared_recipes(tiny().encode).values()} == {"float32"}
+    for precision in get_args(Precision):
+        own = f"encoders.efficientnet-lite0.precision={precision}", f"latents.precision={precision}"
+        recipes = declared_recipes(tiny(*own).encode)
         assert {recipe["compute"] for recipe in recipes.values()} == {precision}
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_images_enter_convolutions_in_the_layout_of_tensor_cores(side: int) -> None:
+    encoder = FrozenEncoder(ENCODERS["efficientnet-lite0"], side, None, CPU)
+    seen = []
+
+    def look(_module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
+        seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in encoder._model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    encoder.features(torch.zeros(2, 64, 64, 3, dtype=torch.uint8).permute(0, 3, 1, 2))
+    assert len(seen) > 30
+    assert all(seen)
 
 
 def test_an_encoder_of_one_size_refuses_others() -> None:

@@ -9,7 +9,7 @@ from compiling import COMPILING
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pipeline.plan.gpu_memory import Footprint, footprint, gpu_memory, ways_to_fit
+from pipeline.plan.gpu_memory import Footprint, find_footprint, gpu_memory, ways_to_fit
 from stages.model.blocks import Block, Layers
 from stages.model.transformer import TransformerConfig
 from stages.train.run import config_for
@@ -29,7 +29,7 @@ def settings_of(model: str, images: int, *align: dict[str, Any], **train: Any) -
 def footprint_of(settings: TrainSettings) -> Footprint:
     """With latents of SD-VAE and tokens of DINOv2-B, at 256 px."""
     model = config_for(settings, (4, 32, 32), 1000, SHAPES.__getitem__)
-    return footprint(settings, model, SHAPES.__getitem__)
+    return find_footprint(settings, model, SHAPES.__getitem__)
 
 
 def peak(settings: TrainSettings, gpus: int = 1) -> float:
@@ -106,7 +106,7 @@ def test_a_block_keeps_as_much_as_the_plan_says(
         heads=4,
         **{"classes": 3, "has_null_class": True, **layers},
     )
-    planned = footprint(settings, model, SHAPES.__getitem__)
+    planned = find_footprint(settings, model, SHAPES.__getitem__)
     block = Block(width, 4, Layers(**layers), fused_attention=True, is_first=True)
     found = kept_bytes(block, width, getattr(torch, precision), is_compiled=is_compiled)
     assert planned.block / 64 == pytest.approx(found, rel=0.15)
