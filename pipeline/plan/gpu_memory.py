@@ -30,7 +30,7 @@ FIXED_BYTES = 0.25e9
 # How often an array that a loss reads is there in float32: of this step and of the next one, what
 # is compared with it, and what the loss makes of both.
 COPIES_OF_READ = 6
-# Sharded or computed again, blocks are whole while they compute, and while the next one comes.
+# Gathered or cast again, blocks are whole while they compute, and while the next one comes.
 WHOLE_BLOCKS = 2
 
 
@@ -147,7 +147,8 @@ def gpu_memory(footprint: Footprint, settings: TrainSettings, gpus: int) -> GpuM
     image, copied = footprint.blocks * footprint.block, 1.0
     if compute.recompute_activations:
         image = footprint.blocks * footprint.input + footprint.block
-    if compute.recompute_activations or is_sharded:
+    # Between the passes, the weights of blocks are given up where they are made again.
+    if compute.reshard if is_sharded else compute.recompute_activations:
         copied = min(1.0, WHOLE_BLOCKS / footprint.blocks)
     copy_bytes = footprint.copy_bytes or 4 * is_sharded
     images = ceil(settings.batch_size / (gpus * compute.micro_batches))
@@ -182,7 +183,11 @@ def ways_to_fit(footprint: Footprint, settings: TrainSettings, gpus: int, card: 
                 return [Way(changes, memory)]
         return []
 
-    sharded = {"parallel": "fsdp"} if gpus > 1 and compute.parallel == "ddp" else {}
+    sharded: dict[str, object] = {}
+    if gpus > 1 and compute.parallel == "ddp":
+        sharded = {"parallel": "fsdp"}
+    elif gpus > 1 and not compute.reshard:
+        sharded = {"reshard": True}
     again = {} if compute.recompute_activations else {"recompute_activations": True}
     divided = [{"micro_batches": parts} for parts in _finer_parts(settings, gpus)]
     both = {**sharded, **again}

@@ -108,8 +108,12 @@ def read_numbers(path: Path) -> list[Number]:
     with path.open(newline="") as stream:
         return [
             Number(
-                **{**line, "seed": int(line["seed"]), "step": int(line["step"])},
-                value=float(line.pop("value")),
+                **{
+                    **line,
+                    "seed": int(line["seed"]),
+                    "step": int(line["step"]),
+                    "value": float(line["value"]),
+                }
             )
             for line in csv.DictReader(stream)
         ]

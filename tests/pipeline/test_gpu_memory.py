@@ -117,13 +117,14 @@ def test_sharding_micro_batches_and_recomputation_each_save_what_they_should() -
         settings = settings_of("SiT-XL/2", 256, REPA, compute=compute)
         return gpu_memory(footprint_of(settings), settings, gpus)
 
-    plain, sharded = memory(), memory(parallel="fsdp")
+    plain, sharded = memory(parallel="ddp"), memory()
     assert sharded.states == plain.states / 8
     assert sharded.gradients == plain.gradients / 8
     assert sharded.activations == plain.activations
     assert memory(micro_batches=4).activations == plain.activations / 4
     assert memory(recompute_activations=True).activations < plain.activations / 5
-    assert memory(gpus=1, parallel="fsdp").states == plain.states
+    assert sharded.copies == plain.copies == 14 * memory(reshard=True).copies
+    assert memory(gpus=1).states == plain.states
     assert memory(gpus=1).activations == 8 * plain.activations
 
 
@@ -138,12 +139,13 @@ def test_256_images_of_xl_do_not_fit_a_card_of_80_gb_and_each_way_out_does() -> 
 
 
 def test_what_one_way_does_not_reach_several_may() -> None:
+    whole = settings_of("SiT-XL/2", 256, {**REPA, "kind": "nt-xent"})
+    (both,) = ways_to_fit(footprint_of(whole), whole, 8, 5e9)
+    assert both.settings.keys() == {"reshard", "recompute_activations"}
     settings = settings_of("SiT-XL/2", 256, REPA)
     planned = footprint_of(settings)
-    (both,) = ways_to_fit(planned, settings, 4, 8e9)
-    assert both.settings.keys() == {"parallel", "recompute_activations"}
     (all_of_them,) = ways_to_fit(planned, settings, 4, 5e9)
-    assert all_of_them.settings.keys() == {"parallel", "recompute_activations", "micro_batches"}
+    assert all_of_them.settings.keys() == {"reshard", "recompute_activations", "micro_batches"}
     assert ways_to_fit(planned, settings, 1, 5e9) == []
 
 

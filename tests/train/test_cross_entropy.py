@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.train.terms.cross_entropy import OwnTarget, products
+from stages.float32 import float32_products
+from stages.train.terms.cross_entropy import OwnTarget
 
 
 class TensorCores(TorchDispatchMode):
@@ -91,7 +92,7 @@ def test_tf32_errs_by_a_fourth_at_most_of_what_bfloat16_rounds_off() -> None:
         return losses.detach(), *torch.autograd.grad(losses.sum(), queries)
 
     losses, gradient = found(queries, targets)
-    with products(in_tf32=True), TensorCores():
+    with float32_products(tf32=True), TensorCores():
         losses_in_tf32, gradient_in_tf32 = found(queries, targets)
     half, _ = found(queries.bfloat16().float(), targets)
     assert 0 < error(losses_in_tf32, losses) < error(half, losses) / 4

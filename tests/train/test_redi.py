@@ -158,7 +158,7 @@ GUIDED = {
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_guided_predictions_are_the_published_ones(methods: Any, redi: Stepped, name: str) -> None:
-    golden, time = methods.below("redi.sampler."), 1 - methods["redi.guided.t"].double()
+    golden, time = methods.below("redi.sampler."), 1 - float(methods["redi.guided.t"])
     field = guided(redi.model, golden["y"], **GUIDANCE[GUIDED[name]])
     with torch.no_grad():
         found = field(golden["latents"].double(), time, time)

@@ -3,8 +3,6 @@
 N queries, M targets, D features.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,15 +41,3 @@ class OwnTarget(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (of_queries,) = ctx.saved_tensors
         return of_queries * gradient[:, None], None, None
-
-
-@contextmanager
-def products(*, in_tf32: bool) -> Iterator[None]:
-    """Multiply float32 matrices in TF32 on GPUs, or as is set."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = in_tf32 or before
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = before

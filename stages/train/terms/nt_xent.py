@@ -5,6 +5,7 @@ N tokens of all images, D features.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveFloat
@@ -38,12 +39,14 @@ class NTXent(Alignment):
         import torch
         from torch.nn.functional import normalize
 
-        from stages.train.terms.cross_entropy import OwnTarget, products
+        from stages.float32 import float32_products
+        from stages.train.terms.cross_entropy import OwnTarget
 
         own = normalize(tokens, dim=-1).flatten(0, 1)
         targets, first = _of_all_processes(own)
         queries = normalize(projected.float(), dim=-1).flatten(0, 1) / self.temperature
-        with products(in_tf32=projected.dtype != torch.float32):
+        is_half = projected.dtype != torch.float32
+        with float32_products(tf32=True) if is_half else nullcontext():
             of_tokens = OwnTarget.apply(queries, targets, first)  # type: ignore[no-untyped-call]
         losses: Tensor = of_tokens.unflatten(0, tokens.shape[:2])
         return losses.mean(dim=1)
