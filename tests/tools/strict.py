@@ -27,14 +27,15 @@ class MixedDevicesError(RuntimeError):
 
 
 class Strict(TorchDispatchMode):
-    """Refuses operations on tensors of several devices; copies: how many were made to the device.
+    """Refuses operations on tensors of host and device, of which a GPU waits for some.
 
-    A single number of the host is given to a kernel with its launch, but not as an index.
+    A single number of the host goes along with an operation, unless it is an index. copies: those
+    between host and device that are waited for.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations, self.copies = 0, 0
+        self.operations, self.copies = 0, list[str]()
 
     def __torch_dispatch__(
         self,
@@ -43,17 +44,16 @@ class Strict(TorchDispatchMode):
         arguments: Sequence[Any] = (),
         options: Mapping[str, Any] | None = None,
     ) -> Any:
-        self.operations += 1
         options, name = options or {}, function._schema.name
         made = function(*arguments, **options)
+        self.operations += 1
         tensors = [t for t in tree_leaves((arguments, options, made)) if isinstance(t, Tensor)]
-        if name in COPIES:
-            self.copies += len({tensor.device for tensor in tensors}) > 1
-            return made
-        is_index = name.startswith("aten::index")
-        devices = {tensor.device for tensor in tensors if tensor.ndim or is_index}
-        if len(devices) > 1:
+        is_copy, is_index = name in COPIES, name.startswith("aten::index")
+        devices = {one.device for one in tensors if one.ndim or is_copy or is_index}
+        if len(devices) > 1 and not is_copy:
             raise MixedDevicesError(f"{function} mixes devices: {sorted(map(str, devices))}")
+        if len(devices) > 1 and not options.get("non_blocking"):
+            self.copies.append(str(function))
         return made
 
 
