@@ -153,6 +153,7 @@ def rebuild(path: Path) -> None:
         fill(column, shard, make_rows(), factor=2)
 
 
+@pytest.mark.slow
 def test_a_column_that_is_rebuilt_at_any_moment_is_read_as_it_was_or_is(
     finished: Path, tmp_path: Path
 ) -> None:

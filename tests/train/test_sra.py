@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from marking import few_fast
 from methods import BASE
 from runs import assert_falls, log_values, newest, trained, trained_in_parts
 from safetensors.torch import load_file
@@ -158,7 +157,8 @@ def test_a_run_without_a_teacher_has_none(
     assert [teacher is None for teacher in teachers] == [False, False, True, True]
 
 
-@pytest.mark.parametrize("settings", few_fast([(), ("train.model=DiT-XS/2",)]), ids=["sit", "dit"])
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("train.model=DiT-XS/2",)], ids=["sit", "dit"])
 def test_training_lowers_the_loss_and_is_resumed_bit_for_bit(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
