@@ -127,13 +127,14 @@ class OnlinePublishedLoop:
     def __init__(self, settings: TrainSettings, tensors: CachedTensors, weights: Path) -> None:
         self._loop = published_loop(settings, tensors, weights)
         eager = settings.model_copy(update={"compute": ComputeSettings(compile=False)})
-        self._encoder = OnlineEncoder(weights, eager)
+        spec = find_encoder(settings.encoders[0])
+        self._encoder = OnlineEncoder(spec, spec.size_for(RESOLUTION), weights, eager)
         shape = (settings.batch_size, 3, RESOLUTION, RESOLUTION)
         self._images = torch.randint(256, shape, dtype=torch.uint8, device=settings.device)
 
     def step(self) -> None:
-        tokens = [self._encoder.tokens(self._images)]
-        self._loop.inputs = replace(self._loop.inputs, tokens=tokens)
+        tokens = self._encoder.arrays(self._images)["tokens"]
+        self._loop.inputs = replace(self._loop.inputs, tokens=[tokens])
         self._loop.step()
 
     def finish(self) -> None:
