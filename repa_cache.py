@@ -58,10 +58,11 @@ if TYPE_CHECKING:
     from cache.reader import Features as Features
     from cache.reader import Rows as Rows
     from cache.rows import Keys
+    from pipeline.analysis.analyses import cknna as cknna
+    from pipeline.analysis.analyses import compare as compare
+    from pipeline.analysis.analyses import losses as losses
+    from pipeline.analysis.analyses import probe as probe
     from pipeline.commands import app as app
-    from pipeline.commands.analyze import cknna as cknna
-    from pipeline.commands.analyze import compare as compare
-    from pipeline.commands.analyze import probe as probe
     from pipeline.commands.bench import bench as bench
     from pipeline.commands.build import build as build
     from pipeline.commands.evaluate import evaluate as evaluate
@@ -86,7 +87,7 @@ LATER = {
     "Config": "pipeline.config",
     **dict.fromkeys(("Features", "Rows"), "cache.reader"),
     **dict.fromkeys(("Batch", "CachedImages"), "stages.train.batch_stream"),
-    **dict.fromkeys(("cknna", "compare", "probe"), "pipeline.commands.analyze"),
+    **dict.fromkeys(("cknna", "compare", "losses", "probe"), "pipeline.analysis.analyses"),
     **{
         name: f"pipeline.commands.{name}"
         for name in (

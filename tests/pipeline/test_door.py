@@ -54,6 +54,12 @@ def run_python(*arguments: str | Path, cwd: Path, path: str = str(ROOT)) -> str:
     return done.stdout
 
 
+def test_everything_behind_the_door_is_there() -> None:
+    commands = {"run", "cknna", "compare", "losses", "probe"}
+    assert commands <= set(dir(repa_cache))
+    assert all(callable(getattr(repa_cache, name)) for name in repa_cache.LATER)
+
+
 def tensors_of(batch: repa_cache.Batch) -> dict[str, Any]:
     """What it holds, and the latents, which it draws."""
     held = {one.name: getattr(batch, one.name) for one in fields(batch) if one.compare}
