@@ -50,8 +50,8 @@ class Summary:
                 lines[f"  {name}"] = f"{values[0]:.4f} at the start, {values[-1]:.4f} at the end"
             if self.saved.online_seconds:
                 lines["  encoders"] = (
-                    f"{duration(self.saved.online_seconds)} more if they ran in every step; "
-                    f"{duration(self.saved.build_seconds)} to cache"
+                    f"{duration(self.saved.build_seconds)} to cache; in every step "
+                    f"{duration(self.saved.online_seconds)}"
                 )
             lines["loss curves"] = str(curves_path(run))
         if self.samples.grid.is_file():

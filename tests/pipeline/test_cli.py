@@ -61,7 +61,7 @@ def test_run_makes_everything_and_says_where_it_lies(folder: Path) -> None:
     assert page.count("<svg") == 8
     assert "http" not in page
     assert json.loads((folder / "run/config.json").read_text())["train"]["steps"] == 4
-    assert re.search(r"encoders +\S+ (m?s|min) more if they ran in every step; \S+ s to", output)
+    assert re.search(r"encoders +\S+ s to cache; in every step \S+ s", output)
     again = invoke("run")
     assert "nothing was missing" in again
     assert "0 steps made" in again
