@@ -34,6 +34,7 @@ SEED = ".seed-"
 HOUR = 3600
 # Of the picture of samples: two of each class.
 COLUMNS, SIDE, GAP = 20, 64, 6
+SHOWN_STEPS = (2000, 6000)
 
 
 @dataclass(frozen=True)
@@ -229,17 +230,30 @@ def draw_states(numbers: Sequence[Number], path: Path) -> None:
         save_png(figure, path)
 
 
-def draw_samples(folder: Path, steps: Sequence[int], path: Path) -> None:
+def strip_path(method: str, step: int) -> Path:
+    """The first samples of a method's first seed, side by side."""
+    return RESULTS / f"samples-{method}-{step}.png"
+
+
+def save_strips(run: Path, steps: Iterable[int]) -> None:
+    """Keep the first samples of a run, fewer colours of them."""
+    for step in steps:
+        samples = samples_path(run, step_name(step))
+        strip = Image.new("RGB", (COLUMNS * SIDE, SIDE))
+        for column in range(COLUMNS):
+            with Image.open(samples / f"{column:06}.png") as image:
+                strip.paste(image, (column * SIDE, 0))
+        strip.quantize(256).save(strip_path(run.name, step), optimize=True)
+
+
+def draw_samples(steps: Sequence[int], path: Path) -> None:
     """The same noises and labels of every method, a row each, at some steps."""
     rows = [(step, method) for step in steps for method in NAMES]
     gaps = GAP * (len(steps) - 1)
     canvas = Image.new("RGB", (COLUMNS * SIDE, len(rows) * SIDE + gaps), "white")
     for row, (step, method) in enumerate(rows):
-        samples = samples_path(folder / method, step_name(step))
-        for column in range(COLUMNS):
-            with Image.open(samples / f"{column:06}.png") as image:
-                top = row * SIDE + row // len(NAMES) * GAP
-                canvas.paste(image, (column * SIDE, top))
+        with Image.open(strip_path(method, step)) as strip:
+            canvas.paste(strip, (0, row * SIDE + row // len(NAMES) * GAP))
     canvas.save(path, quality=88)
 
 
@@ -271,12 +285,12 @@ def main() -> None:
     path = RESULTS / "methods.csv"
     if runs is not None:
         write_numbers(gather(runs), path)
+        for method in filter(lambda name: is_run(runs / name), NAMES):
+            save_strips(runs / method, SHOWN_STEPS)
     numbers = read_numbers(path)
     draw_methods(numbers, read_times(RESULTS / "times.csv"), PICTURES / "methods.png")
     draw_states(numbers, PICTURES / "methods-states.png")
-    if runs is not None:
-        steps = sorted({one.step for one in numbers})
-        draw_samples(runs, (steps[1], steps[-1]), PICTURES / "methods-samples.jpg")
+    draw_samples(SHOWN_STEPS, PICTURES / "methods-samples.jpg")
     print("\n".join(table(numbers)))
 
 
