@@ -9,7 +9,12 @@ import typer
 from stages.analyze import analysis_options
 
 if TYPE_CHECKING:
-    from pipeline.analysis.state_tables import Row
+    from collections.abc import Callable
+
+    from matplotlib.figure import Figure
+
+    from pipeline.analysis.state_tables import Findings, Row
+    from stages.analyze.subject import Subject
 
 # Those of a run.
 AnalysisName = Literal["cknna", "probe", "losses"]
@@ -44,7 +49,7 @@ def cknna(
 
     encoders: names, by default all; out: a folder, by default `analysis` in the run's.
     """
-    from pipeline.analysis.analysis_page import draw_cknna, write_analysis
+    from pipeline.analysis.analysis_page import draw_cknna
     from pipeline.analysis.state_tables import alignment_findings, alignment_summary
     from stages.analyze.hidden_states import measure_cknna
     from stages.analyze.subject import open_subject
@@ -52,9 +57,8 @@ def cknna(
 
     subject = open_subject(run, encoders, states)
     found = measure_cknna(subject, how, find_device(states.device))
-    stem, findings = (out or run / "analysis") / f"cknna-{subject.title}", alignment_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_cknna(found))
-    return Analysis(page, alignment_summary(found), findings.notes)
+    findings, summary = alignment_findings(found), alignment_summary(found)
+    return _written(subject, "cknna", findings, summary, lambda: draw_cknna(found), out)
 
 
 def probe(
@@ -68,7 +72,7 @@ def probe(
 
     encoders: names, by default all; out: a folder, by default `analysis` in the run's.
     """
-    from pipeline.analysis.analysis_page import draw_probes, write_analysis
+    from pipeline.analysis.analysis_page import draw_probes
     from pipeline.analysis.state_tables import probe_findings, probe_summary
     from stages.analyze.hidden_states import measure_probes
     from stages.analyze.subject import open_subject
@@ -76,9 +80,8 @@ def probe(
 
     subject = open_subject(run, encoders, states)
     found = measure_probes(subject, how, find_device(states.device))
-    stem, findings = (out or run / "analysis") / f"probe-{subject.title}", probe_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_probes(found))
-    return Analysis(page, probe_summary(found), findings.notes)
+    findings, summary = probe_findings(found), probe_summary(found)
+    return _written(subject, "probe", findings, summary, lambda: draw_probes(found), out)
 
 
 def losses(run: Path, states: analysis_options.StateOptions, out: Path | None = None) -> Analysis:
@@ -86,7 +89,7 @@ def losses(run: Path, states: analysis_options.StateOptions, out: Path | None = 
 
     out: a folder, by default `analysis` in the run's.
     """
-    from pipeline.analysis.analysis_page import draw_losses, write_analysis
+    from pipeline.analysis.analysis_page import draw_losses
     from pipeline.analysis.loss_tables import loss_findings, loss_summary
     from stages.analyze.losses import measure_losses
     from stages.analyze.subject import open_subject
@@ -94,9 +97,24 @@ def losses(run: Path, states: analysis_options.StateOptions, out: Path | None = 
 
     subject = open_subject(run, (), states)
     found = measure_losses(subject, find_device(states.device))
-    stem, findings = (out or run / "analysis") / f"losses-{subject.title}", loss_findings(found)
-    page = write_analysis(stem, findings, lambda: draw_losses(found))
-    return Analysis(page, loss_summary(found), findings.notes)
+    findings, summary = loss_findings(found), loss_summary(found)
+    return _written(subject, "losses", findings, summary, lambda: draw_losses(found), out)
+
+
+def _written(
+    subject: "Subject",
+    name: AnalysisName,
+    findings: "Findings",
+    summary: "tuple[Row, list[Row]]",
+    draw: "Callable[[], Figure]",
+    out: Path | None,
+) -> Analysis:
+    """Write what was found of a run, and say it. out: a folder other than the run's own."""
+    from pipeline.analysis.analysis_page import write_analysis
+    from stages.weights.run_folder import analyses_path
+
+    stem = (out or analyses_path(subject.run)) / f"{name}-{subject.title}"
+    return Analysis(write_analysis(stem, findings, draw), summary, findings.notes)
 
 
 def compare(

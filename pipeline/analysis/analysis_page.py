@@ -127,9 +127,8 @@ def draw_losses(found: LossScores) -> Figure:
     figure = new_figure(WIDTH, 3.6)
     axes = figure.subplots()
     levels = [one.level for one in found.levels]
-    means, errors = (
-        np.array([getattr(one, name) for one in found.levels]) for name in ("mean", "error")
-    )
+    means = np.array([one.mean for one in found.levels])
+    errors = np.array([one.error for one in found.levels])
     axes.fill_between(levels, means - errors, means + errors, color=COLOURS[0], alpha=0.18)
     axes.plot(levels, means, "o-", color=COLOURS[0], markersize=3.5)
     axes.set(xlabel="noise", ylabel="denoising loss", xlim=(0, 1))

@@ -6,6 +6,7 @@ from statistics import mean
 
 import numpy as np
 
+from stages.analyze.analysis_options import HIDDEN_STATES
 from stages.analyze.hidden_states import AlignmentScores, ProbeScores
 from stages.analyze.probe import Accuracy
 from stages.analyze.subject import Subject
@@ -149,7 +150,7 @@ def probe_findings(found: ProbeScores) -> Findings:
         columns=("features", "block", "noise", *ACCURACY_COLUMNS),
         values=[
             *(
-                ("hidden states", block, level, *accuracy_values(one))
+                (HIDDEN_STATES, block, level, *accuracy_values(one))
                 for block, row in zip(subject.blocks, found.hidden, strict=True)
                 for level, one in zip(levels, row, strict=True)
             ),

@@ -48,7 +48,7 @@ def _check(preset: str) -> None:
 
 
 def init_sweep(
-    path: Path, config: Path = arguments.DEFAULT_CONFIG, preset: str | None = None
+    path: Path, config: Path = arguments.DEFAULT_CONFIG, preset: str = DEFAULT_PRESET
 ) -> None:
     """Write a sweep over a configuration: that of a preset, if it has one, or an example.
 
@@ -56,11 +56,10 @@ def init_sweep(
     """
     from stages.setting_types import as_written
 
-    if preset is not None:
-        _check(preset)
+    _check(preset)
     if path.exists():
         raise ConfigError(f"{path} exists already", remedy="Move it away, or edit it.")
-    text = SWEEPS.get(preset or "", SWEEP).read_text(encoding="utf-8")
+    text = SWEEPS.get(preset, SWEEP).read_text(encoding="utf-8")
     written = text.replace('"pipeline.toml"', json.dumps(as_written(Path(config.name))))
     write_atomically(path, written.encode())
 

@@ -7,11 +7,11 @@ from statistics import mean
 
 from pipeline.report.metrics import CKNNA, LOSS, PROBE
 from pipeline.sweep.sweep_file import SweepRun
+from stages.analyze.analysis_options import HIDDEN_STATES
 from stages.evaluate.results import Result
-from stages.weights.run_folder import step_name
+from stages.weights.run_folder import analyses_path, step_name
 
 Lines = list[dict[str, str]]
-HIDDEN = "hidden states"
 
 
 def analysed_at(run: SweepRun, step: int) -> dict[str, Result]:
@@ -23,7 +23,7 @@ def analysed_at(run: SweepRun, step: int) -> dict[str, Result]:
     return {
         result.metric: result
         for name in run.judge.analyses
-        if (lines := _lines(run.folder / "analysis" / f"{name}-{step_name(step)}.csv"))
+        if (lines := _lines(analyses_path(run.folder) / f"{name}-{step_name(step)}.csv"))
         for result in readers[name](lines)
     }
 
@@ -41,7 +41,7 @@ def _loss(lines: Lines) -> Iterator[Result]:
 
 
 def _probe(lines: Lines) -> Iterator[Result]:
-    best = max((line for line in lines if line["features"] == HIDDEN), key=_top1)
+    best = max((line for line in lines if line["features"] == HIDDEN_STATES), key=_top1)
     yield _result(PROBE, _top1(best), best, "held_out")
 
 

@@ -12,6 +12,8 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 # Of CKNNA, as in the paper.
 NEIGHBOURS = 10
 HELD_OUT = 0.2
+# What tables of probes call them, beside cached features.
+HIDDEN_STATES = "hidden states"
 EPOCHS = 90
 
 

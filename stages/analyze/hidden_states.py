@@ -14,12 +14,11 @@ from torch import Tensor
 
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
-from stages.analyze.noised import NoisedModel, Rows
+from stages.analyze.noised import Noised, NoisedModel
 from stages.analyze.probe import Accuracy, Prober
 from stages.analyze.subject import Subject, check_has_encoders
 from stages.analyze.tokens import class_tokens, mean_latents, mean_tokens
 from stages.progress import progress
-from stages.train.compute import arithmetic
 
 
 class HiddenStates:
@@ -35,22 +34,19 @@ class HiddenStates:
 
         The result is on the device; it is all that is held of the N images.
         """
-        rows, size = self._subject.rows, self._subject.options.batch_size
-        width = self._noised.model.config.width
-        blocks = len(self._subject.blocks)
-        states = torch.empty(blocks, len(rows), width, device=self._device)
-        show = progress(f"hidden states at noise {level:g}", len(rows), "images")
-        with arithmetic(self._noised.precision, deterministic=True), show as advance:
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                states[:, start : start + size] = self._pooled(part, level)
-                advance(len(part), "")
+        blocks, images = len(self._subject.blocks), len(self._subject.rows)
+        width, start = self._noised.model.config.width, 0
+        states = torch.empty(blocks, images, width, device=self._device)
+        for noised in self._noised.batches(level, "hidden states"):
+            end = start + len(noised.time)
+            states[:, start:end] = self._pooled(noised)
+            start = end
         return states
 
-    def _pooled(self, rows: Rows, level: float) -> Tensor:
-        """The means of each block's tokens for some rows, [K, B, W]."""
-        noised, blocks = self._noised.noised(rows, level), self._subject.blocks
+    def _pooled(self, noised: Noised) -> Tensor:
+        """The means of each block's tokens for some images, [K, B, W]."""
         channels, class_token = noised.inputs
+        blocks = self._subject.blocks
         output = self._noised.model(channels, noised.time, noised.labels, blocks, class_token)
         # Tokens [B, T, W] of each block become their means.
         return torch.stack([output.patches[block].float().mean(dim=1) for block in blocks])

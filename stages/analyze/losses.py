@@ -10,12 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.analyze.noised import NoisedModel, Rows
+from stages.analyze.noised import Noised, NoisedModel
 from stages.analyze.subject import Subject
 from stages.model.sizes import LATENTS
 from stages.model.streams import predictions
-from stages.progress import progress
-from stages.train.compute import arithmetic
 from stages.train.terms.term import Seen, Streamed
 
 
@@ -48,22 +46,15 @@ class LossScores:
 @torch.inference_mode()
 def measure_losses(subject: Subject, device: torch.device) -> LossScores:
     """The denoising loss that training has, for the same noises of the same images in every run."""
-    model, rows, size = NoisedModel(subject, device), subject.rows, subject.options.batch_size
-    found = []
+    model, found = NoisedModel(subject, device), []
     for level in subject.options.levels:
-        show = progress(f"losses at noise {level:g}", len(rows), "images")
-        losses = []
-        with arithmetic(model.precision, deterministic=True), show as advance:
-            for part in np.split(rows, range(size, len(rows), size)):
-                losses.append(_losses(model, part, level).cpu().numpy())
-                advance(len(part), "")
-        found.append(LevelLosses(level, np.concatenate(losses).astype(np.float64)))
+        losses = torch.cat([_losses(model, noised) for noised in model.batches(level, "losses")])
+        found.append(LevelLosses(level, losses.double().cpu().numpy()))
     return LossScores(subject, tuple(found))
 
 
-def _losses(model: NoisedModel, rows: Rows, level: float) -> Tensor:
-    """Of some rows, [B]."""
-    noised = model.noised(rows, level)
+def _losses(model: NoisedModel, noised: Noised) -> Tensor:
+    """Of some images, [B]."""
     channels, class_token = noised.inputs
     output = model.model(channels, noised.time, noised.labels, (), class_token)
     predicted = predictions(output, model.model.config)[LATENTS]

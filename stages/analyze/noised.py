@@ -3,6 +3,7 @@
 B images, C latent channels, h and w the latent's sides, D features.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from stages.analyze.subject import Subject
 from stages.model.sizes import LATENTS
 from stages.model.streams import joined
+from stages.progress import progress
 from stages.sample.sampler import make_sampled
 from stages.train.cached_data import Decoder, encoder_of, latent_scaling
+from stages.train.compute import arithmetic
 from stages.train.randomness import Stream, seed_for, stream_named
 from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
@@ -63,11 +66,19 @@ class NoisedModel:
             for term in self._joint
             for name in term.arrays
         }
-        # TF32 is what the published code samples in.
-        self.precision = "tf32" if device.type == "cuda" else "float32"
 
-    def noised(self, rows: Rows, level: float) -> Noised:
-        """What the model takes for some rows."""
+    def batches(self, level: float, title: str) -> Iterator[Noised]:
+        """All images at a level of noise, computed with as the model is. title: of the progress."""
+        rows, size = self._subject.rows, self._subject.options.batch_size
+        show = progress(f"{title} at noise {level:g}", len(rows), "images")
+        # TF32 is what the published code samples in.
+        precision = "tf32" if self._device.type == "cuda" else "float32"
+        with arithmetic(precision, deterministic=True), show as advance:
+            for part in np.split(rows, range(size, len(rows), size)):
+                yield self._noised(part, level)
+                advance(len(part), "")
+
+    def _noised(self, rows: Rows, level: float) -> Noised:
         moments = torch.from_numpy(self._subject.latents.read("moments", rows)).to(self._device)
         config = self.model.config
         shape = (config.channels, config.side, config.side)

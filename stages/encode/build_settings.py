@@ -30,11 +30,11 @@ from stages.setting_types import AnchoredPath, Count, Few, Kinds, OneOf, Seed, S
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In which a frozen network computes.
 Precision = Literal["float32", "tf32", "float16"]
-# Of encoders that are called otherwise than their models.
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 32, 128
 # With fewer threads than these, one that waits for a disk is missed; more than these get into
 # each other's way, as Python runs in one of them at a time.
 LEAST_THREADS, MOST_THREADS = 4, 32
+# Of encoders that are called otherwise than their models.
 COLUMN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 NO_FOLDER = "{!r} names a folder of the cache: letters, digits and any of . _ + - make one"
 

@@ -107,6 +107,11 @@ def grid_paths(run: Path) -> list[Path]:
     return sorted(path for path in pictures if NAME.fullmatch(path.stem))
 
 
+def analyses_path(run: Path) -> Path:
+    """Where what analyses found of a run goes, unless they are told otherwise."""
+    return run / "analysis"
+
+
 def samples_path(run: Path, title: str) -> Path:
     """The images that are drawn from weights of some title."""
     return run / "samples" / title

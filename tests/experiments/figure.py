@@ -20,7 +20,8 @@ from PIL import Image
 
 from pipeline.pages.figures import COLOURS, new_figure, save_png, styled
 from pipeline.report.records import is_run, read_run
-from stages.weights.run_folder import samples_path, step_name
+from stages.analyze.analysis_options import HIDDEN_STATES
+from stages.weights.run_folder import analyses_path, samples_path, step_name
 
 HERE = Path(__file__).parent
 RESULTS, PICTURES = HERE / "results", HERE.parent / "pictures"
@@ -75,7 +76,7 @@ def numbers_of(run: Path) -> Iterator[Number]:
                 method, int(seed or 0), sample.step, result.metric, "", "", round(result.value, 3)
             )
     for kind, read in (("losses", losses), ("probe", probes), ("cknna", likenesses)):
-        for path in sorted((run / "analysis").glob(f"{kind}-step-*.csv")):
+        for path in sorted(analyses_path(run).glob(f"{kind}-step-*.csv")):
             step = int(path.stem.rpartition("-")[2])
             with path.open(newline="") as stream:
                 for metric, noise, block, value in read(csv.DictReader(stream)):
@@ -94,7 +95,7 @@ def losses(lines: Iterable[Line]) -> Found:
 
 def probes(lines: Iterable[Line]) -> Found:
     for line in lines:
-        if line["features"] == "hidden states":
+        if line["features"] == HIDDEN_STATES:
             yield PROBE, line["noise"], line["block"], line["top1"]
 
 
