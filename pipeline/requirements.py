@@ -51,6 +51,11 @@ def _logs(config: Config) -> Iterator[Use]:
             yield f"train.{name}:", name
 
 
+def _products(config: Config) -> Iterator[Use]:
+    if config.train.precision == "float8":
+        yield "train.precision: 'float8'", "torchao"
+
+
 def _solver(config: Config) -> Iterator[Use]:
     name = find_solver(config.sample.solver, config.train.family)
     yield f"sample.solver: {name!r}", SOLVERS[name].package
@@ -74,10 +79,10 @@ def _packages(config: Config, encoder: str) -> Iterator[str]:
 
 USES: Mapping[str, tuple[Callable[[Config], Iterator[Use]], ...]] = {
     "build": (_images, _encoders),
-    "train": (_logs, _grids),
+    "train": (_products, _logs, _grids),
     "sample": (_solver,),
     "evaluate": (_judges,),
-    "run": (_images, _encoders, _logs, _solver, _judges),
+    "run": (_images, _encoders, _products, _logs, _solver, _judges),
 }
 
 

@@ -1,5 +1,8 @@
 """Packages that only some settings need, and that are not installed without being asked for."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ OPTIONAL = {
     "pyarrow": Package("pyarrow", "parquet"),
     "skimage": Package("scikit-image", "demo"),
     "tensorboard": Package("tensorboard", "logs"),
+    "torchao": Package("torchao", "float8"),
     "torchode": Package("torchode", "adaptive"),
     "transformers": Package("transformers", "transformers"),
     "wandb": Package("wandb", "logs"),
@@ -27,6 +31,17 @@ OPTIONAL = {
 def is_installed(module: str) -> bool:
     """Whether a package can be imported; does not import it."""
     return find_spec(module) is not None
+
+
+@contextmanager
+def importing_quietly() -> Iterator[None]:
+    """Import without what packages log of parts that they lack, and that nobody needs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def needs(module: str) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stages.packages import importing_quietly
+
 # Declarations last as long as the library object does.
 _declared: list[torch.library.Library] = []
 
@@ -44,5 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in ("timm", "torch_fidelity"):
         return importlib.import_module(name)
     if name == "AutoencoderKL":
-        return importlib.import_module("diffusers").AutoencoderKL
+        # Where torchao is installed, diffusers imports it.
+        with importing_quietly():
+            return importlib.import_module("diffusers").AutoencoderKL
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

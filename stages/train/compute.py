@@ -22,7 +22,12 @@ from stages.model.transformer import Transformer
 from stages.placement import Placement
 from stages.train.train_settings import RunError, TrainSettings
 
-HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# What is not multiplied in float8 is in bfloat16.
+HALF_PRECISIONS = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": torch.bfloat16,
+}
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,

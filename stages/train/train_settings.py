@@ -147,9 +147,10 @@ class TrainSettings(Settings):
     """The largest norm of a gradient; inf for none."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the moving average of the weights, a step."""
-    precision: Literal["auto", "bfloat16", "float16", "tf32", "float32"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float8", "tf32", "float32"] = "auto"
     """Of matrix products; `auto` is bfloat16 on GPUs and float32 elsewhere. The loss is scaled for
-    float16."""
+    float16. `float8` is for GPUs like the H100, and only of the blocks' products; a CPU imitates
+    it."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What is done about a step whose loss or gradient is infinite or not a number."""
     seed: Seed = 0

@@ -13,7 +13,7 @@ from runs import assert_equal_runs, trained
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
-from stages.train.compute import synchronised
+from stages.train.compute import HALF_PRECISIONS, synchronised
 from stages.train.latent_mean import read_mean
 from stages.weights.run_folder import latent_mean_path
 
@@ -65,7 +65,7 @@ HALF = {
         f"train.compute.parallel={parallel}",
     ]
     for parallel in ("ddp", "fsdp")
-    for precision in ("bfloat16", "float16")
+    for precision in HALF_PRECISIONS
 }
 
 
@@ -156,7 +156,7 @@ def test_four_processes_with_a_part_each_train_like_four_with_the_whole_and_like
 def test_half_precision_is_the_same_in_whole_and_in_parts(built: Path, tmp_path: Path) -> None:
     runs = Trained(built, tmp_path)
     launch(built, [runs.overrides(name, *settings) for name, settings in HALF.items()])
-    for precision in ("bfloat16", "float16"):
+    for precision in HALF_PRECISIONS:
         assert_close_runs(runs.run(f"fsdp-{precision}"), runs.run(f"ddp-{precision}"), 3e-3)
 
 
