@@ -81,6 +81,11 @@ def methods() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def mmdit() -> Golden:
+    return read_golden("mmdit")
+
+
+@pytest.fixture(scope="session")
 def crops() -> Golden:
     return read_golden("center_crop_adm")
 

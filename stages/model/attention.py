@@ -87,11 +87,19 @@ class Attention(nn.Module):
 
     norm: of queries and keys in each head, by the model's kind, if they are normalised; fused:
     whether it is one kernel, which never holds the matrix of attention; mixes_values: whether the
-    values of the first block are mixed into its own, which `v1_lambda` [1] weighs.
+    values of the first block are mixed into its own, which `v1_lambda` [1] weighs; projects:
+    whether anybody sees its output.
     """
 
     def __init__(
-        self, width: int, heads: int, *, norm: str | None, fused: bool, mixes_values: bool = False
+        self,
+        width: int,
+        heads: int,
+        *,
+        norm: str | None,
+        fused: bool = True,
+        mixes_values: bool = False,
+        projects: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -103,7 +111,8 @@ class Attention(nn.Module):
         )
         if mixes_values:
             self.v1_lambda = nn.Parameter(torch.full((1,), 0.5))
-        self.proj = nn.Linear(width, width)
+        if projects:
+            self.proj = nn.Linear(width, width)
 
     def forward(
         self,
@@ -112,11 +121,8 @@ class Attention(nn.Module):
         first_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The output [B, T, W], and the values [B, heads, T, W / heads] before any mixing."""
-        query, key, value = (
-            part.transpose(1, 2)
-            for part in self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        )
-        query, key, own = self.q_norm(query), self.k_norm(key), value
+        query, key, value = self.parts(tokens)
+        own = value
         if first_values is not None:
             value = self.v1_lambda * first_values + (1 - self.v1_lambda) * value
         if rotation is not None:
@@ -125,8 +131,23 @@ class Attention(nn.Module):
         output: Tensor = self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
         return output, own
 
+    def parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens, each [B, heads, T, W / heads]."""
+        query, key, value = (
+            part.transpose(1, 2)
+            for part in self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        )
+        return self.q_norm(query), self.k_norm(key), value
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention from its definition; all are [B, heads, T, W / heads]."""
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """Attention from its definition; all are [B, heads, T, W / heads].
+
+    seen: which tokens are attended to, bool [B, 1, 1, T]; by default all.
+    """
     similarity = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    if seen is not None:
+        similarity = similarity.masked_fill(~seen, -math.inf)
     return similarity.softmax(dim=-1) @ value

@@ -12,11 +12,16 @@ class Size(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a model's name says."""
+    """What a model's name says.
+
+    family: SiT or DiT, whose objective and solvers it has; reads_text: whether it is told of an
+    image by the tokens of a caption, and not by a class.
+    """
 
     family: str
     size: Size
     patch: int
+    reads_text: bool = False
 
 
 # DiT, table 1. XS and Ti are this project's own, for laptops.
@@ -27,6 +32,14 @@ SIZES = {
     "B": Size(12, 768, 12),
     "L": Size(24, 1024, 16),
     "XL": Size(28, 1152, 16),
+}
+# REPA's MMDiT is the B here: 32 features a head, and as many heads as blocks.
+JOINT_SIZES = {
+    "XS": Size(4, 128, 4),
+    "Ti": Size(6, 192, 6),
+    "S": Size(12, 384, 12),
+    "B": Size(24, 768, 24),
+    "L": Size(32, 1024, 32),
 }
 # Whether the model predicts a variance beside each channel.
 LEARNS_SIGMA = {"SiT": False, "DiT": True}
@@ -41,5 +54,9 @@ MODELS = {
     f"{family}-{size}/{patch}": Model(family, SIZES[size], patch)
     for family in LEARNS_SIGMA
     for size in SIZES
+    for patch in PATCHES
+} | {
+    f"MMDiT-{name}/{patch}": Model("SiT", size, patch, reads_text=True)
+    for name, size in JOINT_SIZES.items()
     for patch in PATCHES
 }

@@ -1,12 +1,13 @@
-"""SiT and DiT: one transformer on latent patches.
+"""SiT, DiT and MMDiT: transformers on latent patches.
 
-B images, C latent channels, h and w the latent's sides, T tokens, W the model's width. Parameter
-names are those of the published code, so that its checkpoints load as they are.
+B images, C latent channels, h and w the latent's sides, T tokens, X tokens of a caption, E their
+features, W the model's width. Parameter names are those of the published code, so that its
+checkpoints load as they are.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from stages.model.blocks import (
     TimeEmbedding,
     swiglu_width,
 )
+from stages.model.conditions import Condition
 from stages.model.sizes import LEARNS_SIGMA, MODELS
 
 
@@ -36,7 +38,8 @@ class TransformerConfig:
     diffused along as a token in front of the others (REG, arXiv 2507.01467), 0 for none; norm, mlp:
     kinds of layers, by the names of `stages.model.sizes`; rotary: whether queries and keys are
     turned by their positions, too; value_residual: whether the first block's values are mixed into
-    those of the others.
+    those of the others; context_features: E of the tokens of captions, which stand in the place of
+    classes (MMDiT), 0 for none.
     """
 
     side: int
@@ -55,9 +58,11 @@ class TransformerConfig:
     mlp: str = "gelu"
     rotary: bool = False
     value_residual: bool = False
+    context_features: int = 0
 
     @property
     def family(self) -> str:
+        """SiT or DiT, whose objective and solvers it has."""
         return "DiT" if self.learns_sigma else "SiT"
 
     @property
@@ -83,7 +88,7 @@ class TransformerConfig:
 
 def config_named(model: str, **shape: Any) -> TransformerConfig:
     """The transformer of a name in `MODELS`; shape: all that the name does not decide."""
-    family, size, patch = MODELS[model]
+    family, size, patch, _ = MODELS[model]
     learns_sigma = LEARNS_SIGMA[family]
     return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
 
@@ -107,12 +112,14 @@ class Output(NamedTuple):
         return {depth: tokens[:, 1:] for depth, tokens in self.hidden.items()}
 
 
+# What is handed on from block to block beside the tokens of images.
+Carried: TypeAlias = tuple[Any, ...]
 # Makes modules that are trained with a transformer and lie in lists of it, by the lists' names.
 MakeLists = Callable[[], Mapping[str, Sequence[nn.Module]]]
 
 
 class Transformer(nn.Module):
-    """SiT or DiT.
+    """SiT or DiT; `make_transformer` also makes an MMDiT.
 
     fused_attention: whether attention is one kernel, which never holds its matrix; recompute:
     whether the backward pass computes each block again instead of holding its activations;
@@ -133,8 +140,8 @@ class Transformer(nn.Module):
         width = config.width
         self.x_embedder = PatchEmbedding(config.inputs, width, config.patch)
         self.t_embedder = TimeEmbedding(width)
-        self.y_embedder = LabelEmbedding(config.classes, width, config.has_null_class)
-        places = positions(width, config.grid)
+        self._add_condition()
+        places = self._places()
         if config.class_tokens:
             self.cls_projectors2 = nn.Linear(config.class_features, width)
             self.wg_norm = make_affine_norm(config.norm, width)
@@ -143,29 +150,52 @@ class Transformer(nn.Module):
         self.pos_embed = nn.Parameter(places[None], requires_grad=False)
         self.feat_rope = Rotary(width // config.heads, config.grid) if config.rotary else None
         layers = Layers(config.norm, config.mlp, config.qk_norm, config.value_residual)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, layers, fused_attention=fused_attention, is_first=depth == 0)
-            for depth in range(config.depth)
-        )
+        self._add_blocks(layers, fused_attention=fused_attention)
         for name, modules in make_lists().items():
             self.add_module(name, nn.ModuleList(modules))
         outputs = config.patch**2 * config.outputs
         self.final_layer = FinalLayer(width, outputs, config.class_features, config.norm)
         self._initialise()
 
+    def _add_condition(self) -> None:
+        """What embeds what is told of an image."""
+        config = self.config
+        self.y_embedder = LabelEmbedding(config.classes, config.width, config.has_null_class)
+
+    def _places(self) -> Tensor:
+        """The fixed positions of patches, [T, W]."""
+        return positions(self.config.width, self.config.grid)
+
+    def _add_blocks(self, layers: Layers, *, fused_attention: bool) -> None:
+        config = self.config
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                layers,
+                fused_attention=fused_attention,
+                is_first=depth == 0,
+            )
+            for depth in range(config.depth)
+        )
+
+    def keep_blocks(self, count: int) -> None:
+        """Give up the blocks behind the first so many, whose output nobody sees."""
+        del self.blocks[count:]
+
     def forward(
         self,
         latents: Tensor,
         time: Tensor,
-        labels: Tensor,
+        given: Condition,
         depths: Collection[int] = (),
         class_token: Tensor | None = None,
     ) -> Output:
         """The prediction, and the tokens behind some blocks.
 
-        latents: [B, C, h, w]; time: [B], in the unit of the objective; labels: [B], the number
-        of classes for none; depths: the numbers of these blocks, from 1; class_token: noisy,
-        [B, D], if the model has one.
+        latents: [B, C, h, w]; time: [B], in the unit of the objective; given: what is told of the
+        images; depths: the numbers of these blocks, from 1; class_token: noisy, [B, D], if the
+        model has one.
         """
         tokens = self.x_embedder(latents)
         if class_token is not None:
@@ -173,19 +203,30 @@ class Transformer(nn.Module):
             # [B, W] in front of [B, T, W].
             tokens = torch.cat([first[:, None], tokens], dim=1)
         tokens = tokens + self.pos_embed
-        condition = self.t_embedder(time) + self.y_embedder(labels)
-        rotation = self.feat_rope(self.config.class_tokens) if self.feat_rope is not None else None
-        first_values: Tensor | None = None
+        condition, carried = self._conditioned(self.t_embedder(time), given)
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
-            tokens, given = self._run(block, tokens, condition, rotation, first_values)
-            first_values = first_values if given is None else given
+            tokens, made = self._run(block, tokens, condition, *carried)
+            carried = self._carried(carried, made)
             if depth in depths:
                 # A view of its own: gradients from here join those of later blocks as one sum,
                 # so that it does not matter to the last bit when the tokens are used.
                 hidden[depth] = tokens.view_as(tokens)
         patches, class_prediction = self.final_layer(tokens, condition)
         return Output(self._assemble(patches), hidden, class_prediction)
+
+    def _conditioned(self, time: Tensor, given: Condition) -> tuple[Tensor, Carried]:
+        """What modulates blocks, [B, W], and what the first of them is given beside it.
+
+        time: embedded, [B, W].
+        """
+        rotation = self.feat_rope(self.config.class_tokens) if self.feat_rope is not None else None
+        return time + self.y_embedder(given), (rotation, None)
+
+    def _carried(self, before: Carried, made: Tensor | None) -> Carried:
+        """What the next block is given, of what the last one was given and made."""
+        rotation, first_values = before
+        return rotation, first_values if made is None else made
 
     def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor | None]:
         """What a block makes of its inputs, as it says itself."""
@@ -220,21 +261,19 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
 
 
-def without_storage(config: TransformerConfig) -> Transformer:
-    """A model whose tensors have shapes but no values, to be given weights."""
-    with torch.device("meta"):
-        return Transformer(config)
-
-
-def forward_flops(config: TransformerConfig) -> float:
+def forward_flops(config: TransformerConfig, context_tokens: int = 0) -> float:
     """Floating-point operations of one image's forward pass.
 
-    Counts matrix products, at two operations a multiplication.
+    Counts matrix products, at two operations a multiplication. context_tokens: X of a caption.
     """
     tokens, width = config.grid**2 + config.class_tokens, config.width
     inside = 6 * swiglu_width(width) if config.mlp == "swiglu" else 16 * width
-    block = (8 * width + inside) * tokens * width + 4 * tokens**2 * width + 12 * width**2
-    return float(config.depth * block)
+    every, streams = tokens + context_tokens, 2 if config.context_features else 1
+    block = (8 * width + inside) * every * width + 4 * every**2 * width + streams * 12 * width**2
+    embedding = 2 * context_tokens * config.context_features * width
+    # Behind the last block, nobody sees the caption's tokens.
+    unseen = (2 * width + inside) * context_tokens * width + (streams - 1) * 8 * width**2
+    return float(config.depth * block + embedding - unseen)
 
 
 def positions(width: int, grid: int) -> Tensor:

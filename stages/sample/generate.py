@@ -22,10 +22,11 @@ from stages.sample.correction import contrast_of, correction_for
 from stages.sample.png_files import png_writer, save_grid
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
-from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
+from stages.sample.sampler import Sampler, make_sampled, sampling_precision
 from stages.sample.samples import Samples
 from stages.sample.solvers import find_solver
 from stages.sample.solvers.solver import SampleError
+from stages.sample.told import labels_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import Layout

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.model.transformer import TransformerConfig, config_named, without_storage
+from stages.model.families import without_storage
+from stages.model.transformer import TransformerConfig, config_named
 from stages.sample.correction import Contrast, contrast_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find

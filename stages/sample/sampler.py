@@ -3,43 +3,43 @@
 B images, C latent channels, h and w the latent's sides, S the image's side in px.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from operator import itemgetter
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.model.conditions import Condition, joined_conditions, mapped
+from stages.model.families import without_storage
 from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
-from stages.model.transformer import Transformer, TransformerConfig, without_storage
+from stages.model.transformer import Transformer, TransformerConfig
 from stages.sample.correction import Correction
 from stages.sample.model_fit import check_fit
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.sample.solvers.solver import Field, Problem, Time
+from stages.sample.thread_pieces import map_by_threads, raise_if_abandoned
+from stages.sample.told import Told, by_label
 from stages.train.compute import arithmetic, autocast, compile_blocks
 from stages.train.randomness import Stream, seed_for
 
-Piece = TypeVar("Piece")
-Found = TypeVar("Found")
 # Some of B images: all of them, none, or those with these numbers.
 Some: TypeAlias = slice | Tensor
 ALL, NONE = slice(None), slice(0)
 
-_own = threading.local()
-
 
 class Sampler:
-    """Draws numbered images; noise and label depend on seed and number alone.
+    """Draws numbered images; noise and what they show depend on seed and number alone.
 
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in, and
-    nothing waits for the device before a batch is decoded, but for `dopri5`. correction: of what a
-    contrastive model predicts, in guided steps.
+    nothing waits for the device before a batch is decoded, but for `dopri5`. told: what the model
+    is told of images, by default their classes; correction: of what a contrastive model predicts,
+    in guided steps.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -52,9 +52,11 @@ class Sampler:
         autoencoder: Autoencoder,
         device: torch.device,
         *,
+        told: Told | None = None,
         correction: Correction | None = None,
     ) -> None:
         self._settings = settings
+        self._told = told or by_label(settings, model.config.classes)
         self._config = model.config
         self._interpolant = interpolant
         self._autoencoder = autoencoder
@@ -98,8 +100,8 @@ class Sampler:
     @torch.inference_mode()
     def _solve(self, indices: Sequence[int]) -> Tensor:
         settings = self._settings
-        labels = self._sent(torch.tensor(labels_of(settings, indices, self._config.classes)))
-        field = guided_field(self._predict, self._config, labels, settings, self._correction)
+        given, null = (mapped(condition, self._sent) for condition in self._told(indices))
+        field = guided_field(self._predict, self._config, given, null, settings, self._correction)
         problem = Problem(
             field=field,
             start=self._noise(indices, 0),
@@ -112,11 +114,13 @@ class Sampler:
         channels, _ = unpacked(self._solver.solve(problem), self._config)
         return channels[:, : self._config.channels]
 
-    def _predict(self, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    def _predict(self, states: Tensor, times: Tensor, given: Condition) -> Tensor:
         raise_if_abandoned()
-        inputs = (tensor.to(self._device) for tensor in (states, times, labels))
-        with autocast(self._precision, self._device):
-            return predicted(self._model, *inputs).to(states.device)
+        device = self._device
+        there = mapped(given, lambda tensor: tensor.to(device))
+        with autocast(self._precision, device):
+            found = predicted(self._model, states.to(device), times.to(device), there)
+        return found.to(states.device)
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, from the CPU whatever the device."""
@@ -137,27 +141,28 @@ class Sampler:
         return tensor.to(self._state_device, non_blocking=True)
 
 
-def predicted(model: Transformer, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+def predicted(model: Transformer, states: Tensor, times: Tensor, given: Condition) -> Tensor:
     """What a model predicts of a solver's states [B, ...], of the same shape but for DiT's."""
     channels, class_token = unpacked(states, model.config)
-    output = model(channels, times, labels, (), class_token)
+    output = model(channels, times, given, (), class_token)
     return packed(output.prediction, output.class_prediction)
 
 
 def guided_field(
-    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Tensor, Condition], Tensor],
     config: TransformerConfig,
-    labels: Tensor,
+    given: Condition,
+    null: Condition,
     settings: SampleSettings,
     correction: Correction | None = None,
 ) -> Field:
     """What a model predicts under classifier-free guidance (arXiv 2207.12598).
 
     On an interval of time (arXiv 2404.07724). predict: states [B, ...] in float32, such as latents
-    [B, C, h, w], times [B] and labels [B] to what `predicted` gives; labels: of the images, [B], on
-    the device of the states; correction: of what is predicted of latents, in guided steps.
+    [B, C, h, w], times [B] and what is told of the images to what `predicted` gives; given, null:
+    what is told of the B images, and what tells nothing, on the device of the states; correction:
+    of what is predicted of latents, in guided steps.
     """
-    null = torch.full_like(labels, config.classes)
     scales, towards = _scales(config, settings), settings.representation_guidance
     latents = slice(config.channels * _channel_size(config))
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
@@ -174,7 +179,13 @@ def guided_field(
         every = predict(
             torch.cat([state, unlabelled, blank]).float(),
             torch.cat([times, times[by_label], times[by_components]]),
-            torch.cat([labels, null[by_label], labels[by_components]]),
+            joined_conditions(
+                [
+                    given,
+                    mapped(null, itemgetter(by_label)),
+                    mapped(given, itemgetter(by_components)),
+                ]
+            ),
         ).double()
         ends = [len(state), len(state) + len(unlabelled)]
         conditional, unconditional, unrepresented = every.tensor_split(ends)
@@ -247,14 +258,6 @@ def shift_in(settings: SampleSettings, config: TransformerConfig) -> float:
     return shift_of(settings.time_shift, (config.channels, config.side, config.side))
 
 
-def labels_of(settings: SampleSettings, indices: Sequence[int], classes: int) -> list[int]:
-    """The labels of the images with these indices."""
-    if settings.labels == "balanced":
-        return [index % classes for index in indices]
-    # Over 63 bits, the remainder is as good as uniform.
-    return [seed_for(settings.seed, Stream.CLASSES, index) % classes for index in indices]
-
-
 def make_sampled(
     config: TransformerConfig, weights: Mapping[str, Tensor], device: torch.device
 ) -> Transformer:
@@ -263,34 +266,3 @@ def make_sampled(
     own = {name: weights[name] for name in model.state_dict()}
     model.load_state_dict(own, assign=True)
     return model.eval().requires_grad_(False).to(device)
-
-
-def map_by_threads(compute: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Iterator[Found]:
-    """What is computed for each piece, in order, as it is finished: to the last bit.
-
-    Kernels of several threads cut their work by the number of these, and add up in another order.
-    So every piece is computed by one thread, and there are as many pieces at once as torch has
-    threads; for transformers of some size that is as fast. Meanwhile torch computes with one thread
-    everywhere. Who stops asking abandons the rest, which `compute` has to notice by
-    `raise_if_abandoned`.
-    """
-    threads, abandoned = torch.get_num_threads(), threading.Event()
-
-    def begin() -> None:
-        _own.abandoned = abandoned
-
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=begin)
-    try:
-        yield from pool.map(compute, pieces)
-    finally:
-        abandoned.set()
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-def raise_if_abandoned() -> None:
-    """Raise CancelledError in a thread whose result nobody waits for any more."""
-    abandoned = getattr(_own, "abandoned", None)
-    if abandoned is not None and abandoned.is_set():
-        raise CancelledError

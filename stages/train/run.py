@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
 from cache.recipe import differences, flatten
+from stages.model.families import make_transformer
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.placement import Placement
 from stages.train import compute
 from stages.train.cached_data import CachedData, notes_on_means
+from stages.train.float8 import use_float8
 from stages.train.meter import Meter
 from stages.train.optim import Average, make_optimiser, optimiser_state
 from stages.train.randomness import Stream, seed_for
@@ -74,18 +76,15 @@ class Run:
         self.model.to(place.device).train()
         depth = max(active.teacher_depths, default=0)
         self.teacher = deepcopy(self.model).requires_grad_(False) if depth else None
-        for model in (self.model, self.teacher):
-            if model is not None:
-                compute.compile_blocks(model, settings.compute.compile, place.device)
-                if self._is_sharded:
-                    # No backward pass of the teacher would end what is whole of it.
-                    reshard = settings.compute.reshard or model is self.teacher
-                    compute.shard(model, place, precision, reshard=reshard)
+        self._prepare(self.model, precision, reshard=settings.compute.reshard)
+        if self.teacher is not None:
+            # No backward pass of the teacher would end what is whole of it.
+            self._prepare(self.teacher, precision, reshard=True)
         self.network = compute.replicate(self.model, place)
         self.average = Average(self.model, settings.ema_decay, self.teacher)
         if self.teacher is not None:
             # Nobody sees what the blocks behind would make.
-            self.teacher.blocks = self.teacher.blocks[:depth]
+            self.teacher.keep_blocks(depth)
         self.optimiser = make_optimiser(self.model, settings)
         self.scaler = compute.make_scaler(precision, place.device)
         self.step = 0
@@ -93,11 +92,20 @@ class Run:
             self._restore(found)
         self.saved = found
 
+    def _prepare(self, model: Transformer, precision: str, *, reshard: bool) -> None:
+        """Have a model computed as set, and leave each process the part that it holds."""
+        place = self._place
+        if precision == "float8":
+            use_float8(model, place.device)
+        compute.compile_blocks(model, self._settings.compute.compile, place.device)
+        if self._is_sharded:
+            compute.shard(model, place, precision, reshard=reshard)
+
     def _make_model(self, config: TransformerConfig, found: Checkpoint | None) -> Transformer:
         settings = self._settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(settings.seed, Stream.WEIGHTS))
-            model = Transformer(
+            model = make_transformer(
                 config,
                 fused_attention=settings.compute.fused_attention,
                 recompute=settings.compute.recompute_activations,
@@ -265,7 +273,7 @@ def count_parameters(
     """Number of parameters that a run trains. shape: of an array that a term reads."""
     with torch.device("meta"):
         made = (term.make_module(shapes_for(term, config, shape)) for term in settings.align)
-        modules = [Transformer(config), *(module for module in made if module is not None)]
+        modules = [make_transformer(config), *(module for module in made if module is not None)]
     parameters = (parameter for module in modules for parameter in module.parameters())
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 

@@ -112,8 +112,9 @@ def _advice(theirs: Shape, ours: Shape) -> str:
     if theirs.class_features != ours.class_features:
         return _advice_on_class_tokens(theirs)
     family = "DiT" if theirs.learns_sigma else "SiT"
-    for name, (own, size, patch) in MODELS.items():
-        if (own, *size[:2], patch) == (family, theirs.depth, theirs.width, theirs.patch):
+    wanted = (family, theirs.depth, theirs.width, theirs.patch)
+    for name, own in MODELS.items():
+        if (own.family, *own.size[:2], own.patch) == wanted and not own.reads_text:
             return f"Set train.model to {name!r}, if that is meant."
     return ""
 

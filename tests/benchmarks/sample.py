@@ -28,7 +28,8 @@ from stages.encode.networks.autoencoder import Autoencoder
 from stages.model.transformer import TransformerConfig, config_named
 from stages.placement import find_device
 from stages.sample.sample_settings import SampleSettings
-from stages.sample.sampler import Sampler, labels_of, make_sampled, sampling_precision
+from stages.sample.sampler import Sampler, make_sampled, sampling_precision
+from stages.sample.told import labels_of
 from stages.train.compute import arithmetic, autocast
 
 OWN, PUBLISHED = "this project", "published sampler"

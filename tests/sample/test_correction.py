@@ -41,7 +41,8 @@ def field_of(config: TransformerConfig, correction: Correction | None, **setting
         return states * (1 + labels.reshape(-1, *[1] * (states.ndim - 1)))
 
     labels = torch.tensor([2, 5])
-    return guided_field(predict, config, labels, SampleSettings(**settings), correction)
+    null = torch.full_like(labels, config.classes)
+    return guided_field(predict, config, labels, null, SampleSettings(**settings), correction)
 
 
 def test_a_guided_velocity_is_corrected_as_the_formula_says() -> None:

@@ -19,10 +19,10 @@ from cache.locks import claimed
 from pipeline.config import Config, ConfigError, load_config
 from stages.sample import png_files
 from stages.sample.sampled_weights import SampleOptions, find_weights
-from stages.sample.sampler import map_by_threads, raise_if_abandoned
 from stages.sample.samples import MANIFEST
 from stages.sample.solvers import SOLVERS
 from stages.sample.solvers.solver import SampleError
+from stages.sample.thread_pieces import map_by_threads, raise_if_abandoned
 from stages.weights.checkpoint import CheckpointError
 
 PAPER = ("sample.solver=euler-maruyama", "sample.steps=4", "sample.labels=random")

@@ -9,7 +9,8 @@ import torch
 from methods import BASE, LAYERS
 from strict import META, Strict
 
-from stages.model.transformer import TransformerConfig, without_storage
+from stages.model.families import without_storage
+from stages.model.transformer import TransformerConfig
 from stages.sample.correction import Correction
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler

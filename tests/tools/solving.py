@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.model.conditions import Condition
 from stages.model.transformer import Transformer
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import guided_field, predicted
@@ -33,5 +34,12 @@ def solved(
         return SOLVERS[solver].solve(problem)
 
 
-def guided(model: Transformer, labels: Tensor, **settings: Any) -> Field:
-    return guided_field(partial(predicted, model), model.config, labels, SampleSettings(**settings))
+def guided(
+    model: Transformer, given: Condition, null: Condition | None = None, **settings: Any
+) -> Field:
+    """What is told of images is by default their labels."""
+    if null is None:
+        assert isinstance(given, Tensor)
+        null = torch.full_like(given, model.config.classes)
+    predict = partial(predicted, model)
+    return guided_field(predict, model.config, given, null, SampleSettings(**settings))
