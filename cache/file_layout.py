@@ -10,6 +10,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.storage import LocalStore
 
+from cache.storage import is_of_pixels
+
 # What devices and file systems ask of offsets, sizes and addresses of unbuffered reads.
 ALIGNMENT = 4096
 INDEX_ENTRY_BYTES = 16
@@ -61,7 +63,7 @@ def find_layout(array: zarr.Array[Any]) -> Layout | None:
     is_whole = file_shape[1:] == chunk_shape[1:] == array.shape[1:]
     is_plain = _is_little_endian(codecs, array.dtype.itemsize)
     is_single = chunk_shape[0] == 1 and bool(index)
-    is_compressed = is_single and array.dtype == np.uint8 and _is_delta_zstd(codecs)
+    is_compressed = is_single and _is_zstd(codecs, array.dtype)
     if not is_whole or not (is_plain or is_compressed):
         return None
     if index and not _is_plain_index(index_codecs):
@@ -78,11 +80,15 @@ def _is_little_endian(codecs: tuple[Any, ...], item_bytes: int) -> bool:
     return item_bytes == 1 or (endian is not None and endian.value == "little")
 
 
-def _is_delta_zstd(codecs: tuple[Any, ...]) -> bool:
+def _is_zstd(codecs: tuple[Any, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether chunks are as `cache.storage.compress` makes them."""
     described = [codec.to_dict() for codec in codecs]
-    names = [codec["name"] for codec in described]
-    is_of_bytes = described[0].get("configuration") == {"dtype": "|u1"}
-    return names == ["numcodecs.delta", "bytes", "zstd", "crc32c"] and is_of_bytes
+    if is_of_pixels(dtype):
+        first = described.pop(0)
+        if (first["name"], first.get("configuration")) != ("numcodecs.delta", {"dtype": "|u1"}):
+            return False
+    is_little = _is_little_endian(codecs[-3:-2], dtype.itemsize)
+    return [codec["name"] for codec in described] == ["bytes", "zstd", "crc32c"] and is_little
 
 
 def _is_plain_index(codecs: tuple[Any, ...]) -> bool:

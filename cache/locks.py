@@ -115,10 +115,14 @@ def claimed(lock: Path) -> Iterator[Holder | None]:
 
 
 class BuildLocks:
-    """The locks of one build process on the cache at `path`."""
+    """The locks of one build process on the cache at `path`.
 
-    def __init__(self, path: Path) -> None:
+    part: of the cache, whose shards have numbers of their own.
+    """
+
+    def __init__(self, path: Path, part: str = "") -> None:
         self._path = path
+        self._shard = f"{part}shard-{{}}"
         self._folder = path.with_name(f".{path.name}.locks")
         self._me = Holder.me()
         self._mine = f"build-{self._me.host}-{self._me.pid}"
@@ -175,10 +179,10 @@ class BuildLocks:
         """Claim a shard: yields None if this process has it now, or else who has."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._held(f"shard-{shard}"))
+                stack.enter_context(self._held(self._shard.format(shard)))
                 holder = None
             except Timeout:
-                holder = Holder.read(self._folder / f"shard-{shard}")
+                holder = Holder.read(self._folder / self._shard.format(shard))
             yield holder
 
     @contextmanager

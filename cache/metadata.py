@@ -113,7 +113,7 @@ def create_array(group: zarr.Group, spec: ArraySpec, rows: int, rows_per_shard: 
             shards=shard_shape if spec.is_sharded else None,
             fill_value=spec.fill_value,
             chunk_key_encoding={"name": "default", "separator": "."},
-            **(codec_arguments() if spec.is_compressed else plain),
+            **(codec_arguments(spec.dtype) if spec.is_compressed else plain),
         )
 
 

@@ -12,7 +12,7 @@ from pipeline.exits import ConfigError
 from pipeline.required_files import EVERYTHING, Need
 from pipeline.setting_errors import error_lines
 from pipeline.toml_documents import copy_value, dates, override, read_document
-from stages.encode import build_settings
+from stages.encode import build_settings, network_settings
 from stages.evaluate.evaluate_settings import EvaluateSettings
 from stages.sample.sample_settings import AnySampling, SampleSettings
 from stages.setting_types import Settings
@@ -25,11 +25,14 @@ class Config(Settings):
     dataset: build_settings.AnyDataset
     """The images that are encoded, each once."""
     cache: build_settings.CacheSettings
-    latents: build_settings.LatentsSettings = build_settings.LatentsSettings()
-    encoders: build_settings.Encoders = Field(default_factory=dict)
+    latents: network_settings.LatentsSettings = network_settings.LatentsSettings()
+    encoders: network_settings.Encoders = Field(default_factory=dict)
     """Frozen encoders, a section each, by names of the registry or of timm, or of your own. Each is
     built once and shared by every run."""
-    components: build_settings.Components = Field(default_factory=dict)
+    texts: network_settings.Texts = Field(default_factory=dict)
+    """Frozen text encoders, a section each, by names of your own or of known models, which make
+    the tokens that an MMDiT reads of the captions of images."""
+    components: network_settings.Components = Field(default_factory=dict)
     """Principal components of cached tokens, a section each, by names of your own: as ReDi diffuses
     along with latents. They are made of the tokens alone and named like an encoder in
     `[[train.align]]`."""
@@ -45,7 +48,7 @@ class Config(Settings):
         return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip)
 
     @property
-    def decoder(self) -> build_settings.LatentsSettings:
+    def decoder(self) -> network_settings.LatentsSettings:
         """The VAE that decodes samples."""
         return self.sample.decoder(self.latents)
 
@@ -58,6 +61,7 @@ class Config(Settings):
             latents=self.latents,
             encoders=self.encoders,
             components=self.components,
+            texts=self.texts,
             build=self.build,
         )
 

@@ -5,8 +5,8 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
-from stages.encode.build_settings import EncoderSettings
 from stages.encode.images.sources import SOURCES
+from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
 
 if TYPE_CHECKING:

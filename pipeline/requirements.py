@@ -6,8 +6,8 @@ from contextlib import suppress
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.rows import count_rows
 from pipeline.config import Config
-from stages.encode.build_settings import EncoderSettings
 from stages.encode.images.sources import SOURCES
+from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
 from stages.packages import OPTIONAL, is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver

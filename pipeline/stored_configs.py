@@ -12,7 +12,7 @@ from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
 from pipeline.required_files import EVERYTHING, Need
-from stages.encode.build_settings import DEMO_AUTOENCODER
+from stages.encode.network_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_types import Kinds, Settings, as_written, kinds_among, literal
 from stages.train.train_settings import in_todays_form

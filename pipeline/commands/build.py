@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,15 +39,19 @@ def show(made: "BuildSummary") -> None:
     """Print what a build did, and what the cache holds."""
     from pipeline.tables import show_faults
 
-    speed = f"{made.counts.images / made.seconds:,.1f} images/s"
     done = []
     if 0 < made.added < made.rows:
         done.append(f"{made.added:,} images added")
-    if made.counts.shards:
-        done.append(f"{made.counts.shards} shards made in {made.seconds:,.0f} s ({speed})")
+    for counts, seconds, unit in (
+        (made.texts.counts, made.texts.seconds, "texts"),
+        (made.counts, made.seconds, "images"),
+    ):
+        if counts.shards:
+            speed = f"{counts.images / seconds:,.1f} {unit}/s"
+            done.append(f"{counts.shards} shards made in {seconds:,.0f} s ({speed})")
     if made.missing:
         done.append(f"{made.missing} shards left to make")
-    _show_columns(made.columns)
+    _show_columns(made.path, made.columns)
     typer.echo(f"{made.path}: {made.rows:,} rows; {'; '.join(done) or 'nothing was missing'}")
     _show_invalid(made.invalid)
     if made.damaged:
@@ -54,7 +59,7 @@ def show(made: "BuildSummary") -> None:
         show_faults(made.damaged)
 
 
-def _show_columns(columns: "Sequence[Column]") -> None:
+def _show_columns(path: Path, columns: "Sequence[Column]") -> None:
     """Print what a cache holds of some columns."""
     from rich.filesize import decimal
 
@@ -68,7 +73,7 @@ def _show_columns(columns: "Sequence[Column]") -> None:
             paths = [column.shard_path(array, shard) for shard in range(column.shards)]
             sizes = [path.stat().st_size for path in paths if path.exists()]
             shards = f"{len(sizes):,} of {column.shards:,}"
-            name = f"{column.name}/{array.name}"
+            name = f"{column.folder.relative_to(path)}/{array.name}"
             rows.append((name, array.dtype, row, shards, decimal(sum(sizes))))
     show_table(("array", "type", "row", "shards", "on disk"), rows)
 

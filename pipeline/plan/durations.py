@@ -13,9 +13,9 @@ from pipeline.config import Config
 from pipeline.plan.gpu_memory import Footprint, find_footprint
 from pipeline.plan.reading_speed import GPU_FLOPS, Reading, measure_reading, scratch_cache
 from pipeline.plan.space import Space
-from stages.encode.build_settings import Precision
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
+from stages.encode.network_settings import Precision
 from stages.train.cached_data import encoder_of, shape_of, stored_arrays
 from stages.train.run import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms

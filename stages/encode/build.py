@@ -39,6 +39,8 @@ from stages.encode.building.components import (
     open_components,
 )
 from stages.encode.building.shard_making import Counts
+from stages.encode.building.text_making import lay_out_texts, make_texts
+from stages.encode.building.texts import load_text_makers, text_column
 from stages.encode.images.crop_sources import found, open_crops, open_source
 from stages.encode.images.index import index, listed_as
 from stages.progress import say
@@ -55,7 +57,8 @@ class BuildSummary:
 
     added: rows that are new to the cache; missing: shards that are left to be made; counts,
     seconds: of the making of shards; damaged: faults that need another configuration to be
-    mended; invalid: reasons by the keys of images that could not be decoded.
+    mended; invalid: reasons by the keys of images that could not be decoded; texts: what was done
+    for captions.
     """
 
     path: Path
@@ -67,6 +70,7 @@ class BuildSummary:
     seconds: float
     damaged: tuple[Fault, ...]
     invalid: Mapping[str, str]
+    texts: Made
 
 
 def build(
@@ -83,7 +87,7 @@ def build(
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)
     # Before images are read, which may take hours.
-    makers = load_makers(settings, device)
+    makers, text_makers = load_makers(settings, device), load_text_makers(settings, device)
     check_components(settings, makers, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         known = known_rows(path)
@@ -109,22 +113,27 @@ def build(
             _check_declared(settings, options, len(rows))
             crops = open_crops(settings, source, rows, pool, device)
             columns, damaged = lay_out(settings.cache, options, makers, wanted, crops, threads)
+            texts = lay_out_texts(settings, options, text_makers, source, rows, pool, device)
             stack.enter_context(locks.at_work())
         making = ColumnMaking(settings, options, device, locks)
+        # Before images, which take longer: what is done with needs no memory then.
+        told = make_texts(making, texts, columns[0].shards)
         made = making.make(columns, makers, crops, source)
         derived, more = _make_components(making, rows, pool, damaged)
     waiting = len(components_columns(settings)) - len(derived)
     columns = (*columns, *derived)
     missing = [ledger.missing(column, rows) for column in columns]
+    damaged += texts.faults
     invalid = set().union(*map(invalid_rows, columns, missing))
     return BuildSummary(
         path=path,
         rows=len(rows),
-        columns=columns,
+        columns=(*columns, *texts.columns),
         added=wanted.added,
-        missing=sum(map(len, missing)) + waiting * columns[0].shards,
+        missing=sum(map(len, missing)) + waiting * columns[0].shards + texts.missing,
         counts=(made + more).counts,
         seconds=(made + more).seconds,
+        texts=told,
         damaged=tuple(damaged),
         invalid={
             key: crops.failures.get(key, "found by an earlier build")
@@ -146,11 +155,11 @@ def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[st
     """The columns meant by names of encoders, of the VAE, or of columns.
 
     An encoder's name also stands for its column of mirrored images, and for what is derived from
-    its tokens. Raises UnknownColumnError
-    for a name that the configuration does not have.
+    its tokens. Raises UnknownColumnError for a name that the configuration does not have.
     """
     known: dict[str, set[str]] = {}
     recipes = declared_recipes(settings)
+    recipes |= {text_column(name): {} for name in settings.texts}
     for column in recipes:
         plain = column.removesuffix(FLIPPED)
         for alias in (column, plain, Path(plain).name):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.recipe import Recipe, differences
-from stages.encode.build_settings import EncoderSettings, EncodeSettings
+from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import load_features_maker
+from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
 from stages.evaluate.comparison import Comparison
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS, EvaluateSettings

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cache.locks import claimed
-from stages.encode.build_settings import LatentsSettings
+from stages.encode.network_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.evaluate.image_sets import write_images
 from stages.model.transformer import TransformerConfig

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, create_model, field_validator
 
-from stages.encode.build_settings import HubName, LatentsSettings
+from stages.encode.network_settings import HubName, LatentsSettings
 from stages.model.interpolants import Shift
 from stages.sample.solvers import AUTO, SOLVERS
 from stages.sample.solvers.solver import SolverOptions

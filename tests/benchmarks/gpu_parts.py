@@ -27,7 +27,7 @@ from training_loops import (
     write_cache,
 )
 
-from stages.encode.build_settings import Precision
+from stages.encode.network_settings import Precision
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import find_encoder

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.encode.build_settings import DEMO_AUTOENCODER, LatentsSettings, Precision
 from stages.encode.images.sources.samples import LICENCES, open_photograph
+from stages.encode.network_settings import DEMO_AUTOENCODER, LatentsSettings, Precision
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import find_encoder

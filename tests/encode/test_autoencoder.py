@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from stages.encode.build_settings import DEMO_AUTOENCODER, LatentsSettings
 from stages.encode.images.sources.samples import open_photograph
+from stages.encode.network_settings import DEMO_AUTOENCODER, LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder, AutoencoderError, autoencoder_scaling
 from stages.encode.networks.demo_autoencoder.train import HELD_OUT, reconstruction_psnr
 from stages.vision import AutoencoderKL

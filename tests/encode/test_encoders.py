@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.config import Config, ConfigError
-from stages.encode.build_settings import Precision
 from stages.encode.building.columns import declared_recipes
 from stages.encode.images.sources.samples import open_photograph
+from stages.encode.network_settings import Precision
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import weights_sha256
 from stages.encode.networks.registry import ENCODERS, EncoderError, EncoderSpec

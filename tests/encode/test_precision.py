@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.encode.build_settings import Precision
+from stages.encode.network_settings import Precision
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import OVERFLOWN, compute, noting_overflow

@@ -19,10 +19,13 @@ from cache.rows import read_rows
 from stages.cluster import ClusterError, NoGpuError, connected, own_gpu, too_many_workers
 from stages.encode.build_options import Cluster
 from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.captions import texts_path
 from stages.encode.building.columns import Maker, load_makers
 from stages.encode.building.components import open_components
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
+from stages.encode.building.text_making import TEXTS, text_locks
+from stages.encode.building.texts import TextReader, load_text_makers
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source
 from stages.placement import find_device
@@ -162,7 +165,13 @@ def _open(order: Order) -> ShardEncoder:
     rows, pool = read_rows(path), ThreadPoolExecutor(threads)
     makers: Sequence[Maker]
     reader: Reader
-    if order.derived is not None:
+    locks = BuildLocks(path)
+    if order.derived == TEXTS:
+        locks, path = text_locks(path), texts_path(path)
+        rows = read_rows(path)
+        makers = load_text_makers(settings, device)
+        reader = TextReader(rows, settings.build.images_at_once(device))
+    elif order.derived is not None:
         derived, reader = open_components(settings, order.derived, rows, pool, device)
         makers = [derived]
     else:
@@ -177,5 +186,5 @@ def _open(order: Order) -> ShardEncoder:
         reader,
         Device(device),
         Meter(),
-        BuildLocks(path),
+        locks,
     )

@@ -13,6 +13,7 @@ from cache.errors import CacheWriteError
 from cache.layout import Column
 from cache.locks import BuildLocks
 from cache.rows import RowTable
+from cache.storage import is_of_pixels
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.build_times import record_times
@@ -51,16 +52,18 @@ class ColumnMaking:
         reader: Reader,
         source: Source | None = None,
         derived: str | None = None,
+        unit: str = "images",
     ) -> Made:
         """Make what lacks of columns that share a reader.
 
         makers: emptied if workers need the memory of this machine's devices; source: the data
-        set of a reader of crops; derived: the column of a reader of tokens. Raises
-        CacheWriteError if the disk cannot hold the shards.
+        set of a reader of crops; derived: the column of a reader of tokens, or what else is not
+        made of crops; unit: what rows are. Raises CacheWriteError if the disk cannot hold the
+        shards.
         """
         shards = _missing_shards(columns, reader.rows, self.options.shards)
         images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
-        with progress(derived or "build", images, "images") as advance, ExitStack() as stack:
+        with progress(derived or "build", images, unit) as advance, ExitStack() as stack:
             meter = Meter(advance, self.options.devices)
             stack.callback(lambda: record_times(columns, meter.counts))
             if self.options.cluster is None:
@@ -90,6 +93,8 @@ def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> l
         for column, shards in zip(columns, missing, strict=True)
         for shard in shards
         for array in column.arrays
+        # Of padding, most of which nothing is left.
+        if not array.is_compressed or is_of_pixels(array.dtype)
     )
     folder = columns[0].folder
     free = shutil.disk_usage(folder).free

@@ -61,6 +61,11 @@ class Maker:
         return STORAGES[str(self.recipe["storage"])]
 
     @property
+    def is_compressed(self) -> bool:
+        """Whether the main array is, on disk."""
+        return self.storage.is_compressed
+
+    @property
     def constants(self) -> tuple[str, ...]:
         """The names of the column's constants."""
         return self.storage.constants
@@ -71,7 +76,7 @@ class Maker:
 
     def measure(self, reader: Reader) -> Constants:
         """The constants, from the first rows, which are a random sample."""
-        if not self.constants:
+        if not self.storage.constants:
             return {}
         sample = reader.batches(range(min(len(reader.rows), self.storage.sample_rows)))
         values = [self.network(one)[self.array][torch.from_numpy(one.valid)] for one in sample]
@@ -92,7 +97,8 @@ class Maker:
         main = values.pop(self.array)
         there = {n: torch.as_tensor(c, device=main.device) for n, c in constants.items()}
         arrays = dict(self.storage.encode(self.array, main, there))
-        arrays |= {name: value.half() for name, value in values.items()}
+        # Those of whole numbers are as they are.
+        arrays |= {n: v.half() if v.is_floating_point() else v for n, v in values.items()}
         valid = torch.from_numpy(batch.valid)
         if not batch.valid.all():
             mask = valid.to(main.device)
@@ -279,7 +285,7 @@ def column_of(
                 name,
                 str(array.dtype).removeprefix("torch."),
                 tuple(array.shape[1:]),
-                is_compressed=maker.storage.is_compressed and name == maker.array,
+                is_compressed=maker.is_compressed and name == maker.array,
             )
             for name, array in arrays.items()
         ),

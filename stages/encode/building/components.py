@@ -18,7 +18,7 @@ from cache.layout import FEATURES, FLIPPED, Constants
 from cache.order import permutation
 from cache.reader import PartialReader
 from cache.rows import RowTable
-from stages.encode.build_settings import ComponentsSettings, EncodeSettings
+from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import (
     Given,
     Maker,
@@ -34,6 +34,7 @@ from stages.encode.building.principal_components import (
 )
 from stages.encode.building.token_batches import Batch, Reader, TokenReader
 from stages.encode.images.crop_batches import Crops
+from stages.encode.network_settings import ComponentsSettings
 from stages.encode.networks.registry import EncoderError
 from stages.progress import progress
 

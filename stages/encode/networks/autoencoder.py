@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cache.recipe import RecipeValue
-from stages.encode.build_settings import Precision
+from stages.encode.network_settings import Precision
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
     KIND,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.encode.build_settings import Precision
+from stages.encode.network_settings import Precision
 from stages.encode.networks.frozen_networks import UNTRAINED, compute
 from stages.encode.networks.registry import EncoderError, EncoderSpec, library_of
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from stages.encode.build_settings import Precision
+from stages.encode.network_settings import Precision
 from stages.encode.networks.registry import EncoderError
 from stages.float32 import float32_products
 from stages.progress import say

@@ -5,6 +5,7 @@ is asked once.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import (
@@ -42,10 +43,11 @@ class HubError(RepaCacheError):
         return "\n  ".join([f"{self}. {advice}:", *self.urls]) if self.urls else f"{self}."
 
 
-def fetch(repo: str, *files: Sequence[str]) -> Path:
+def fetch(repo: str, *files: Sequence[str], beside: Sequence[str] = ()) -> Path:
     """The folder with files of a repository, downloaded if they are not here.
 
-    files: names of each, of which one is enough, the better one first. Raises HubError.
+    files: names of each, of which one is enough, the better one first; beside: of others, which
+    come along where there are such. Raises HubError.
     """
     try:
         lacking = [names[0] for names in files if not any(_is_here(repo, name) for name in names)]
@@ -53,6 +55,9 @@ def fetch(repo: str, *files: Sequence[str]) -> Path:
         raise HubError(f"{repo!r} is neither a folder nor a name on the hub ({error})") from error
     if lacking:
         require_hub(repo, lacking)
+        for name in beside:
+            with suppress(HubError):
+                _download(repo, [name])
     for names in files:
         folder = _download(repo, names).parent
     return folder

@@ -62,8 +62,8 @@ def transformers_encoder(model: str) -> EncoderSpec:
     Of a model of images and texts it is the part that sees images. Raises EncoderError if the
     files cannot be had, or if they are those of another kind of network.
     """
-    folder = model_folder(model)
-    config = _read(folder, CONFIG)
+    folder = model_folder(model, CONFIG, PREPROCESSING)
+    config = read_json(folder, CONFIG)
     config = config.get("vision_config", config)
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
@@ -71,7 +71,7 @@ def transformers_encoder(model: str) -> EncoderSpec:
             f"{model} is of the kind {kind!r}, which is not among the vision transformers that "
             f"can be encoders; {nearest(str(kind), ARCHITECTURES)}"
         )
-    architecture, processor = ARCHITECTURES[kind], _read(folder, PREPROCESSING)
+    architecture, processor = ARCHITECTURES[kind], read_json(folder, PREPROCESSING)
     processor = processor.get("image_processor", processor)
     try:
         return EncoderSpec(
@@ -96,8 +96,8 @@ def transformers_encoder(model: str) -> EncoderSpec:
         ) from error
 
 
-def model_folder(model: str, *more: tuple[str, ...]) -> Path:
-    """The folder with a model's files. more: names of others, of each of which one is enough.
+def model_folder(model: str, *files: tuple[str, ...], beside: tuple[str, ...] = ()) -> Path:
+    """The folder with a model's files. files, beside: as of `stages.encode.networks.hub.fetch`.
 
     Raises EncoderError if they are not here and the hub does not give them.
     """
@@ -105,25 +105,27 @@ def model_folder(model: str, *more: tuple[str, ...]) -> Path:
         return Path(model)
     if Path(model).is_absolute():
         raise EncoderError(f"there is no folder {model}")
-    found = _fetched(model, more)
+    found = _fetched(model, files, beside)
     if isinstance(found, EncoderError):
         raise found
     return found
 
 
 @cache
-def _fetched(model: str, more: tuple[tuple[str, ...], ...]) -> Path | EncoderError:
+def _fetched(
+    model: str, files: tuple[tuple[str, ...], ...], beside: tuple[str, ...]
+) -> Path | EncoderError:
     from stages.encode.networks.hub import HubError, fetch  # half a second: only where needed
 
     try:
-        return fetch(model, CONFIG, PREPROCESSING, *more)
+        return fetch(model, *files, beside=beside)
     except HubError as error:
         advice = "Where there is no network, set `model` to a folder with these files, as"
         told = error.told(f"{advice} ./{Path(model).name}")
         return EncoderError(f"cannot load {model}: {told}")
 
 
-def _read(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+def read_json(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """The first of a folder's JSON files of these names. Raises EncoderError."""
     path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
     try:

@@ -5,6 +5,7 @@ D features.
 """
 
 import hashlib
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -15,8 +16,13 @@ from torch import Tensor, nn
 
 from stages.encode.networks.frozen_networks import read_checkpoint, tensor_bytes
 from stages.encode.networks.registry import EncoderError, EncoderSpec
-from stages.encode.networks.transformers_index import ARCHITECTURES, model_folder
-from stages.packages import is_installed, needs
+from stages.encode.networks.transformers_index import (
+    ARCHITECTURES,
+    CONFIG,
+    PREPROCESSING,
+    model_folder,
+)
+from stages.packages import importing_quietly, is_installed, needs
 from stages.weight_files import READING_ERRORS
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +44,7 @@ def load_network(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn
     config, kind = _configured(spec)
     assert spec.location is not None, "found by its location"
     where = str(weights or spec.location)
-    folder = None if weights else _weights_folder(spec.location)
+    folder = None if weights else weights_folder(spec.location, CONFIG, PREPROCESSING)
     state = read_checkpoint(weights) if weights else None
     try:
         network, found = kind.from_pretrained(
@@ -86,14 +92,7 @@ def run_to_layer(network: Any, inputs: Tensor, spec: EncoderSpec) -> tuple[Tenso
 
 def _configured(spec: EncoderSpec) -> tuple[Any, Any]:
     """The configuration of an encoder, and the class of its network."""
-    if not is_installed("transformers"):
-        raise EncoderError(f"An encoder of transformers {needs('transformers')}")
-    import transformers
-
-    import stages.vision  # noqa: F401 - what transformers imports has to be imported so
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers = import_transformers("An encoder of transformers")
     try:
         config = transformers.AutoConfig.for_model(spec.model, **spec.arguments)
         return config, transformers.AutoModel._model_mapping[type(config)]  # noqa: SLF001
@@ -104,10 +103,30 @@ def _configured(spec: EncoderSpec) -> tuple[Any, Any]:
         ) from error
 
 
-def _weights_folder(location: str) -> Path:
-    """The folder with a model's weights, which may be in several files."""
-    folder = model_folder(location, WEIGHTS)
+def import_transformers(subject: str) -> Any:
+    """The library, which says no more than it has to. subject: what needs it.
+
+    Raises EncoderError if it is not installed.
+    """
+    if not is_installed("transformers"):
+        raise EncoderError(f"{subject} {needs('transformers')}")
+    with importing_quietly():
+        import transformers
+
+        import stages.vision  # noqa: F401 - what transformers imports has to be imported so
+
+        # Which it would import later, when nobody keeps it quiet.
+        if is_installed("torchao"):
+            importlib.import_module("torchao")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def weights_folder(location: str, *files: tuple[str, ...], beside: tuple[str, ...] = ()) -> Path:
+    """The folder with a model's weights, which may be in several files, and with others of it."""
+    folder = model_folder(location, *files, WEIGHTS, beside=beside)
     if not (folder / INDEX).is_file():
         return folder
     parts = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
-    return model_folder(location, WEIGHTS, *((part,) for part in sorted(set(parts))))
+    return model_folder(location, *files, *((part,) for part in sorted(set(parts))))

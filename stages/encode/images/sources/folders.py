@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from stages.encode.images.sources.archives import collector_paused, opened_ahead
+from stages.encode.images.sources.caption_files import captions_of
 from stages.encode.images.sources.names import (
     BEGINNINGS,
     check_text,
     is_ours,
     label_folders,
+    of_one_class,
     passed_over,
     place,
 )
@@ -39,9 +41,12 @@ def image_folder(dataset: FileSettings) -> Source:
         raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
     left_out = LeftOut()
     images = tree(path, left_out)
-    for name in images.pop(""):
-        left_out.add(Reason.LOOSE, name)
-    labels, classes = label_folders(images, path, left_out)
+    if dataset.classes:
+        for name in images.pop(""):
+            left_out.add(Reason.LOOSE, name)
+        labels, classes = label_folders(images, path, left_out)
+    else:
+        labels, classes = of_one_class(sum(map(len, images.values())), path)
     keys = KeyList(np.concatenate([names.array for names in images.values()]))
     # As bytes: names are UTF-8, whatever the locale says.
     root = os.fsencode(path)
@@ -51,6 +56,7 @@ def image_folder(dataset: FileSettings) -> Source:
         classes=classes,
         read=lambda index: on_disk(path, keys[index]).read_bytes(),
         stamp=lambda index: file_stamp(b"%b/%b" % (root, keys.array[index].encode())),
+        captions=captions_of(dataset.captions, keys, lambda name: on_disk(path, name).read_bytes()),
         left_out=left_out,
     )
 

@@ -57,6 +57,13 @@ def numbered(labels: Sequence[int], where: object) -> tuple[Labels, tuple[str, .
     return np.array(labels, np.int32), tuple(map(str, range(largest + 1)))
 
 
+def of_one_class(images: int, where: object) -> tuple[Labels, tuple[str, ...]]:
+    """The labels of images without classes, which are all of one."""
+    if not images:
+        raise SourceError(f"dataset.path: {where} has no images.")
+    return np.zeros(images, np.int32), ("all",)
+
+
 def parse_labels(content: bytes, where: object) -> dict[str, int]:
     """The label of each file that a `dataset.json` names."""
     if len(content) > MAX_JSON_BYTES:

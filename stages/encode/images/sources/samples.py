@@ -5,11 +5,16 @@ statement there (moon, motorcycle, lfw) are left out.
 """
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from stages.encode.images.sources.photo_captions import PHOTO_CAPTIONS
 from stages.encode.images.sources.source import DatasetSettings, Source, SourceError
+
+if TYPE_CHECKING:
+    from stages.encode.images.sources.caption_files import Captions
 
 CC0 = "CC0"
 PUBLIC_DOMAIN = "public domain"
@@ -98,4 +103,5 @@ def sample_photos(dataset: DatasetSettings) -> Source:
     classes = tuple(SAMPLE_PHOTOGRAPHS)
     keys = tuple(f"{classes[label]}/{left}-{top}" for label, left, top in corners)
     labels = np.array([label for label, _, _ in corners], np.int32)
-    return Source(keys, labels, classes, read)
+    captions: Captions = lambda index: PHOTO_CAPTIONS[classes[labels[index]]]  # noqa: E731
+    return Source(keys, labels, classes, read, captions=captions)

@@ -147,10 +147,11 @@ class Source:
     nothing but reading it tells; block_rows: how many consecutive images are stored together
     and cheap to read together; are_keys_places: whether keys may tell where images lie, so that
     they change when files are written anew; moments: float32 [2C, h, w], mean and standard
-    deviation that a VAE gave for an image, if the data set brings them along; left_out: whatever
-    else lies in the data set, so that no image is missing without a word.
+    deviation that a VAE gave for an image, if the data set brings them along; captions: the texts
+    that tell of an image, if there are any; left_out: whatever else lies in the data set, so that
+    no image is missing without a word.
 
-    The three functions are safe to call from several threads, and in a forked process. They
+    All functions are safe to call from several threads, and in a forked process. They
     raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
     one: if the data set is another than was opened, or moments are missing or misshapen.
     """
@@ -163,6 +164,7 @@ class Source:
     block_rows: int = 1
     are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
+    captions: Callable[[int], Sequence[str]] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -188,6 +190,12 @@ class FileSettings(DatasetSettings):
     path: AnchoredPath | None = None
     """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
     several."""
+    captions: AnchoredPath | None = None
+    """A file with the images' captions: JSON as COCO's annotations, or lines of JSON as
+    `metadata.jsonl`. By default what lies beside the images: that file, or KEY.txt beside KEY.jpg
+    with a caption a line, or in webdataset's shards also KEY.json."""
+    classes: bool = True
+    """Whether images have classes, as folders or labels; without them all are of one."""
 
 
 class SourceKind(NamedTuple):
