@@ -94,16 +94,16 @@ def _run_tasks(tasks: "SimpleQueue[Task | None]") -> None:
 class BatchRing:
     """Batches of several arrays, by step.
 
-    sources: the arrays; rows_of: a step's rows [B]; slots: buffers for a batch, one [B, ...]
-    per source, of which there are as many as batches are read ahead, and one more for the
-    batch in use; stop: the first step that is not read ahead; timeout_seconds: how long a
+    sources: the arrays; rows_of: a step's rows [B] of each; slots: buffers for a batch, one
+    [B, ...] per source, of which there are as many as batches are read ahead, and one more for
+    the batch in use; stop: the first step that is not read ahead; timeout_seconds: how long a
     batch may take.
     """
 
     def __init__(
         self,
         sources: Sequence[RowReader],
-        rows_of: Callable[[int], RowNumbers],
+        rows_of: Callable[[int], Sequence[RowNumbers]],
         slots: list[Sequence[Buffer]],
         *,
         threads: int,
@@ -152,9 +152,8 @@ class BatchRing:
         return [read for reads in self._reads.values() for read in reads if not read.cancel()]
 
     def _read(self, step: int) -> list[Future[None]]:
-        rows, slot = self._rows_of(step), self._slots[step % len(self._slots)]
-        reads = []
-        for source, buffer in zip(self._sources, slot, strict=True):
+        slot, reads = self._slots[step % len(self._slots)], []
+        for source, rows, buffer in zip(self._sources, self._rows_of(step), slot, strict=True):
             pieces = max(1, min(self._threads.count, buffer.nbytes // PIECE_BYTES))
             bounds = [len(rows) * piece // pieces for piece in range(pieces + 1)]
             for start, end in pairwise(bounds):

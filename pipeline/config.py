@@ -16,7 +16,8 @@ from stages.encode import build_settings, network_settings
 from stages.evaluate.evaluate_settings import EvaluateSettings
 from stages.sample.sample_settings import AnySampling, SampleSettings
 from stages.setting_types import Settings
-from stages.train.train_settings import CachedTensors, TrainSettings, lines_instead
+from stages.train.former_settings import lines_instead
+from stages.train.train_settings import CachedTensors, TrainSettings
 
 
 class Config(Settings):
@@ -45,7 +46,8 @@ class Config(Settings):
     @property
     def tensors(self) -> CachedTensors:
         """What stage two reads of the cache."""
-        return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip)
+        text = self.train.text if self.train.reads_text else None
+        return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip, text)
 
     @property
     def decoder(self) -> network_settings.LatentsSettings:

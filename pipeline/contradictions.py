@@ -28,6 +28,7 @@ def contradictions(
     train = config.train
     yield from _alignments(config)
     yield from _components(config)
+    yield from _texts(config)
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
@@ -70,6 +71,19 @@ def _depths(train: TrainSettings, term: Term) -> Iterator[str]:
                 yield f"{key}: {train.model} has {blocks} blocks, got {depth}"
 
 
+def _texts(config: "Config") -> Iterator[str]:
+    train = config.train
+    if not train.reads_text:
+        if train.text is not None:
+            yield f"train.text: {train.model} reads no captions, as an MMDiT does"
+    elif train.text is None:
+        named = ", ".join(config.texts) or "none yet"
+        yield f"train.text: {train.model} reads captions; name a section of [texts] ({named})"
+    elif train.text not in config.texts:
+        hint = f"; {nearest(train.text, config.texts)}" if config.texts else ""
+        yield f"train.text: [texts.{train.text}] is not there{hint}"
+
+
 def _components(config: "Config") -> Iterator[str]:
     for name, own in config.components.items():
         if name in config.encoders:
@@ -87,6 +101,10 @@ def _training(train: TrainSettings) -> Iterator[str]:
     if train.init_layout is not None and train.init_from is None:
         yield "train.init_layout: of which file? Name it with train.init_from"
     yield from _computing(train.compute)
+    if train.reads_text:
+        for key, value in (("rotary", train.rotary), ("value_residual", train.value_residual)):
+            if value:
+                yield f"train.{key}: {train.model} has no such layers"
     if train.family == "DiT":
         yield from _diffusion(train)
 

@@ -15,7 +15,7 @@ from pipeline.required_files import EVERYTHING, Need
 from stages.encode.network_settings import DEMO_AUTOENCODER
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_types import Kinds, Settings, as_written, kinds_among, literal
-from stages.train.train_settings import in_todays_form
+from stages.train.former_settings import in_todays_form
 from stages.weights.run_folder import config_path, found_beside
 
 KNOWN_VAES = (*HUB_CONFIGS, DEMO_AUTOENCODER)

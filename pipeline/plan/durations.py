@@ -17,7 +17,7 @@ from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 from stages.encode.network_settings import Precision
 from stages.train.cached_data import encoder_of, shape_of, stored_arrays
-from stages.train.run import config_for, training_flops
+from stages.train.run_model import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors
 

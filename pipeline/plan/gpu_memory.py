@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from stages.model.transformer import TransformerConfig
 from stages.train.compute import HALF_PRECISIONS
-from stages.train.run import count_parameters, make_modules
+from stages.train.run_model import count_parameters, make_modules
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import ComputeSettings, TrainSettings
 

@@ -21,7 +21,7 @@ from stages.placement import Placement
 from stages.progress import say
 from stages.train.batches import ENDLESS, CachedBatches, Order
 from stages.train.cached_data import CachedData
-from stages.train.run import config_for, training_flops
+from stages.train.run_model import config_of, training_flops
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings
 
@@ -124,7 +124,7 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
         epoch = max(len(data.valid) // settings.batch_size, 1)
         stop, cold = _read(batches, epoch)
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size
-        config = config_for(settings, data.latent_shape, data.classes, data.shape)
+        config = config_of(settings, data)
         flops = training_flops(settings, config, data.shape)
     with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:
         _, warm = _read(batches, stop if stop < epoch else ENDLESS)

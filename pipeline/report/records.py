@@ -15,8 +15,8 @@ from safetensors import safe_open
 from cache.errors import RepaCacheError
 from stages.evaluate.results import Result, are_same_images, read_records
 from stages.sample.samples import Samples, read_manifest
+from stages.train.former_settings import in_todays_form
 from stages.train.log import log_path, read_log
-from stages.train.train_settings import in_todays_form
 from stages.weights import run_folder
 
 Log = list[dict[str, float]]

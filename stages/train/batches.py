@@ -19,11 +19,11 @@ from cache.order import order
 from cache.ring import BatchRing, Recycled
 from stages.placement import Placement
 from stages.train.cached_data import CachedData, Decoder, encoder_of
-from stages.train.randomness import mirrored
+from stages.train.randomness import Stream, drawn_numbers, mirrored
 from stages.train.train_settings import ReadingSettings
 
 # Tensors of the same images by name: of a batch `moments`, float16 [B, 2C, h, w], `labels`, int64
-# [B], and those of `stages.train.cached_data`.
+# [B], and those of `stages.train.cached_data` and `stages.train.cached_captions`.
 Named: TypeAlias = Mapping[str, Tensor]
 # The last step of who does not stop.
 ENDLESS = 1 << 40
@@ -142,13 +142,19 @@ class CachedBatches:
         )
         arrays = [(cached.latents, "moments")]
         arrays += [(cached.features[encoder], array) for encoder, array in self._read]
-        sources = [JoinedRows([view.rows(name) for view in views]) for views, name in arrays]
+        sources: list[RowReader] = [
+            JoinedRows([view.rows(name) for view in views]) for views, name in arrays
+        ]
+        self._of_images, captions = len(sources), cached.captions
+        self._decode_captions = captions.decoder(place.device) if captions else None
+        self._of_captions = captions.stored if captions else ()
+        sources += [captions.reader.rows(name) for name in self._of_captions] if captions else []
         buffers = [Recycled(partial(self._buffer, source)) for source in sources]
         # What is copied to a GPU is kept there.
         self._kept = buffers if keeps and place.device.type != "cuda" else None
         self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9)),
-            self.rows,
+            self._rows_of_sources,
             [[one.buffer() for one in buffers] for _ in range(reading.ahead + 1)],
             threads=reading.threads,
             stop=stop,
@@ -172,6 +178,17 @@ class CachedBatches:
         """
         return self._rows(step, self._place)
 
+    def texts(self, step: int) -> npt.NDArray[np.int64]:
+        """The rows of the captions, [B], that the images of a step are told of by."""
+        captions, seed, batch = self._cached.captions, self._order.seed, self._order.batch_size
+        assert captions is not None, "no captions are read"
+        drawn = drawn_numbers(seed, Stream.CAPTIONS, batch, step, self._place)
+        return captions.rows(self.rows(step) % len(self._labels), drawn)
+
+    def _rows_of_sources(self, step: int) -> list[npt.NDArray[np.int64]]:
+        rows = [self.rows(step)] * self._of_images
+        return [*rows, *([self.texts(step)] * len(self._of_captions) if self._of_captions else [])]
+
     def images(self, step: int) -> npt.NDArray[np.int64]:
         """The rows of the images that all ranks together see in a step, whichever view."""
         return self._rows(step, replace(self._place, rank=0, world=1)) % len(self._labels)
@@ -192,7 +209,9 @@ class CachedBatches:
 
     def read_stored(self, step: int) -> tuple[Named, Mapping[str, Callable[[], Tensor]]]:
         """The batch of a step, and what decodes each of its encoders' arrays."""
-        moments, *stored, rows = self._transfer.get(step)
+        every = self._transfer.get(step)
+        moments, *stored = every[: self._of_images]
+        told, rows = every[self._of_images : -1], every[-1]
         arrays = dict(zip(self._read, stored, strict=True))
         # Of rows [B], those of the second view follow all of the first.
         views, images = rows // len(self._labels), rows % len(self._labels)
@@ -200,7 +219,10 @@ class CachedBatches:
         for decode in self._decoders:
             own = {name: arrays[encoder_of(decode.name), name] for name in decode.stored}
             decoders[decode.name] = partial(decode, own, views)
-        return {"moments": moments, "labels": self._labels[images]}, decoders
+        batch = {"moments": moments, "labels": self._labels[images]}
+        if self._decode_captions is not None:
+            batch |= self._decode_captions(dict(zip(self._of_captions, told, strict=True)))
+        return batch, decoders
 
     def prefetch(self) -> None:
         """Have the next batch copied to a GPU, when the work on the last one is launched."""

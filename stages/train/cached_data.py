@@ -17,10 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cache.captions import CAPTIONS
 from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
+from stages.train.cached_captions import CachedCaptions
 from stages.train.train_settings import CachedTensors
 
 DIRECTIONS, TOKENS, VECTOR, CLASS_TOKEN = "directions", "tokens", "vector", "class_token"
@@ -139,8 +141,9 @@ class CachedData:
     """The columns of a run, one reader for each view of an image.
 
     encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
-    [N]; keys: of the images; valid: the rows that hold tensors in every column; latent_shape:
-    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
+    [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
+    column, and have a caption if they are read; latent_shape: (C, h, w). Raises
+    IncompleteCacheError if a column is missing or not finished.
     """
 
     def __init__(
@@ -156,13 +159,20 @@ class CachedData:
         self.flip = tensors.flip
         self.labels, self.keys = cache.rows.label, cache.rows.key
         self.classes = len(cache.rows.classes)
-        self.valid = _valid_rows(readers)
+        self.captions: CachedCaptions | None = None
+        if tensors.text is not None:
+            self.captions = CachedCaptions(tensors.path, tensors.text, cache.rows, verify=verify)
+        self.valid = _valid_rows(readers, self.captions)
         latents = self.latents[0].column
         channels, height, width = latents.array("moments").row_shape
         self.latent_shape = (channels // 2, height, width)
         self.scaling = latent_scaling(latents)
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
+        if self.captions is not None:
+            column = self.captions.column
+            self.fingerprints[f"{CAPTIONS}/{column.name}"] = column.fingerprint
+            self.rows_identity[CAPTIONS] = self.captions.fingerprint
 
     def column(self, encoder: str) -> Column:
         """An encoder's, of the images as they are."""
@@ -173,9 +183,12 @@ class CachedData:
         return shape_of(name, self.column(encoder_of(name)))
 
 
-def _valid_rows(readers: Sequence[ColumnReader]) -> npt.NDArray[np.int64]:
+def _valid_rows(
+    readers: Sequence[ColumnReader], captions: CachedCaptions | None
+) -> npt.NDArray[np.int64]:
     """The rows that hold tensors in every column. Raises IncompleteCacheError if none does."""
-    rows = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
+    told = [] if captions is None else [captions.has_any]
+    rows = np.flatnonzero(np.logical_and.reduce([*(reader.valid for reader in readers), *told]))
     if not len(rows):
         raise IncompleteCacheError("No image of the cache could be decoded when it was built.")
     return rows

@@ -28,7 +28,8 @@ from stages.train.latent_mean import keep_mean
 from stages.train.log import open_sinks
 from stages.train.meter import Interval, Meter, RunLog
 from stages.train.randomness import Randomness
-from stages.train.run import Run, shapes_for
+from stages.train.run import Run
+from stages.train.run_model import shapes_for
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, RunError, TrainSettings

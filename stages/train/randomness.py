@@ -31,6 +31,7 @@ class Stream(IntEnum):
     VIEWS = 6
     CLASSES = 7
     ANALYSIS = 8
+    CAPTIONS = 9
 
 
 # Behind those that have a number, each name has a stream of its own.
@@ -51,10 +52,22 @@ def seed_for(seed: int, stream: int, *numbers: int) -> int:
 def mirrored(seed: int, batch_size: int, step: int, place: Placement) -> npt.NDArray[np.bool_]:
     """Which images, [B], of a rank's part of a step are read mirrored: each with probability 1/2.
 
-    The highest bits of raw Philox output, which numpy guarantees never to change.
+    The highest bits of what is drawn.
     """
-    source = np.random.Philox(seed_for(seed, Stream.VIEWS, step))
-    drawn = source.random_raw(batch_size) >> 63 == 1
+    is_mirrored: npt.NDArray[np.bool_] = (
+        drawn_numbers(seed, Stream.VIEWS, batch_size, step, place) >> 63 == 1
+    )
+    return is_mirrored
+
+
+def drawn_numbers(
+    seed: int, stream: Stream, batch_size: int, step: int, place: Placement
+) -> npt.NDArray[np.uint64]:
+    """A whole number for each image of a rank's part of a step, [B].
+
+    Raw Philox output, which numpy guarantees never to change.
+    """
+    drawn = np.random.Philox(seed_for(seed, stream, step)).random_raw(batch_size)
     return np.split(drawn, place.world)[place.rank]
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from stages.model.conditions import Condition, Context
 from stages.model.sizes import LATENTS
 from stages.model.streams import joined, predictions
 from stages.model.transformer import Output
 from stages.placement import Placement
 from stages.train.batches import Named, split
+from stages.train.cached_captions import CONTEXT, SEEN, with_dropped
 from stages.train.cached_data import CachedData
 from stages.train.compute import attention_of, autocast, precision_of, reshard, synchronised
 from stages.train.meter import Measured
@@ -53,7 +55,10 @@ class Step:
     ) -> None:
         self._settings, self._run, self._terms = settings, run, terms
         self._objective = objective_of(settings)
-        self._scaling, self._null_class = cached.scaling, cached.classes
+        self._scaling = cached.scaling
+        self._null: Condition = torch.tensor(cached.classes, device=place.device)
+        if cached.captions is not None:
+            self._null = cached.captions.empty(place.device)
         self._device, self._precision = place.device, precision_of(settings, place.device)
         # On the device, where a recorded step reads them, like the learning rate.
         self._shares = {
@@ -96,15 +101,15 @@ class Step:
         """Every loss of every image, float32 [M, B], with gradients."""
         time, run, terms = drawn["time"], self._run, self._terms
         posed = self._posed(batch, drawn)
-        labels = batch["labels"].masked_fill(drawn["dropped"], self._null_class)
+        given = self._given(batch, drawn["dropped"])
         with autocast(self._precision, self._device):
             channels, class_token = joined({name: one.noisy for name, one in posed.items()})
-            output = run.network(channels, time, labels, terms.depths, class_token)
+            output = run.network(channels, time, given, terms.depths, class_token)
             projected = self._projected(output)
         predicted = predictions(output, run.model.config)
         streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
         seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
-        taught = self._taught(seen, labels)
+        taught = self._taught(seen, given)
         return torch.stack(
             [
                 loss
@@ -115,8 +120,15 @@ class Step:
             ]
         )
 
+    def _given(self, batch: Named, dropped: Tensor) -> Condition:
+        """What the model is told of the images, but of those for which it is dropped."""
+        if isinstance(self._null, Context):
+            context = Context(batch[CONTEXT], batch.get(SEEN))
+            return with_dropped(context, dropped, self._null)
+        return batch["labels"].masked_fill(dropped, self._null)
+
     @torch.no_grad()
-    def _taught(self, seen: Seen, labels: Tensor) -> dict[int, Mapping[int, Tensor]]:
+    def _taught(self, seen: Seen, given: Condition) -> dict[int, Mapping[int, Tensor]]:
         """The teacher's hidden tokens for each term that asks for them, by the terms' numbers."""
         objective, teacher, taught = self._objective, self._run.teacher, {}
         for number, term, _ in self._terms.every:
@@ -128,7 +140,7 @@ class Step:
             with autocast(self._precision, self._device):
                 channels, class_token = joined(noisy)
                 depths = term.teacher_depths
-                taught[number] = teacher(channels, time, labels, depths, class_token).patches
+                taught[number] = teacher(channels, time, given, depths, class_token).patches
             reshard(teacher)
         return taught
 

@@ -1,10 +1,7 @@
-"""The section of pipeline.toml that stage two reads, and as runs keep it.
-
-Runs keep it also in its former form: one kind for all alignments.
-"""
+"""The section of pipeline.toml that stage two reads, and as runs keep it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,22 +21,11 @@ from cache.layout import FEATURES, FLIPPED
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
+from stages.train.former_settings import in_todays_form
 from stages.train.terms import AnyTerm
 from stages.train.terms.joint import ClassToken
 from stages.train.terms.term import Term
 from stages.weights.export_options import Layout
-
-# The keys of the former form, with their defaults.
-DEFAULTS: Mapping[str, Any] = {
-    "encoders": (),
-    "encoder_weights": {},
-    "alignment": "repa",
-    "temperature": 0.1,
-    "depth": 8,
-    "weight": 0.5,
-    "align_until": None,
-    "projector_width": 2048,
-}
 
 
 class ReadingSettings(Settings):
@@ -93,7 +79,8 @@ class TrainSettings(Settings):
     run: AnchoredPath
     """The run's folder; it keeps configuration, log, checkpoints and samples."""
     model: Annotated[str, OneOf("stages.model.sizes:MODELS")] = "SiT-XL/2"
-    """Family (SiT, DiT), size (XS, S, B, L, XL) and side of a patch in latents (1, 2, 4, 8)."""
+    """Family (SiT, DiT, MMDiT), size (XS, Ti, S, B, L, XL) and side of a patch in latents (1, 2, 4,
+    8). An MMDiT reads captions, and the published one is the B."""
     qk_norm: bool = False
     """Whether queries and keys are normalised before attention."""
     norm: Literal["layer", "rms", "rms-affine"] = "layer"
@@ -105,6 +92,8 @@ class TrainSettings(Settings):
     """Whether attention turns queries and keys by their positions, beside the fixed table."""
     value_residual: bool = False
     """Whether attention mixes the first block's values into those of the others, as SR-DiT does."""
+    text: str | None = None
+    """The section of `[texts]` whose tokens of captions an MMDiT reads."""
     align: tuple[AnyTerm, ...] = ()
     """A loss beside denoising each, most of them alignments with a cached encoder; none for plain
     SiT or DiT."""
@@ -116,7 +105,8 @@ class TrainSettings(Settings):
     """How far SiT's times are moved towards noise: t becomes s t / (1 + (s - 1) t). `auto` is
     SR-DiT's s = sqrt(C h w / 4096) for latents [C, h, w]. By default not at all."""
     label_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """The probability that a label becomes the null class, which guidance needs."""
+    """The probability that a label becomes the null class, or a caption the empty one, which
+    guidance needs."""
     legacy_label_dropping: bool = False
     """Whether labels are dropped twice, as in the first runs of the published code."""
     init_from: AnchoredPath | None = None
@@ -209,18 +199,24 @@ class TrainSettings(Settings):
         """SiT or DiT, which decides the objective."""
         return MODELS[self.model].family
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model is told of images by their captions."""
+        return MODELS[self.model].reads_text
+
 
 @dataclass(frozen=True)
 class CachedTensors:
     """Which tensors a run reads.
 
     path: the cache; latents: the name of its column of latents; flip: whether half of the images
-    are read mirrored.
+    are read mirrored; text: the text encoder whose tokens of captions are read.
     """
 
     path: Path
     latents: str
     flip: bool = False
+    text: str | None = None
 
     def columns(self, encoders: Sequence[str]) -> list[tuple[str, ...]]:
         """The names of the columns for latents and encoders, one for each view of an image."""
@@ -244,50 +240,3 @@ def stored_settings(kept: Mapping[str, Any], run: Path) -> TrainSettings:
         raise RunError(
             f"{run} keeps settings that this version does not understand: {error}"
         ) from None
-
-
-def in_todays_form(train: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run, of either form, with a list of alignments."""
-    kept = {key: value for key, value in train.items() if key not in DEFAULTS}
-    if "align" in train or kept.keys() == train.keys():
-        return kept
-    return {**kept, "align": _entries({**DEFAULTS, **train})}
-
-
-def _entries(former: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An entry for each encoder; the weight was that of the mean of their losses."""
-    share = former["weight"] / max(len(former["encoders"]), 1)
-    options = {"temperature": former["temperature"]} if former["alignment"] == "nt-xent" else {}
-    return [
-        {
-            "kind": former["alignment"],
-            "encoder": encoder,
-            "depth": former["depth"],
-            "weight": share * former["encoder_weights"].get(encoder, 1.0),
-            "until": former["align_until"],
-            "projector_width": former["projector_width"],
-            **options,
-        }
-        for encoder in former["encoders"]
-    ]
-
-
-def lines_instead(train: Mapping[str, Any]) -> str | None:
-    """What is to be written for settings of that form, if any are given."""
-    given = [key for key in train if key in DEFAULTS]
-    if not given:
-        return None
-    lines = "\n".join(_lines(train)) or "    (nothing: without entries there is no alignment)"
-    return (
-        f"train: alignments are a list, with an entry for each. Write instead of "
-        f"{', '.join(given)}, behind the rest of [train]:\n{lines}"
-    )
-
-
-def _lines(train: Mapping[str, Any]) -> Iterator[str]:
-    """The entries in TOML, without what is the default."""
-    for entry in _entries({**DEFAULTS, **train}):
-        yield "    [[train.align]]"
-        for key, value in entry.items():
-            if key in ("kind", "encoder") or value not in (None, DEFAULTS.get(key)):
-                yield f"    {key} = {json.dumps(value)}"

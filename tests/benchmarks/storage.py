@@ -172,7 +172,7 @@ def read_ring(folder: Path, rows: int) -> None:
     rings = {
         f"ring, {threads} threads": BatchRing(
             [source],
-            lambda step: random_rows(rows, step),
+            lambda step: [random_rows(rows, step)],
             slots,
             threads=threads,
             stop=1 << 40,
@@ -237,7 +237,7 @@ def read_cold(folder: Path, rows: int) -> None:
             source = open_rows(ours / "tokens", unbuffered=unbuffered)
             ring = BatchRing(
                 [source],
-                lambda step: order[step * BATCH : (step + 1) * BATCH],
+                lambda step: [order[step * BATCH : (step + 1) * BATCH]],
                 slots,
                 threads=threads,
                 stop=steps,

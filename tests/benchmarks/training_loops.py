@@ -32,7 +32,8 @@ from stages.train.compute import arithmetic, autocast, precision_of
 from stages.train.loop import Stretch
 from stages.train.meter import peak_memory_bytes
 from stages.train.randomness import Randomness
-from stages.train.run import Run, config_for, training_flops
+from stages.train.run import Run
+from stages.train.run_model import config_for, training_flops
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import CachedTensors, TrainSettings

@@ -36,7 +36,14 @@ def ring_over(
         [aligned_buffer((BATCH, *source.shape[1:]), source.dtype) for source in sources]
         for _ in range(slots)
     ]
-    ring = BatchRing(sources, rows_of, buffers, threads=3, stop=stop, timeout_seconds=timeout)
+    ring = BatchRing(
+        sources,
+        lambda step: [rows_of(step)] * len(sources),
+        buffers,
+        threads=3,
+        stop=stop,
+        timeout_seconds=timeout,
+    )
     yield ring
     ring.close()
 

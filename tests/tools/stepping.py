@@ -12,7 +12,7 @@ from torch import Tensor
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.train.cached_data import LatentScaling
-from stages.train.run import config_for, make_modules
+from stages.train.run_model import config_for, make_modules
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from pipeline.commands import app
 from pipeline.stored_configs import run_config
+from stages.train.former_settings import in_todays_form
 from stages.train.loop import train
-from stages.train.train_settings import in_todays_form
 
 RUNS = ("repa", "nt-xent")
 SPEEDS = {"steps_per_second", "images_per_second", "data_wait", "memory_gb"}

@@ -11,7 +11,7 @@ from reference import golden_model, published
 from stages.model.sizes import MODELS, SIZES
 from stages.model.transformer import Transformer
 from stages.train.compute import compile_blocks
-from stages.train.run import training_flops
+from stages.train.run_model import training_flops
 from stages.train.train_settings import TrainSettings
 from stages.weights.published import without_projectors
 
