@@ -19,6 +19,9 @@ from stages.setting_types import Settings
 from stages.train.former_settings import lines_instead
 from stages.train.train_settings import CachedTensors, TrainSettings
 
+# Of a picture of samples of prompts.
+MOST_COLUMNS = 8
+
 
 class Config(Settings):
     """The whole of pipeline.toml."""
@@ -53,6 +56,13 @@ class Config(Settings):
     def decoder(self) -> network_settings.LatentsSettings:
         """The VAE that decodes samples."""
         return self.sample.decoder(self.latents)
+
+    def drawing(self, prompts: Sequence[str], each: int) -> "Config":
+        """The same, which draws so many images of each of some prompts."""
+        columns = min(len(prompts), MOST_COLUMNS)
+        images = len(prompts) * each
+        update = {"images": images, "grid": (-(-images // columns), columns)}
+        return self.model_copy(update={"sample": self.sample.model_copy(update=update)})
 
     @property
     def encode(self) -> build_settings.EncodeSettings:

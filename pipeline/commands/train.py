@@ -20,6 +20,7 @@ def train(config: "Config") -> "TrainSummary":
     from pipeline.report.report_page import write_own_report
     from pipeline.requirements import check_columns
     from stages.sample.generate import GridDrawer
+    from stages.sample.prompts import TextSource
     from stages.train.loop import train
 
     settings = config.train
@@ -27,7 +28,10 @@ def train(config: "Config") -> "TrainSummary":
     with placement(settings.device) as place:
         is_drawing = settings.grid_every > 0 and place.is_main
         location, device = config.decoder.location, place.device
-        draw = GridDrawer(config.sample, settings, location, device) if is_drawing else None
+        draw = None
+        if is_drawing:
+            source = TextSource(config.texts, config.cache.path)
+            draw = GridDrawer(config.sample, settings, location, device, source)
         reached = train(settings, config.tensors, place, draw, lambda: _keep(config))
     if place.is_main:
         write_own_report(settings.run)

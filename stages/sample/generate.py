@@ -20,13 +20,14 @@ from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
 from stages.sample.correction import contrast_of, correction_for
 from stages.sample.png_files import png_writer, save_grid
+from stages.sample.prompts import Prompts, TextSource, cached, column_recipe, prompts_for
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import Sampler, make_sampled, sampling_precision
 from stages.sample.samples import Samples
 from stages.sample.solvers import find_solver
 from stages.sample.solvers.solver import SampleError
-from stages.sample.told import labels_of
+from stages.sample.told import Told, labels_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import find
 from stages.weights.export_options import Layout
@@ -35,6 +36,8 @@ from stages.weights.run_folder import grid_path, samples_path
 # How many images there are, how they are written and, but for rounding on a GPU, how they are
 # computed decides no pixel of any.
 CHANGEABLE = {"images", "npz", "grid", "batch_size", "compile"}
+# What is said of them otherwise, or only where they have a part.
+SAID_ELSEWHERE = {"vae", "contrastive_correction", "prompts"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,18 @@ def sample(
     train: TrainSettings,
     decoder: LatentsSettings,
     place: Placement,
+    source: TextSource | None = None,
 ) -> Drawn:
     """Draw the images that lack.
 
-    decoder: the VAE. Raises SampleError if the folder holds other samples, if others are drawing
-    into it, or if the model cannot be sampled as configured.
+    decoder: the VAE; source: of the captions that a model reads. Raises SampleError if the folder
+    holds other samples, if others are drawing into it, or if the model cannot be sampled as
+    configured.
     """
     weights = find_weights(options, train)
-    samples = Samples(options.folder or samples_path(train.run, weights.title), settings.images)
+    prompts = prompts_for(settings, options, weights, source, place.device)
+    title = weights.title + (f"-{prompts.title}" if prompts and options.prompts else "")
+    samples = Samples(options.folder or samples_path(train.run, title), settings.images)
     lock = samples.folder.with_name(f".{samples.folder.name}.lock")
     with claimed(lock) if place.is_main else nullcontext() as other:
         if other is not None:
@@ -72,13 +79,17 @@ def sample(
             for note in (*weights.notes, *_note_on_guidance(settings, weights)):
                 say(f"{weights.path}: {note}")
             kept = _kept(settings, weights, place)
-            samples.claim({**weights.told, "vae": decoder.vae, **kept}, weights.unsaid)
+            said = prompts.identity if prompts else {}
+            samples.claim({**weights.told, "vae": decoder.vae, **kept, **said}, weights.unsaid)
         lacking = agreed(samples.missing() if place.is_main else [], place)
         if lacking:
             indices = lacking[place.rank :: place.world]
-            _draw(settings, weights, decoder.location, samples, indices, place)
+            told = prompts.told if prompts else None
+            _draw(settings, weights, decoder.location, samples, indices, place, told)
         barrier(place)
         if place.is_main:
+            if prompts:
+                samples.write_captions(prompts.text)
             _draw_grid(settings, samples)
             if settings.npz and (lacking or not samples.npz.is_file()):
                 _write_npz(settings, weights, samples)
@@ -98,7 +109,7 @@ def _note_on_guidance(settings: SampleSettings, weights: SampledWeights) -> Iter
 def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -> dict[str, Any]:
     """The settings that decide the pixels, with what they leave open."""
     kept = {
-        **settings.model_dump(mode="json", exclude={*CHANGEABLE, "vae", "contrastive_correction"}),
+        **settings.model_dump(mode="json", exclude={*CHANGEABLE, *SAID_ELSEWHERE}),
         "solver": find_solver(settings.solver, weights.config.family),
         "precision": sampling_precision(settings, place.device),
     }
@@ -114,12 +125,19 @@ def _draw(
     samples: Samples,
     indices: Sequence[int],
     place: Placement,
+    told: Told | None,
 ) -> None:
     model = make_sampled(weights.config, weights.load(), place.device)
     autoencoder = Autoencoder(vae, place.device)
     correction = correction_for(settings, weights.contrast)
     sampler = Sampler(
-        settings, model, weights.interpolant, autoencoder, place.device, correction=correction
+        settings,
+        model,
+        weights.interpolant,
+        autoencoder,
+        place.device,
+        told=told,
+        correction=correction,
     )
     with (
         progress("sample", len(indices), "images", quiet=not place.is_main) as advance,
@@ -134,12 +152,14 @@ def _draw(
 def _draw_grid(settings: SampleSettings, samples: Samples) -> None:
     rows, columns = settings.grid
     shown = range(min(rows * columns, samples.images))
-    save_grid(samples.grid, [_pixels(samples, index) for index in shown], columns)
+    pixels, captions = [_pixels(samples, index) for index in shown], samples.captions()
+    save_grid(samples.grid, pixels, columns, captions and [captions[index] for index in shown])
 
 
 def _write_npz(settings: SampleSettings, weights: SampledWeights, samples: Samples) -> None:
     indices = range(samples.images)
-    labels = labels_of(settings, indices, weights.config.classes)
+    classes = weights.config.classes
+    labels = labels_of(settings, indices, classes) if classes else [0] * samples.images
     with progress("npz", samples.images, "images") as advance:
 
         def images() -> Iterator[Any]:
@@ -161,9 +181,18 @@ class GridDrawer:
     """
 
     def __init__(
-        self, settings: SampleSettings, train: TrainSettings, vae: str, device: torch.device
+        self,
+        settings: SampleSettings,
+        train: TrainSettings,
+        vae: str,
+        device: torch.device,
+        source: TextSource | None = None,
     ) -> None:
         self._settings = settings
+        self._prompts: Prompts | None = None
+        if train.text is not None and source is not None:
+            recipe = column_recipe(source.cache, train.text)
+            self._prompts = cached(train.text, recipe, source, settings.seed)
         self._train = train
         self._device = device
         self._autoencoder = Autoencoder(vae, device)
@@ -178,11 +207,13 @@ class GridDrawer:
             train.interpolant,
             self._autoencoder,
             self._device,
+            told=self._prompts.told if self._prompts else None,
             correction=correction,
         )
         rows, columns = self._settings.grid
-        drawn = sampler.draw(range(rows * columns))
-        images = [image.permute(1, 2, 0).numpy() for _, image in drawn]
+        shown = range(rows * columns)
+        images = [image.permute(1, 2, 0).numpy() for _, image in sampler.draw(shown)]
         path = grid_path(self._train.run, step)
         path.parent.mkdir(exist_ok=True)
-        save_grid(path, images, columns)
+        captions = [self._prompts.text(index) for index in shown] if self._prompts else None
+        save_grid(path, images, columns, captions)

@@ -46,6 +46,9 @@ class SampleSettings(SolverOptions):
     contrastive_correction: bool | None = None
     """Whether guided steps with a scale above 1 make up for contrastive training (Delta-FM), by the
     mean of the latents that the run keeps; by default if the run was trained so."""
+    prompts: tuple[str, ...] = ()
+    """Captions that an MMDiT draws images of, image after image and over again; by default those
+    of the cache, one of each image's."""
     labels: Literal["random", "balanced"] = "random"
     """Drawn at random, or balanced: image i has label i modulo the number of classes."""
     seed: Seed = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cache.recipe import Recipe
 from stages.model.families import without_storage
 from stages.model.transformer import TransformerConfig, config_named
 from stages.sample.correction import Contrast, contrast_of
@@ -33,7 +34,8 @@ class SampleOptions:
 
     official: a file of weights to draw from instead of the run's; layout: whose code it is of, if
     it does not tell; step: of the run's checkpoint, by default the newest; weights: the moving
-    average, or those that were trained; folder: of the images, by default one in the run's folder.
+    average, or those that were trained; folder: of the images, by default one in the run's folder;
+    prompts: captions to draw images of, instead of the configuration's.
     """
 
     official: Path | None = None
@@ -41,6 +43,7 @@ class SampleOptions:
     step: int | None = None
     weights: Weights = Weights.EMA
     folder: Path | None = None
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class SampledWeights:
     are, such as SiT-XL/2; config: its shape; interpolant: that it was trained with; aligned_with:
     the encoders it was aligned to, or None if that is not known; file: of the weights; load:
     reads them; layout: whose code published ones are of; notes: what is to be said of them;
-    contrast: that they were trained contrastively, if they were.
+    contrast: that they were trained contrastively, if they were; text: the encoder by which they
+    read captions, if they do, and its recipe.
     """
 
     path: Path
@@ -65,6 +69,7 @@ class SampledWeights:
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
     contrast: Contrast | None = None
+    text: tuple[str, Recipe] | None = None
 
     @property
     def sha256(self) -> str:
@@ -108,7 +113,7 @@ def find_weights(options: SampleOptions, train: TrainSettings) -> SampledWeights
 
 
 def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
-    settings, name = found.settings, found.folder.name
+    settings, name, text = found.settings, found.folder.name, found.state.get("text")
     return SampledWeights(
         path=found.folder,
         title=name if weights is Weights.EMA else f"{name}-{weights}",
@@ -119,6 +124,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
         file=found.weights_file(weights),
         load=lambda: found.weights(weights),
         contrast=contrast_of(settings, found.step),
+        text=(text["encoder"], text["recipe"]) if text else None,
     )
 
 

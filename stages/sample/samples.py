@@ -1,6 +1,7 @@
 """A folder of numbered images, and the manifest that says what they were drawn from and how."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from cache.recipe import differences
 from stages.sample.sample_settings import SAMPLING
 from stages.sample.solvers.solver import SampleError
 
-MANIFEST = "manifest.json"
+MANIFEST, CAPTIONS = "manifest.json", "captions.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Samples:
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"
+
+    def captions(self) -> list[str] | None:
+        """What the images were drawn of, one after the other, if that is captions."""
+        path = self.folder / CAPTIONS
+        if not path.is_file():
+            return None
+        found: list[str] = json.loads(path.read_bytes())
+        return found
+
+    def write_captions(self, text: Callable[[int], str]) -> None:
+        """Keep what each image was drawn of, beside them."""
+        captions = [text(index) for index in range(self.images)]
+        write_atomically(self.folder / CAPTIONS, json.dumps(captions, indent=0).encode())
 
     def missing(self) -> list[int]:
         """Indices of the images that are not there yet."""

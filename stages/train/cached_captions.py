@@ -54,6 +54,10 @@ class CachedCaptions:
         """The text of each of images [B] that a draw, a number for each, chooses."""
         return self._captions.chosen(images, drawn)
 
+    def text(self, row: int) -> str:
+        """A text by its row."""
+        return str(self._captions.texts[row])
+
     def decoder(self, device: torch.device) -> "ContextDecoder":
         return ContextDecoder(self, device)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-from cache.recipe import differences, flatten
+from cache.recipe import differences, flatten, written
 from stages.model.families import make_transformer
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
@@ -138,6 +138,14 @@ class Run:
         self.step = found.step
 
     @property
+    def _text(self) -> dict[str, Any]:
+        """By which text encoder it reads captions, if it does, so that it can be told of others."""
+        captions = self._cached.captions
+        if captions is None:
+            return {}
+        return {"text": {"encoder": self._settings.text, "recipe": written(captions.column.recipe)}}
+
+    @property
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -163,6 +171,7 @@ class Run:
                 **self._identity,
                 "model": asdict(self.model.config),
                 **({"notes": self.notes} if self.notes else {}),
+                **self._text,
                 "scaler": self.scaler.state_dict(),
             },
             is_sharded=self._is_sharded,

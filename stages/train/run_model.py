@@ -34,13 +34,12 @@ def config_for(
     these.
     """
     channels, side, _ = latent_shape
-    reads_text = settings.reads_text
     config = config_named(
         settings.model,
         side=side,
         channels=channels,
-        classes=0 if reads_text else classes,
-        has_null_class=settings.label_dropping > 0 and not reads_text,
+        classes=0 if context_features else classes,
+        has_null_class=settings.label_dropping > 0,
         context_features=context_features,
         qk_norm=settings.qk_norm,
         norm=settings.norm,

@@ -30,6 +30,7 @@ from stages.encode.networks.transformers_library import (
     weights_folder,
     weights_sha256,
 )
+from stages.packages import importing_quietly
 from stages.weight_files import READING_ERRORS
 
 # The files of a tokeniser, of each of which one is enough.
@@ -138,7 +139,8 @@ def _files(location: str) -> Iterator[Path]:
 def _tokeniser(folder: Path, settings: TextSettings, location: str) -> Any:
     transformers = import_transformers(f"the text encoder {location}")
     try:
-        tokeniser = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
+        with importing_quietly():
+            tokeniser = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
     except READING_ERRORS as error:
         raise EncoderError(f"{location}: its tokeniser cannot be read: {error!r}") from error
     if settings.padding_id is not None:
@@ -151,9 +153,10 @@ def _tokeniser(folder: Path, settings: TextSettings, location: str) -> Any:
 def _network(folder: Path, kind: Kind, location: str) -> Any:
     transformers = import_transformers(f"the text encoder {location}")
     try:
-        network, found = getattr(transformers, kind.network).from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
+        with importing_quietly():
+            network, found = getattr(transformers, kind.network).from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
     except READING_ERRORS as error:
         raise EncoderError(f"{location} cannot be loaded as a text encoder: {error!r}") from error
     if lacking := sorted(found["missing_keys"]):

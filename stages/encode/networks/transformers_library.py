@@ -5,7 +5,6 @@ D features.
 """
 
 import hashlib
-import importlib
 import inspect
 import json
 from pathlib import Path
@@ -47,14 +46,15 @@ def load_network(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn
     folder = None if weights else weights_folder(spec.location, CONFIG, PREPROCESSING)
     state = read_checkpoint(weights) if weights else None
     try:
-        network, found = kind.from_pretrained(
-            folder,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **ARCHITECTURES[spec.model].arguments,
-        )
+        with importing_quietly():
+            network, found = kind.from_pretrained(
+                folder,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **ARCHITECTURES[spec.model].arguments,
+            )
     except READING_ERRORS as error:
         raise EncoderError(f"{where} cannot be loaded as a {spec.model}: {error!r}") from error
     if lacking := sorted(found["missing_keys"]):
@@ -110,14 +110,10 @@ def import_transformers(subject: str) -> Any:
     """
     if not is_installed("transformers"):
         raise EncoderError(f"{subject} {needs('transformers')}")
-    with importing_quietly():
-        import transformers
+    import transformers
 
-        import stages.vision  # noqa: F401 - what transformers imports has to be imported so
+    import stages.vision  # noqa: F401 - what transformers imports has to be imported so
 
-        # Which it would import later, when nobody keeps it quiet.
-        if is_installed("torchao"):
-            importlib.import_module("torchao")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
