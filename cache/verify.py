@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import zarr
 
 from cache import ledger
+from cache.captions import CAPTIONS, LINKS, read_links
 from cache.errors import DamagedCacheError
 from cache.file_layout import find_layout
 from cache.files import Version, versions
@@ -91,8 +92,26 @@ def _silent(_title: str, _total: int, _unit: str) -> AbstractContextManager[Call
     return nullcontext(lambda *_: None)
 
 
+def find_all_faults(path: Path, threads: int, progress: Progress = _silent) -> list[Fault]:
+    """All faults of the cache at a path, those of its captions included."""
+    faults = find_faults(path, threads, progress)
+    texts = path / CAPTIONS
+    if not texts.is_dir():
+        return faults
+    for fault in find_faults(texts, threads, progress):
+        column = fault.column and f"{CAPTIONS}/{fault.column}"
+        faults.append(replace(fault, where=f"{CAPTIONS}/{fault.where}", column=column))
+    with suppress(DamagedCacheError):
+        rows = read_rows(texts)
+        try:
+            read_links(path, rows)
+        except DamagedCacheError as error:
+            faults.append(Fault(f"{CAPTIONS}/{LINKS}", error.what, Remedy.REPAIR))
+    return faults
+
+
 def find_faults(path: Path, threads: int, progress: Progress = _silent) -> list[Fault]:
-    """All faults of the cache at a path. Reads every byte of it once."""
+    """All faults of the images' part, or the texts', of a cache. Reads every byte of it once."""
     found = survey(path)
     faults = list(found.faults)
     total = sum(len(one.column.shard_rows(one.shard)) for one in found.shards)

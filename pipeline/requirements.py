@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
+from cache.captions import CAPTIONS, located
+from cache.layout import FEATURES
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.rows import count_rows
 from pipeline.config import Config
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.images.sources import SOURCES
 from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
+from stages.encode.networks.text_models import package_of
 from stages.packages import OPTIONAL, is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver
 
@@ -37,6 +41,17 @@ def _encoders(config: Config) -> Iterator[Use]:
     for name in config.encoders:
         for package in _packages(config, name):
             yield f"encoders.{name}:", package
+
+
+def _texts(config: Config) -> Iterator[Use]:
+    for name, own in config.texts.items():
+        yield f"texts.{name}:", "transformers"
+        yield f"texts.{name}:", package_of(own.location(name))
+
+
+def _prompts(config: Config) -> Iterator[Use]:
+    if config.train.reads_text and config.sample.prompts:
+        yield from _texts(config)
 
 
 def _judges(config: Config) -> Iterator[Use]:
@@ -78,17 +93,19 @@ def _packages(config: Config, encoder: str) -> Iterator[str]:
 
 
 USES: Mapping[str, tuple[Callable[[Config], Iterator[Use]], ...]] = {
-    "build": (_images, _encoders),
+    "build": (_images, _encoders, _texts),
     "train": (_products, _logs, _grids),
-    "sample": (_solver,),
+    "sample": (_solver, _prompts),
     "evaluate": (_judges,),
-    "run": (_images, _encoders, _products, _logs, _solver, _judges),
+    "run": (_images, _encoders, _texts, _products, _logs, _solver, _judges),
 }
 
 
 def used_columns(config: Config) -> list[str]:
     """The names of those that the configured run reads."""
-    return [name for views in config.tensors.columns(config.train.encoders) for name in views]
+    names = [name for views in config.tensors.columns(config.train.encoders) for name in views]
+    text = config.tensors.text
+    return [*names, *([] if text is None else [f"{CAPTIONS}/{FEATURES}{text}"])]
 
 
 def check_columns(config: Config) -> None:
@@ -96,12 +113,9 @@ def check_columns(config: Config) -> None:
 
     Weights are compared by `build`, which loads the networks.
     """
-    from stages.encode.building.columns import declared_recipes  # torch takes seconds
-
-    path = config.cache.path
-    root_attributes(path)
-    rows = count_rows(path)
+    root_attributes(config.cache.path)
     declared = declared_recipes(config.encode)
     for name in used_columns(config):
-        if has_column(path, name):
-            check_fields(read_column(path, name, rows), declared[name])
+        path, own = located(config.cache.path, name)
+        if has_column(path, own):
+            check_fields(read_column(path, own, count_rows(path)), declared[name])

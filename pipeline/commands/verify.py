@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def verify(config: "Config") -> "list[Fault]":
     """All faults of the cache. Reads every byte of it once."""
-    from cache.verify import find_faults
+    from cache.verify import find_all_faults
     from stages.progress import progress
 
-    return find_faults(config.cache.path, config.build.decoding_threads(), progress)
+    return find_all_faults(config.cache.path, config.build.decoding_threads(), progress)
 
 
 def fidelity(config: "Config", rows: int) -> "list[Fidelity]":

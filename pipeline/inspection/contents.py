@@ -22,7 +22,7 @@ from cache.recipe import Recipe, recipe_differences
 from cache.rows import RowTable, read_stored_rows
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
-from stages.encode.building.columns import declared_recipes
+from stages.encode.building.recipes import declared_recipes
 from stages.weights.checkpoint import latest
 
 

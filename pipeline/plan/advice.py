@@ -9,7 +9,7 @@ from pipeline.plan.gpu_memory import ways_to_fit
 from pipeline.plan.outline import Plan
 from pipeline.tables import count, duration, percent, rate
 from pipeline.toml_documents import as_toml
-from stages.encode.building.columns import features_column
+from stages.encode.building.recipes import features_column
 from stages.train.cached_data import notes_on_means
 from stages.train.terms.run_terms import RunTerms
 

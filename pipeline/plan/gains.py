@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.plan.durations import Pace
-from stages.encode.building.columns import features_column
+from stages.encode.building.recipes import features_column
 from stages.encode.measuring.foresight import ForeseenColumn
 
 

@@ -26,7 +26,7 @@ from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import Plan
 from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
-from stages.encode.building.columns import features_column
+from stages.encode.building.recipes import features_column
 
 # Arrays that are small and in every column.
 BESIDE = ("valid", "crc32c", "ledger")

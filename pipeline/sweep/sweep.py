@@ -19,7 +19,7 @@ from pipeline.sweep.summary import Summary, csv_path, summarise, write_csv
 from pipeline.sweep.sweep_file import Sweep
 from pipeline.sweep.sweep_page import write_sweep_page
 from stages.encode.build_options import Cluster
-from stages.encode.building.columns import declared_recipes
+from stages.encode.building.recipes import declared_recipes
 from stages.processes import FollowingError, InterruptedWorkError, stop_request
 from stages.progress import say
 

@@ -14,7 +14,7 @@ from pipeline.plan.plan_views import exported, show_build, show_space
 from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.sweep.sweep_file import Sweep, SweepRun
 from pipeline.tables import duration, new_table, percent, print_table
-from stages.encode.building.columns import features_column
+from stages.encode.building.recipes import features_column
 
 
 @dataclass(frozen=True)

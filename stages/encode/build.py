@@ -32,15 +32,16 @@ from stages.encode.building.cache_setup import (
     wanted_rows,
 )
 from stages.encode.building.column_making import ColumnMaking, Made
-from stages.encode.building.columns import declared_recipes, load_makers
+from stages.encode.building.columns import load_makers
 from stages.encode.building.components import (
     check_components,
     components_columns,
     open_components,
 )
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.building.shard_making import Counts
 from stages.encode.building.text_making import lay_out_texts, make_texts
-from stages.encode.building.texts import load_text_makers, text_column
+from stages.encode.building.texts import load_text_makers
 from stages.encode.images.crop_sources import found, open_crops, open_source
 from stages.encode.images.index import index, listed_as
 from stages.progress import say
@@ -159,7 +160,6 @@ def find_columns(settings: EncodeSettings, names: Sequence[str]) -> frozenset[st
     """
     known: dict[str, set[str]] = {}
     recipes = declared_recipes(settings)
-    recipes |= {text_column(name): {} for name in settings.texts}
     for column in recipes:
         plain = column.removesuffix(FLIPPED)
         for alias in (column, plain, Path(plain).name):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.config import Config, ConfigError
-from stages.encode.building.columns import declared_recipes
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.images.sources.samples import open_photograph
 from stages.encode.network_settings import Precision
 from stages.encode.networks.frozen_encoder import FrozenEncoder

@@ -19,7 +19,8 @@ from pipeline.commands import app
 from pipeline.config import Config, load_config
 from stages.encode.build import build
 from stages.encode.building import columns
-from stages.encode.building.columns import Maker, declared_recipes, load_makers
+from stages.encode.building.columns import Maker, load_makers
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.networks.registry import EncoderSpec
 
 CPU = torch.device("cpu")

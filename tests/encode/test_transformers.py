@@ -22,7 +22,7 @@ from cache.reader import Cache
 from pipeline.config import Config, ConfigError
 from pipeline.requirements import missing_packages
 from stages.encode.build import build
-from stages.encode.building.columns import declared_recipes
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.measuring.foresight import count_images, foresee
 from stages.encode.networks import transformers_index
 from stages.encode.networks.frozen_encoder import FrozenEncoder

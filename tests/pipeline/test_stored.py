@@ -13,7 +13,7 @@ from pipeline.config import Config, ConfigError
 from pipeline.report.records import ReportError
 from pipeline.required_files import NEEDS
 from pipeline.stored_configs import cache_config, run_config
-from stages.encode.building.columns import declared_recipes
+from stages.encode.building.recipes import declared_recipes
 from stages.weights.run_folder import config_path
 
 

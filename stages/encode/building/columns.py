@@ -14,27 +14,23 @@ import torch
 from torch import Tensor
 
 from cache import metadata
-from cache.layout import FEATURES, FLIPPED, PIXELS, VALID, ArraySpec, Column, Constants
-from cache.recipe import Recipe, RecipeValue
+from cache.layout import FLIPPED, PIXELS, VALID, ArraySpec, Column, Constants
+from cache.recipe import Recipe
 from cache.storage import STORAGES, Storage
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.provenance import provenance
+from stages.encode.building.recipes import (
+    MIRRORED,
+    declared_recipes,
+    features_column,
+    pixels_recipe,
+)
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import OVERFLOWN, FittingNetwork
-from stages.encode.networks.registry import EncoderError
-
-# Of what makes a column: a version is raised whenever the same settings give other bytes than
-# before. That of the crop, which every column is made from, is called `recipe_version` in recipes.
-CROP_VERSION = 2
-AUTOENCODER_VERSION = 1
-ENCODER_VERSION = 1
-COMPONENTS_VERSION = 1
-
-MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
 
 Tensors = Mapping[str, Tensor]
 # Constants of a column, wherever they lie.
@@ -118,60 +114,6 @@ class Maker:
 def _along(valid: Tensor, values: Tensor) -> Tensor:
     """A flag per image, [B], in the shape of values [B, ...] of the images."""
     return valid.reshape(-1, *(1 for _ in values.shape[1:]))
-
-
-def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
-    """What the configuration alone says of every column's recipe, without loading a network."""
-    image, latents = _image_recipe(settings), settings.latents
-    origin: dict[str, RecipeValue] = {"imported": True}
-    if not latents.imported:
-        origin = {"autoencoder_version": AUTOENCODER_VERSION, "compute": latents.precision}
-    recipes = {latents.column: image | {"storage": "float16"} | origin}
-    for name, encoder in settings.encoders.items():
-        spec = _encoder_recipe(settings, name)
-        own: dict[str, RecipeValue] = {
-            "encoder_version": ENCODER_VERSION,
-            "storage": encoder.storage,
-            "compute": encoder.precision,
-        }
-        recipes[features_column(name)] = image | spec | own
-    if settings.dataset.flip:
-        recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
-    if settings.dataset.pixels:
-        recipes[PIXELS] = pixels_recipe(settings)
-    for name, components in settings.components.items():
-        for view in ("", FLIPPED) if settings.dataset.flip else ("",):
-            source: dict[str, RecipeValue] = {"source": features_column(components.encoder) + view}
-            source |= {"components_version": COMPONENTS_VERSION, "storage": "float16"}
-            recipes[features_column(name) + view] = source | components.recipe
-    return recipes
-
-
-def _encoder_recipe(settings: EncodeSettings, encoder: str) -> dict[str, RecipeValue]:
-    """What the registry says of an encoder, or its library, as far as that is to be had here."""
-    try:
-        return settings.spec(encoder).recipe(settings.input_size(encoder))
-    except EncoderError:
-        return {"library": settings.encoders[encoder].library}
-
-
-def pixels_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
-    """The recipe of the crops themselves."""
-    return {**_image_recipe(settings), "storage": "uint8"}
-
-
-def _image_recipe(settings: EncodeSettings) -> dict[str, RecipeValue]:
-    """What every column's recipe says of the crops."""
-    return {
-        "recipe_version": CROP_VERSION,
-        "resolution": settings.dataset.resolution,
-        "crop": "ADM centre crop",
-    }
-
-
-def features_column(encoder: str) -> str:
-    """The name of the column that holds an encoder's tokens."""
-    return FEATURES + encoder
 
 
 def load_makers(

@@ -19,19 +19,14 @@ from cache.order import permutation
 from cache.reader import PartialReader
 from cache.rows import RowTable
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.columns import (
-    Given,
-    Maker,
-    Tensors,
-    declared_recipes,
-    features_column,
-)
+from stages.encode.building.columns import Given, Maker, Tensors
 from stages.encode.building.principal_components import (
     STATISTICS,
     RunningMoments,
     principal_components,
     projected,
 )
+from stages.encode.building.recipes import declared_recipes, features_column
 from stages.encode.building.token_batches import Batch, Reader, TokenReader
 from stages.encode.images.crop_batches import Crops
 from stages.encode.network_settings import ComponentsSettings

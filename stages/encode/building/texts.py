@@ -10,17 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cache.captions import CAPTIONS
 from cache.layout import FEATURES, Constants
-from cache.recipe import RecipeValue
 from cache.rows import RowTable
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import Maker
+from stages.encode.building.recipes import declared_recipes, text_column
 from stages.encode.building.token_batches import Reader, Tag
 from stages.encode.networks.frozen_networks import FittingNetwork
 from stages.encode.networks.text_encoder import TextEncoder
 
-TEXT_VERSION = 1
 EMPTY_TOKENS, EMPTY_LENGTH = "empty_tokens", "empty_length"
 
 
@@ -86,25 +84,6 @@ class TextMaker(Maker):
         return {**super().measure(reader), EMPTY_TOKENS: tokens[0], EMPTY_LENGTH: length}
 
 
-def text_column(name: str) -> str:
-    """The name of a text encoder's column, as seen from the cache of images."""
-    return f"{CAPTIONS}/{FEATURES}{name}"
-
-
-def declared_text_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
-    """What the configuration alone says of each column's recipe, by its name among the texts."""
-    return {
-        FEATURES + name: {
-            "text_version": TEXT_VERSION,
-            "storage": own.storage,
-            "compute": own.precision,
-            "layer": own.layer,
-            "cleaning": own.cleaning,
-        }
-        for name, own in settings.texts.items()
-    }
-
-
 def load_text_makers(settings: EncodeSettings, device: torch.device) -> list[TextMaker]:
     """Load every text encoder of the configuration and say which columns they make.
 
@@ -117,13 +96,7 @@ def _maker(settings: EncodeSettings, name: str, device: torch.device) -> TextMak
     encoder = TextEncoder(name, settings.texts[name], device)
     column = FEATURES + name
     network = FittingNetwork(column, encoder.features)
-    recipe = declared_text_recipes(settings)[column] | encoder.recipe()
+    recipe = declared_recipes(settings)[text_column(name)] | encoder.recipe()
     return TextMaker(
         column, "tokens", recipe, lambda batch: network(encoder.tokenised(batch.texts.tolist()))
     )
-
-
-def in_cache_of_texts(settings: EncodeSettings) -> EncodeSettings:
-    """The same with the cache of texts in the place of that of images."""
-    cache = settings.cache.model_copy(update={"path": settings.cache.path / CAPTIONS})
-    return settings.model_copy(update={"cache": cache})

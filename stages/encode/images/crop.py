@@ -3,7 +3,8 @@
 import io
 import re
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,31 @@ def centre_crop(image: Image.Image, resolution: int) -> Pixels:
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - resolution) // 2, (width - resolution) // 2
     return pixels[top : top + resolution, left : left + resolution]
+
+
+def square_crop(image: Image.Image, resolution: int) -> Pixels:
+    """The middle square of an image, resized (Lanczos) at once to [resolution, resolution, 3].
+
+    As U-ViT's scripts crop MS-COCO (Bao et al. 2023), for which REPA's text-to-image is published.
+    """
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+class Crop(NamedTuple):
+    """A way to make squares of images. recipe: how recipes call it."""
+
+    crop: Callable[[Image.Image, int], Pixels]
+    recipe: str
+
+
+# The names that `dataset.crop` takes.
+CROPS = {
+    "adm": Crop(centre_crop, "ADM centre crop"),
+    "square": Crop(square_crop, "square, then Lanczos"),
+}
 
 
 def _check_pixels(width: int, height: int, what: str) -> None:

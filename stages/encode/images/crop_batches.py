@@ -19,7 +19,7 @@ from cache import ledger
 from cache.errors import DamagedCacheError, RepaCacheError, RowsChangedError
 from cache.reader import PartialReader
 from cache.rows import UNREADABLE, RowTable, content_hash
-from stages.encode.images.crop import Pixels, centre_crop, decode
+from stages.encode.images.crop import CROPS, Pixels, decode
 from stages.encode.images.sources import Source
 
 # Batches that are decoded while a network works on another one.
@@ -84,12 +84,12 @@ class CropReader:
     """Gives the crops of rows.
 
     source: the data set, or None if only stored crops are left of it; resolution: side of the
-    crops in px; batch_size: images per batch; skip: whether an image that cannot be decoded
-    becomes an invalid row rather than an error; stored: the column of crops, if there is one,
-    which is read instead of files as far as it is finished; with_moments: whether batches have
-    the moments that the source brings along; pin_memory: whether images lie in memory from which
-    a GPU copies by itself; failures: the reason by the key of an image that could not be decoded,
-    filled on the way.
+    crops in px; batch_size: images per batch; crop_kind: how they are made; skip: whether an image
+    that cannot be decoded becomes an invalid row rather than an error; stored: the column of crops,
+    if there is one, which is read instead of files as far as it is finished; with_moments: whether
+    batches have the moments that the source brings along; pin_memory: whether images lie in memory
+    from which a GPU copies by itself; failures: the reason by the key of an image that could not be
+    decoded, filled on the way.
     """
 
     source: Source | None
@@ -97,6 +97,7 @@ class CropReader:
     resolution: int
     batch_size: int
     pool: Executor
+    crop_kind: str = "adm"
     skip: bool = False
     stored: PartialReader | None = None
     with_moments: bool = False
@@ -154,7 +155,7 @@ class CropReader:
         try:
             content = self.source.read(int(self.rows.source_index[row]))
             digest = content_hash(content)
-            pixels = centre_crop(decode(content), self.resolution)
+            pixels = CROPS[self.crop_kind].crop(decode(content), self.resolution)
         except IMAGE_ERRORS as error:
             problem = error
         if digest != self.rows.hash_of(row):

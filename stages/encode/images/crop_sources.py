@@ -14,7 +14,7 @@ from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
 from stages.encode.build_settings import AnyDataset, EncodeSettings
-from stages.encode.building.columns import pixels_recipe
+from stages.encode.building.recipes import pixels_recipe
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.sources import Source, SourceError, open_dataset
 from stages.encode.images.sources.source import FileSettings, printable
@@ -67,6 +67,7 @@ def open_crops(
         dataset.resolution,
         settings.build.images_at_once(device),
         pool,
+        dataset.crop,
         skip=dataset.on_error == "skip",
         stored=stored_crops(settings.cache.path, pixels_recipe(settings), rows),
         with_moments=settings.latents.imported,

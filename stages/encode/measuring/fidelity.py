@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from cache.captions import CAPTIONS
 from cache.layout import Constants
 from cache.metadata import check_recipe
 from cache.order import evenly
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
+from stages.encode.building.captions import texts_path
 from stages.encode.building.columns import Maker, load_makers
 from stages.encode.building.components import components_columns, open_components
+from stages.encode.building.texts import TextReader, load_text_makers
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import CropReader
 from stages.encode.images.crop_sources import open_crops, open_source
@@ -57,15 +60,25 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
         if source is not None:
             crops = replace(crops, stored=None)
         for maker, inputs in _with_readers(settings, crops, device):
-            reader = cache.column(maker.column)
-            check_recipe(reader.column, maker.recipe)
-            valid = np.flatnonzero(reader.valid)
-            rows = evenly(valid, count)
-            batches, constants = inputs.batches(rows.tolist()), reader.column.constants
-            fresh = encoded_again(maker, batches, len(rows), constants)
-            stored = torch.from_numpy(reader.values(maker.array, rows))
-            measured.append(_compare(maker, stored, fresh))
+            measured.append(_measured(cache, maker, inputs, count))
+    if settings.texts:
+        texts = Cache(texts_path(settings.cache.path))
+        told = TextReader(texts.rows, settings.build.images_at_once(device))
+        for text_maker in load_text_makers(settings, device):
+            found = _measured(texts, text_maker, told, count)
+            measured.append(replace(found, array=f"{CAPTIONS}/{found.array}", loss_change=None))
     return measured
+
+
+def _measured(cache: Cache, maker: Maker, inputs: Reader, count: int) -> Fidelity:
+    """How true a column of a cache is, by so many of its rows."""
+    reader = cache.column(maker.column)
+    check_recipe(reader.column, maker.recipe)
+    rows = evenly(np.flatnonzero(reader.valid), count)
+    batches, constants = inputs.batches(rows.tolist()), reader.column.constants
+    fresh = encoded_again(maker, batches, len(rows), constants)
+    stored = torch.from_numpy(reader.values(maker.array, rows))
+    return _compare(maker, stored, fresh)
 
 
 def _with_readers(
@@ -97,6 +110,10 @@ def _compare(maker: Maker, stored: Tensor, fresh: Tensor) -> Fidelity:
     is_tokens = maker.array == "tokens"
     stored, fresh = stored.float(), fresh.float()
     pairs = [values if is_tokens else values.flatten(1) for values in (stored, fresh)]
+    if is_tokens:
+        # Padding is zeros, of which there is no cosine.
+        is_there = fresh.any(dim=-1)
+        pairs = [values[is_there] for values in pairs]
     cosine = cosine_similarity(pairs[0].double(), pairs[1].double(), dim=-1)
     return Fidelity(
         array=f"{maker.column}/{maker.array}",

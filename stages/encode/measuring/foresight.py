@@ -18,12 +18,13 @@ from cache.rows import CHUNK_ROWS, RowTable, read_rows
 from cache.sizes import sample_table
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.cache_setup import check_layout
-from stages.encode.building.columns import Maker, column_of, declared_recipes, load_makers
+from stages.encode.building.columns import Maker, column_of, load_makers
 from stages.encode.building.components import (
     check_components,
     components_columns,
     components_maker,
 )
+from stages.encode.building.recipes import declared_recipes
 from stages.encode.building.token_batches import Batch, TokenBatch
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source

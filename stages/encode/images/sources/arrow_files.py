@@ -60,11 +60,12 @@ class ArrowFile:
         batches = []
         for batch in map(reader.get_batch, places) if _is_indexed(file) else reader:
             _check_stored_plainly(batch[columns.image], memory, archive)
-            batches.append(batch.select([columns.image, columns.label]))
+            batches.append(batch.select([columns.image, *columns.told]))
         table = pa.Table.from_batches(batches)
-        images, labels = table[columns.image], table[columns.label]
+        images = table[columns.image]
         # What is mapped is as it lies on the disk, and may point anywhere.
-        labels.validate(full=True)
+        for name in columns.told:
+            table[name].validate(full=True)
         paths, may_lack = None, np.zeros(len(images), np.bool_)
         if columns.has_path:
             paths = part_of(images, "path")
@@ -72,7 +73,7 @@ class ArrowFile:
             lacks = part_of(images, "bytes").is_null() if columns.has_content else paths.is_valid()
             may_lack = lacks.to_numpy()
         return cls(
-            listing=listing(archive, schema, columns.label, labels, paths, may_lack),
+            listing=listing(archive, schema, columns, table, paths, may_lack),
             columns=columns,
             schema=schema,
             places=places,

@@ -68,14 +68,13 @@ class ParquetFile:
         _check_whole(groups, archive)
         rows = tuple(group.num_rows for group in groups)
         chunks = [_chunk(group, content) for group in groups]
-        table = file.read([columns.label, *([path] if path else [])], use_threads=False)
-        if table.num_rows != sum(rows):
+        wanted = [*columns.told, *([path] if path else [])]
+        table = file.read(wanted, use_threads=False)
+        if wanted and table.num_rows != sum(rows):
             raise SourceError(f"{archive.path}: {sum(rows)} rows, but {table.num_rows} labels.")
         paths = part_of(table[columns.image], "path") if path else None
         may_lack = np.repeat([path is not None and _may_lack(chunk) for chunk in chunks], rows)
-        found = listing(
-            archive, file.schema_arrow, columns.label, table[columns.label], paths, may_lack
-        )
+        found = listing(archive, file.schema_arrow, columns, table, paths, may_lack)
         return cls(found, file.metadata, content, rows, tuple(map(_part_rows, rows, chunks)))
 
     def images(self, group: int) -> Generator[pa.ChunkedArray]:

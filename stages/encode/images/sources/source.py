@@ -175,6 +175,9 @@ class DatasetSettings(Settings):
     """What the images lie in; sample-photos brings ten photographs along."""
     resolution: Count = 256
     """Side of the centre crop in px."""
+    crop: Annotated[str, OneOf("stages.encode.images.crop:CROPS")] = "adm"
+    """How it is made: as ADM, DiT and REPA crop ImageNet (adm), or by cutting the middle square and
+    resizing it once, as U-ViT and REPA's text-to-image crop MS-COCO (square)."""
     flip: bool = False
     """Whether the mirrored images are encoded too, for training to choose from."""
     pixels: bool = False

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.encode.images.sources.archives import Archive
+from stages.encode.images.sources.caption_files import CAPTION_NAMES, texts_in
 from stages.encode.images.sources.source import Places, SourceError
 from stages.encode.images.sources.tables import Listing, NoImagesError, TableSettings
 
@@ -23,12 +24,21 @@ Schema = Mapping[str, pa.DataType]
 
 @dataclass(frozen=True)
 class Columns:
-    """image, label: their names; has_content, has_path: whether images have bytes, and paths."""
+    """image, label, caption: their names, of the last two if there are such that are read.
+
+    has_content, has_path: whether images have bytes, and paths.
+    """
 
     image: str
-    label: str
+    label: str | None
+    caption: str | None
     has_content: bool
     has_path: bool
+
+    @property
+    def told(self) -> list[str]:
+        """The columns that tell of images."""
+        return [name for name in (self.label, self.caption) if name is not None]
 
 
 @contextmanager
@@ -43,7 +53,7 @@ def listing_of(archive: Archive, kind: str) -> Iterator[None]:
 
 
 def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Columns:
-    """The columns of images and labels.
+    """The columns of images, and of labels and captions.
 
     Raises NoImagesError if there is none of images, SourceError if several may be meant or labels
     are missing.
@@ -58,6 +68,14 @@ def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Colu
     parts = _parts(types[image])
     if not parts:
         raise _unfit("image", image, "bytes or paths of image files", types, where)
+    caption = _caption_column(types, dataset, where)
+    label = _label_column(types, features, dataset, where) if dataset.classes else None
+    return Columns(image, label, caption, "bytes" in parts, "path" in parts)
+
+
+def _label_column(
+    types: Schema, features: Mapping[str, Any], dataset: TableSettings, where: Path
+) -> str:
     label = dataset.label_column
     if label is None:
         label = _found("label", LABEL_NAMES, _holds_labels, types, features, where)
@@ -65,7 +83,17 @@ def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Colu
         raise SourceError(_absence("label", label, types, where))
     if not _holds_labels(types[label]):
         raise _unfit("label", label, "whole numbers or names", types, where)
-    return Columns(image, label, "bytes" in parts, "path" in parts)
+    return label
+
+
+def _caption_column(types: Schema, dataset: TableSettings, where: Path) -> str | None:
+    caption = dataset.caption_column
+    if caption is None:
+        usual = (name for name in CAPTION_NAMES if name in types)
+        return next((name for name in usual if _holds_captions(types[name])), None)
+    if caption not in types or not _holds_captions(types[caption]):
+        raise _unfit("caption", caption, "strings or lists of them", types, where)
+    return caption
 
 
 def _absence(what: str, name: str | None, types: Schema, where: Path) -> str:
@@ -78,7 +106,7 @@ def _absence(what: str, name: str | None, types: Schema, where: Path) -> str:
 
 def _unfit(what: str, name: str, expected: str, types: Schema, where: Path) -> SourceError:
     return SourceError(
-        f"expected {expected} in the column {name!r}, got {types[name]}",
+        f"expected {expected} in the column {name!r}, got {types.get(name, 'no such column')}",
         where=where,
         remedy=f"Name another: dataset.{what}_column. There are {_listing(types)}.",
     )
@@ -175,6 +203,19 @@ def _holds_labels(kind: pa.DataType) -> bool:
     return pa.types.is_integer(_plain(kind)) or is_text(kind)
 
 
+def _holds_captions(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_captions(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(field.name in CAPTION_NAMES and is_text(field.type) for field in kind)
+    return is_text(kind)
+
+
+def captions_of_rows(values: pa.ChunkedArray) -> list[list[str]]:
+    """The captions in each row of a column."""
+    return [texts_in({CAPTION_NAMES[0]: value}) for value in values.to_pylist()]
+
+
 def part_of(images: pa.ChunkedArray, part: str) -> pa.ChunkedArray:
     """The bytes or the paths of images; nothing where an image is nothing."""
     if not pa.types.is_struct(images.type):
@@ -196,22 +237,26 @@ def content_of(image: pa.Scalar) -> bytes | None:
 def listing(
     archive: Archive,
     schema: pa.Schema,
-    label: str,
-    labels: pa.ChunkedArray,
+    columns: Columns,
+    told: pa.Table,
     paths: pa.ChunkedArray | None,
     may_lack: np.ndarray,
 ) -> Listing:
     """What a file tells of its images.
 
-    label: name of the column of labels; may_lack: bool [R], whether an image may have no bytes.
-    Raises SourceError if a label is missing.
+    told: its columns of labels and captions; may_lack: bool [R], whether an image may have no
+    bytes. Raises SourceError if a label is missing.
     """
-    numbers, names = _numbers(labels, archive.path)
+    numbers, names = np.zeros(len(may_lack), np.int64), None
+    if columns.label is not None:
+        numbers, names = _numbers(told[columns.label], archive.path)
+    captions = None if columns.caption is None else captions_of_rows(told[columns.caption])
     return Listing(
         archive=archive,
         labels=numbers,
-        classes=names or _class_names(schema, label),
+        classes=names or (columns.label and _class_names(schema, columns.label)) or None,
         are_named=names is not None,
+        captions=captions,
         paths=None if paths is None else tuple(paths.to_pylist()),
         may_lack=may_lack,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.encode.images.sources.archives import Archive, opened_ahead
+from stages.encode.images.sources.caption_files import Captions, captions_of
 from stages.encode.images.sources.folders import file_stamp
 from stages.encode.images.sources.names import (
     MAX_CLASSES,
@@ -18,6 +19,7 @@ from stages.encode.images.sources.names import (
     check_unique,
     member_name,
     numbered,
+    of_one_class,
 )
 from stages.encode.images.sources.source import (
     FileSettings,
@@ -44,6 +46,9 @@ class TableSettings(FileSettings):
     """The name of the column of images, where the usual ones do not tell."""
     label_column: Name | None = None
     """The name of the column of labels, where the usual ones do not tell."""
+    caption_column: Name | None = None
+    """The name of the column of captions, strings or lists of strings, where the usual ones do not
+    tell."""
 
 
 class NoImagesError(SourceError):
@@ -56,7 +61,8 @@ class Listing:
 
     labels: int64 [R]; classes: names of the labels, if it has them; are_named: whether labels are
     those names and not numbers; paths: [R] names of image files, if it has them; may_lack: bool
-    [R]: whether an image may have no bytes here but only that name.
+    [R]: whether an image may have no bytes here but only that name; captions: [R] of each, if there
+    are any.
     """
 
     archive: Archive
@@ -65,6 +71,7 @@ class Listing:
     are_named: bool
     paths: tuple[str | None, ...] | None
     may_lack: np.ndarray
+    captions: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -109,6 +116,11 @@ class TableRows:
             with suppress(OSError, ValueError):
                 return stamp_of(stamp, file_stamp(self._linked(file, place)))
         return stamp
+
+    def captions(self, row: int) -> Sequence[str]:
+        """The captions of an image."""
+        number, place = self._place(row)
+        return (self._files[number].captions or {place: ()})[place]
 
     def _place(self, row: int) -> tuple[int, int]:
         """The number of the file that a row is in, and its number there."""
@@ -180,29 +192,37 @@ def open_tables(
 
 
 def table_source(
-    path: Path | None,
+    dataset: TableSettings,
     files: Sequence[Listing],
     content: Callable[[int, int], bytes | None],
     block_rows: int = 1,
 ) -> Source:
-    """The data set that the files at a path hold. content: as for `TableRows`.
+    """The data set that files hold. content: as for `TableRows`.
 
     Keys are the paths in the column if all are relative and no two are equal, otherwise file name
     and row. Raises SourceError for labels that are none.
     """
-    root = folder_of(path)
+    path, root = dataset.path, folder_of(dataset.path)
     rows = TableRows(files, content, root)
     if len({file.are_named for file in files}) > 1:
         raise SourceError(f"{path}: labels are numbers in some files and names in others.")
-    labels, classes = (_named_labels if files[0].are_named else _labels)(files, path)
+    if dataset.classes:
+        labels, classes = (_named_labels if files[0].are_named else _labels)(files, path)
+    else:
+        labels, classes = of_one_class(sum(map(len, files)), path)
+    keys = _keys(files, path)
+    captions: Captions = rows.captions
+    if dataset.captions is not None:
+        captions = captions_of(dataset.captions, keys, lambda name: (root / name).read_bytes())
     return Source(
-        keys=_keys(files, path),
+        keys=keys,
         labels=labels,
         classes=classes,
         read=rows.read,
         stamp=rows.stamp,
         block_rows=block_rows,
         are_keys_places=True,
+        captions=captions,
     )
 
 
@@ -262,7 +282,7 @@ def arrow_rows(dataset: TableSettings) -> Source:
 
     files = open_tables(dataset, ".arrow", ArrowFile.of)
     return table_source(
-        dataset.path, [file.listing for file in files], lambda file, row: files[file].read(row)
+        dataset, [file.listing for file in files], lambda file, row: files[file].read(row)
     )
 
 
@@ -277,6 +297,4 @@ def parquet_rows(dataset: TableSettings) -> Source:
 
     files = open_tables(dataset, ".parquet", ParquetFile.of)
     groups = RowGroups(files)
-    return table_source(
-        dataset.path, [file.listing for file in files], groups.read, groups.block_rows
-    )
+    return table_source(dataset, [file.listing for file in files], groups.read, groups.block_rows)

@@ -173,12 +173,17 @@ def _split_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class TarImages:
-    """N images in tars. tars: [N], numbers of the tars; members: [N], called by their keys."""
+    """N images in tars.
+
+    tars: [N], numbers of the tars; members: [N], called by their keys; captions: [N], files in the
+    same tars that may tell captions, or nothing.
+    """
 
     tars: Sequence[int]
     members: Sequence[Member]
     labels: Labels
     classes: tuple[str, ...]
+    captions: Sequence[Member | None] = ()
 
 
 def images_in(members: Sequence[Member]) -> Iterator[Member]:

@@ -12,13 +12,16 @@ from stat import S_ISLNK
 import numpy as np
 
 from stages.encode.images.sources.archives import Archive, collector_paused, locate
+from stages.encode.images.sources.caption_files import METADATA, captions_of
 from stages.encode.images.sources.names import (
     DATASET_JSON,
     MAX_JSON_BYTES,
+    candidates,
     check_unique,
     class_folders,
     labelled_images,
     member_name,
+    of_one_class,
     parse_labels,
 )
 from stages.encode.images.sources.source import (
@@ -49,15 +52,21 @@ def zip_archive(dataset: FileSettings) -> Source:
     """
     left_out = LeftOut()
     with progress(f"listing {dataset.path}", None, ""):
-        joined, labels, classes, members = _open(dataset.path, left_out)
+        joined, labels, classes, members, beside = _open(dataset, left_out)
     # Names of their own, not those that lie scattered between the entries of the directory: a
     # million of them would keep its memory, ten times theirs, from being given back.
     keys = tuple(joined.split("\0"))
-    return Source(keys, labels, classes, members.read, members.stamp, left_out=left_out)
+    captions = captions_of(dataset.captions, keys, beside.read)
+    return Source(
+        keys, labels, classes, members.read, members.stamp, captions=captions, left_out=left_out
+    )
 
 
-def _open(path: Path | None, left_out: LeftOut) -> tuple[str, Labels, tuple[str, ...], "_Members"]:
-    """Keys with NUL between them, labels, classes and members."""
+def _open(
+    dataset: FileSettings, left_out: LeftOut
+) -> tuple[str, Labels, tuple[str, ...], "_Members", "_Beside"]:
+    """Keys with NUL between them, labels, classes, images, and what may tell their captions."""
+    path = dataset.path
     archive, folder = locate(path)
     directory = _Directory.of(archive)
     entries = _below(directory, folder)
@@ -70,10 +79,30 @@ def _open(path: Path | None, left_out: LeftOut) -> tuple[str, Labels, tuple[str,
             raise SourceError(f"{where} cannot be read: {error}.") from error
         listed = parse_labels(content, where)
         order, labels, classes = labelled_images(names, listed, where, left_out)
-    else:
+    elif dataset.classes:
         order, labels, classes = class_folders(names, path, left_out)
+    else:
+        order = [i for i in candidates(names, left_out) if is_image(names[i])]
+        labels, classes = of_one_class(len(order), path)
     keys = [names[i] for i in order]
-    return "\0".join(keys), labels, classes, directory.members([entries[key] for key in keys])
+    texts = [name for name in names if name.endswith(".txt") or name == METADATA]
+    beside = _Beside(texts, directory.members([entries[name] for name in texts]))
+    members = directory.members([entries[key] for key in keys])
+    return "\0".join(keys), labels, classes, members, beside
+
+
+class _Beside:
+    """Files of captions in a zip file, by their names."""
+
+    def __init__(self, names: Sequence[str], members: "_Members") -> None:
+        self._numbers = dict(zip(names, range(len(names)), strict=True))
+        self._members = members
+
+    def read(self, name: str) -> bytes:
+        """The content of one. Raises OSError if there is none of that name."""
+        if name not in self._numbers:
+            raise FileNotFoundError(name)
+        return self._members.read(self._numbers[name])
 
 
 @dataclass(frozen=True)
