@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from stages.encode.images.sources import SOURCES, Source, open_dataset
 
 
-def opened(source: str, path: Path | None, resolution: int = 32, **options: str) -> Source:
+def opened(source: str, path: Path | None, resolution: int = 32, **options: Any) -> Source:
     """The data set at a path, as a source with these settings finds it."""
     given: dict[str, Any] = {"source": source, "resolution": resolution, **options}
     if path is not None:
