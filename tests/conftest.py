@@ -146,6 +146,19 @@ def tiny(images: Path, tiny_vae: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return lambda *overrides: load_config(path, overrides)
 
 
+@pytest.fixture
+def captioned(tiny: Callable[..., Config], images: Path, tmp_path: Path) -> Callable[..., Config]:
+    """The tiny configuration with captions and a text encoder, CLIP's kind."""
+    from texts import TEXTS, save_text_model, write_beside
+
+    tiny()
+    write_beside(images)
+    folder = save_text_model(tmp_path / "text", "clip")
+    path = images.parent / "pipeline.toml"
+    path.write_text(path.read_text() + TEXTS.format(folder=folder))
+    return lambda *overrides: load_config(path, overrides)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     """A folder with the tiny pipeline.toml and its finished cache; not to be written to."""

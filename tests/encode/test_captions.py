@@ -14,14 +14,14 @@ import torch
 import zarr
 from faults import flip
 from packing import opened, write_tar, write_zip
-from texts import TEXTS, captions_of, coco, save_text_model, write_beside
+from texts import captions_of, coco, save_text_model
 from tiny_cache import content
 
 from cache.captions import CAPTIONS, LINKS, Captions
 from cache.errors import RowsChangedError, StaleCacheError
 from cache.reader import Cache
 from cache.verify import find_all_faults
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from stages.encode.build import BuildSummary, build
 from stages.encode.build_options import BuildOptions, Cluster
 from stages.encode.images.sources import Source, SourceError
@@ -190,17 +190,6 @@ def test_a_file_of_captions_of_other_images_is_refused(images: Path, tmp_path: P
         opened("imagefolder", path, captions=listing, **FLAT)
     with pytest.raises(SourceError, match="cannot be read"):
         opened("imagefolder", path, captions=tmp_path / "none.json", **FLAT)
-
-
-@pytest.fixture
-def captioned(tiny: Callable[..., Config], images: Path, tmp_path: Path) -> Callable[..., Config]:
-    """The tiny configuration with captions and a text encoder, CLIP's kind."""
-    tiny()
-    write_beside(images)
-    folder = save_text_model(tmp_path / "text", "clip")
-    path = images.parent / "pipeline.toml"
-    path.write_text(path.read_text() + TEXTS.format(folder=folder))
-    return lambda *overrides: load_config(path, overrides)
 
 
 def made(config: Config, **options: Any) -> BuildSummary:

@@ -66,7 +66,7 @@ def stepped(
     if average is not None:
         teacher.load_state_dict(dict(average))
     run = SimpleNamespace(network=model, model=model, modules=modules, teacher=teacher)
-    cached = SimpleNamespace(scaling=LatentScaling(1, 0), classes=config.classes)
+    cached = SimpleNamespace(scaling=LatentScaling(1, 0), classes=config.classes, captions=None)
     terms = RunTerms.of(settings)
     step = Step(settings, run, terms, cached, CPU)  # type: ignore[arg-type]
     clean = batch["clean"]

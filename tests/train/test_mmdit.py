@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from runs import CPU
 from solving import guided, solved
 from torch import Tensor
 from torch.testing import assert_close
@@ -15,8 +18,14 @@ from stages.model.conditions import Context
 from stages.model.families import make_transformer, without_storage
 from stages.model.interpolants import interpolate
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
+from stages.train.cached_data import LatentScaling
+from stages.train.compute import make_scaler
+from stages.train.optim import Average, make_optimiser
+from stages.train.step import Step
 from stages.train.terms.denoising import squared_error
 from stages.train.terms.repa import minus_mean_cosine
+from stages.train.terms.run_terms import RunTerms
+from stages.train.train_settings import TrainSettings
 
 PATHS = ("linear", "cosine")
 # Scale, and the times between which it applies.
@@ -112,6 +121,50 @@ def test_images_are_those_of_the_published_sampler(
     name = {"sde": "euler-maruyama"}.get(solver, solver)
     found = solved(name, field, mmdit["sampler.latents"], 5, path, noise)
     assert_close(found.float(), mmdit[f"sampler.{path}.{solver}.{mode}"], rtol=0, atol=1e-5)
+
+
+def test_three_steps_of_training_are_those_of_the_published_code(mmdit: Any) -> None:
+    align = ({"kind": "repa", "encoder": "one", "depth": 1, "projector_width": 24},)
+    settings = TrainSettings(run=Path("run"), model="MMDiT-XS/2", text="clip", align=align)
+    model = golden_mmdit(mmdit)
+    run: Any = SimpleNamespace(
+        model=model,
+        network=model,
+        teacher=None,
+        modules=dict(enumerate(model.projectors, start=1)),
+        average=Average(model, settings.ema_decay),
+        optimiser=make_optimiser(model, settings),
+        scaler=make_scaler("float32", CPU.device),
+        step=0,
+    )
+    captions = SimpleNamespace(empty=lambda _: Context(mmdit["in.empty_context"][None]))
+    data: Any = SimpleNamespace(scaling=LatentScaling(0.18215, 0.0), classes=0, captions=captions)
+    step = Step(settings, run, RunTerms.of(settings), data, CPU)
+    batch = {
+        "moments": mmdit["in.moments"],
+        "context": mmdit["in.context"],
+        "labels": torch.zeros(2, dtype=torch.int64),
+        "one/directions": mmdit["in.target_tokens.0"],
+    }
+    for number in range(3):
+        drawn = {
+            "posterior": mmdit["in.posterior_noise"],
+            "noise": mmdit[f"train.noise.{number}"],
+            "time": mmdit[f"train.t.{number}"],
+            "dropped": mmdit["in.drop"].bool(),
+        }
+        measured = step(batch, drawn)
+        assert_close(measured.loss, mmdit["train.loss"][number], rtol=1e-5, atol=1e-6)
+        assert_close(measured.gradient_norm, mmdit["train.grad_norm"][number], rtol=1e-4, atol=0)
+    for name, expected in mmdit.below("train.final.").items():
+        assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=2e-6, msg=name)
+    for name, expected in mmdit.below("train.ema.").items():
+        assert_close(run.average.tensors[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_latents_are_drawn_from_moments_of_either_form(mmdit: Any) -> None:
+    scaling, noise = LatentScaling(0.18215, 0.0), mmdit["in.posterior_noise"]
+    assert_close(scaling.sample(mmdit["in.moments"], noise), mmdit["in.x"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_published_size_has_the_published_names_shapes_and_parameters(

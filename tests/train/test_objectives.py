@@ -77,7 +77,7 @@ def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
 
 
 def golden_step(run: Any, settings: TrainSettings) -> Step:
-    data: Any = SimpleNamespace(scaling=LatentScaling(0.18215, 0.0), classes=10)
+    data: Any = SimpleNamespace(scaling=LatentScaling(0.18215, 0.0), classes=10, captions=None)
     return Step(settings, run, RunTerms.of(settings), data, CPU)
 
 
