@@ -47,7 +47,7 @@ class HiddenStates:
         """The means of each block's tokens for some images, [K, B, W]."""
         channels, class_token = noised.inputs
         blocks = self._subject.blocks
-        output = self._noised.model(channels, noised.time, noised.labels, blocks, class_token)
+        output = self._noised.model(channels, noised.time, noised.given, blocks, class_token)
         # Tokens [B, T, W] of each block become their means.
         return torch.stack([output.patches[block].float().mean(dim=1) for block in blocks])
 

@@ -56,7 +56,7 @@ def measure_losses(subject: Subject, device: torch.device) -> LossScores:
 def _losses(model: NoisedModel, noised: Noised) -> Tensor:
     """Of some images, [B]."""
     channels, class_token = noised.inputs
-    output = model.model(channels, noised.time, noised.labels, (), class_token)
+    output = model.model(channels, noised.time, noised.given, (), class_token)
     predicted = predictions(output, model.model.config)[LATENTS]
     streams = {LATENTS: Streamed(*noised.streams[LATENTS], predicted)}
     seen = Seen({}, {}, noised.time, model.objective.level(noised.time), streams, {})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.analyze.subject import Subject
+from stages.model.conditions import Condition, mapped
 from stages.model.sizes import LATENTS
 from stages.model.streams import joined
 from stages.progress import progress
@@ -33,11 +34,12 @@ POSTERIOR, NOISE = 0, 1
 class Noised:
     """Images at a level of noise.
 
-    time, labels: [B], as the model takes them; streams: what is diffused, by name.
+    time: [B], as the model takes it; given: what the model is told of the images; streams: what is
+    diffused, by name.
     """
 
     time: Tensor
-    labels: Tensor
+    given: Condition
     streams: dict[str, Posed]
 
     @property
@@ -50,8 +52,8 @@ class NoisedModel:
     """The model of a subject, and the subject's images with noise.
 
     An image has the same latent and the same noise at all levels; both depend on the seed and on
-    its row alone, and so does the noise of what is diffused along. The model is told no label,
-    unless the options say otherwise.
+    its row alone, and so does the noise of what is diffused along. The model is told no label, and
+    no caption, unless the options say otherwise.
     """
 
     def __init__(self, subject: Subject, device: torch.device) -> None:
@@ -94,7 +96,7 @@ class NoisedModel:
             name: Posed(x, noise[name], *self.objective.pose(x, noise[name], time))
             for name, x in clean.items()
         }
-        return Noised(time, self._labels(rows), streams)
+        return Noised(time, self._given(rows), streams)
 
     def _array(self, name: str, rows: Rows) -> Tensor:
         """One of what is diffused along, float32 [B, ...]."""
@@ -103,8 +105,15 @@ class NoisedModel:
         # The images as they are, which are the first view.
         return decode(stored, torch.zeros(len(rows), dtype=torch.int64, device=self._device))
 
-    def _labels(self, rows: Rows) -> Tensor:
+    def _given(self, rows: Rows) -> Condition:
         subject = self._subject
+        if subject.captions is not None:
+            if subject.options.is_conditional:
+                # The first of each.
+                chosen = subject.captions.rows(rows, np.zeros(len(rows), np.uint64))
+                return subject.captions.read(chosen, self._device)
+            empty = subject.captions.empty(self._device)
+            return mapped(empty, lambda one: one.expand(len(rows), *one.shape[1:]))
         if not subject.options.is_conditional:
             return torch.full((len(rows),), self.model.config.classes, device=self._device)
         return torch.from_numpy(subject.cache.rows.label[rows]).long().to(self._device)

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cache.captions import CAPTIONS
 from cache.errors import StaleCacheError
-from cache.layout import FEATURES
+from cache.layout import FEATURES, LATENTS
 from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.setting_types import nearest
+from stages.train.cached_captions import CachedCaptions
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find
@@ -29,7 +31,8 @@ class Subject:
 
     latents: the column the run was trained on; encoders: readers by name, in the order of the
     cache; diffused: readers, by name, of those of which the model takes something beside latents;
-    rows: int64 [N], the images; blocks: counted from 1; notes: what is to be said.
+    rows: int64 [N], the images; blocks: counted from 1; notes: what is to be said; captions: that
+    the model is told of images by, if it is.
     """
 
     run: Path
@@ -42,6 +45,7 @@ class Subject:
     rows: npt.NDArray[np.int64]
     blocks: tuple[int, ...]
     notes: tuple[str, ...]
+    captions: CachedCaptions | None = None
 
     @cached_property
     def settings(self) -> TrainSettings:
@@ -72,7 +76,7 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     cache, built = Cache(path), found.state["columns"]
     names = find_encoders(path, encoders)
     readers = {name: cache.column(FEATURES + name) for name in names}
-    latents = cache.column(next(name for name in built if not name.startswith(FEATURES)))
+    latents = cache.column(next(name for name in built if name.startswith(LATENTS)))
     joint = RunTerms.of(found.settings).joint
     diffused = {name: cache.column(FEATURES + name) for term in joint for name in term.encoders}
     for reader in (latents, *diffused.values()):
@@ -82,15 +86,22 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
                 "was trained on",
                 remedy="Name the cache of the run with --cache.",
             )
+    captions = _captions(found, cache)
     _check_labels(found, cache, options)
     notes = tuple(
         f"{name}: {path} has it by another recipe than the run was aligned to"
         for name, reader in readers.items()
         if built.get(FEATURES + name, reader.column.fingerprint) != reader.column.fingerprint
     )
-    rows = spread_rows([latents, *readers.values(), *diffused.values()], options.rows)
+    rows = spread_rows(
+        [latents, *readers.values(), *diffused.values()],
+        options.rows,
+        captions.has_any if captions else None,
+    )
     blocks = _blocks(found, options.blocks)
-    return Subject(run, found, options, cache, latents, readers, diffused, rows, blocks, notes)
+    return Subject(
+        run, found, options, cache, latents, readers, diffused, rows, blocks, notes, captions
+    )
 
 
 def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
@@ -112,12 +123,31 @@ def check_has_encoders(path: Path, names: Collection[str]) -> None:
         )
 
 
-def spread_rows(readers: list[ColumnReader], count: int) -> npt.NDArray[np.int64]:
+def _captions(found: Checkpoint, cache: Cache) -> CachedCaptions | None:
+    """What the model is told of images by, if that is captions."""
+    name = found.settings.text
+    if name is None or not found.model.context_features:
+        return None
+    captions = CachedCaptions(cache.path, name, cache.rows, verify=False)
+    if captions.column.fingerprint != found.state["columns"][f"{CAPTIONS}/{captions.column.name}"]:
+        raise StaleCacheError(
+            f"{captions.column.folder} was built by another recipe than what {found.folder} was "
+            "trained on",
+            remedy="Name the cache of the run with --cache.",
+        )
+    return captions
+
+
+def spread_rows(
+    readers: list[ColumnReader], count: int, are_told: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.int64]:
     """At most `count` rows that hold tensors in every column, from all over the cache.
 
-    Rows lie in a random permutation, so these are a random sample.
+    Rows lie in a random permutation, so these are a random sample. are_told: which rows, [N], may
+    be among them; by default all.
     """
-    valid = np.flatnonzero(np.logical_and.reduce([reader.valid for reader in readers]))
+    told = [] if are_told is None else [are_told]
+    valid = np.flatnonzero(np.logical_and.reduce([*(reader.valid for reader in readers), *told]))
     return evenly(valid, count)
 
 
@@ -147,6 +177,8 @@ def _check_labels(found: Checkpoint, cache: Cache, options: StateOptions) -> Non
             ),
         )
     classes = len(cache.rows.classes)
+    if found.model.context_features:
+        return
     if options.is_conditional and classes != found.model.classes:
         raise AnalysisError(
             f"the model has {found.model.classes} classes, {cache.path} has {classes}",

@@ -68,7 +68,7 @@ def sample(
     configured.
     """
     weights = find_weights(options, train)
-    prompts = prompts_for(settings, options, weights, source, place.device)
+    prompts = prompts_for(settings, options, weights, source, train.text, place.device)
     title = weights.title + (f"-{prompts.title}" if prompts and options.prompts else "")
     samples = Samples(options.folder or samples_path(train.run, title), settings.images)
     lock = samples.folder.with_name(f".{samples.folder.name}.lock")

@@ -60,17 +60,26 @@ def prompts_for(
     options: SampleOptions,
     weights: SampledWeights,
     source: TextSource | None,
+    text: str | None,
     device: torch.device,
 ) -> Prompts | None:
-    """What images are drawn of, if a model reads captions. Raises SampleError if none can be."""
+    """What images are drawn of, if a model reads captions. Raises SampleError if none can be.
+
+    text: the text encoder of the configuration.
+    """
     texts = options.prompts or settings.prompts
     if not weights.config.context_features:
         if options.prompts:
             raise SampleError(f"{weights.model} reads no captions, but prompts are given.")
         return None
-    if weights.text is None or source is None:
-        raise SampleError(f"{weights.path} does not tell by which text encoder it reads captions.")
-    name, recipe = weights.text
+    if source is None or (weights.text is None and text is None):
+        raise SampleError(
+            f"{weights.path} does not tell by which text encoder it reads captions",
+            remedy="Name a section of [texts] that the cache has: train.text.",
+        )
+    # A published file has that of the configuration.
+    name, recipe = weights.text or (text, column_recipe(source.cache, str(text)))
+    assert name is not None
     if texts:
         return encoded(texts, name, recipe, source, device)
     return cached(name, recipe, source, settings.seed)

@@ -83,21 +83,41 @@ def export(run: Path, options: ExportOptions) -> Exported:
     exists or if the layout is that of other models, CheckpointError if there is no such checkpoint.
     """
     path = options.path
+    _check_path(path)
+    source = find(run, options.step)
+    settings, model = source.settings, source.model
+    name = settings.model
+    layout = options.layout or _usual_layout(model)
+    _check_layout(layout, model, name, run)
+    state = FORMS[layout][1](source.weights(options.weights), model.patch)
+    _write(path, state, source.step)
+    parameters = sum(tensor.numel() for tensor in state.values())
+    loaded_by = _loaded_by(layout, model, settings, state)
+    return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
+
+
+def _check_path(path: Path) -> None:
+    """Raise WeightsError unless a file of a known kind can be written there."""
     if path.suffix not in (*PICKLED, ".safetensors"):
         raise WeightsError(f"name it .safetensors, or one of {', '.join(PICKLED)}", where=path)
     if path.exists():
         raise WeightsError(f"{path} exists already", remedy="Name another file.")
     if not path.parent.is_dir():
         raise WeightsError(f"there is no folder {path.parent}", where=path)
-    source = find(run, options.step)
-    settings, model = source.settings, source.model
-    name = settings.model
-    layout = options.layout or _usual_layout(model)
-    family, convert = FORMS[layout]
+
+
+def _check_layout(layout: Layout, model: TransformerConfig, name: str, run: Path) -> None:
+    """Raise WeightsError if the code of a layout does not know such a model."""
+    family = FORMS[layout][0]
     if layout is Layout.REDI and not model.joint_channels:
         raise WeightsError(f"The layout {layout} is for components along latents; {run} has none.")
     if MODELS[name].family != family:
         raise WeightsError(f"The layout {layout} is that of a {family}, {run} is of {name}.")
+    if layout is not Layout.REPA and model.context_features:
+        raise WeightsError(
+            f"The code of the layout {layout} reads no captions, as {run} does",
+            remedy=f"Take the layout {Layout.REPA}, that of REPA's MMDiT.",
+        )
     if layout is not Layout.REPA and (foreign := _foreign(model, layout)):
         raise WeightsError(
             f"The code of the layout {layout} has no {', '.join(foreign)}, as {run} has",
@@ -108,11 +128,6 @@ def export(run: Path, options: ExportOptions) -> Exported:
             f"The code of the layout {layout} knows no class token, which {run} diffuses along",
             remedy=f"REG's does, whose files have the layout {Layout.REPA}.",
         )
-    state = convert(source.weights(options.weights), model.patch)
-    _write(path, state, source.step)
-    parameters = sum(tensor.numel() for tensor in state.values())
-    loaded_by = _loaded_by(layout, model, settings, state)
-    return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
 
 
 def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
@@ -125,7 +140,8 @@ def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
 def _usual_layout(model: TransformerConfig) -> Layout:
     if model.learns_sigma:
         return Layout.DIT
-    return Layout.REDI if model.joint_channels else Layout.REPA
+    is_redi = model.joint_channels and not model.context_features
+    return Layout.REDI if is_redi else Layout.REPA
 
 
 def _write(path: Path, state: State, step: int) -> None:
@@ -149,6 +165,15 @@ def _loaded_by(
         return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
     if layout is Layout.REDI:
         return f"ReDi's SiT with {model.inputs} channels, whose time 0 is noise"
+    return _loaded_by_repa(model, settings, state)
+
+
+def _loaded_by_repa(model: TransformerConfig, settings: TrainSettings, state: State) -> str:
+    if model.context_features:
+        return (
+            f"REPA's MMDiT with depth={model.depth}, context_dim={model.context_features} and "
+            f"input_size={model.side}"
+        )
     if not any(isinstance(term, Alignment) for term in settings.align):
         return "REPA's SiT with z_dims=[]; SiT's samplers take --layout sit-no-sigma"
     if any(f".{published.LAYER}." in name for name in state):

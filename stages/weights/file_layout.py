@@ -36,6 +36,8 @@ def layout_of(found: Found, stated: Layout | None, config: TransformerConfig) ->
 
 def possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Layout, ...], str]:
     """The layouts that weights may have, and what tells so."""
+    if config.context_features:
+        return (Layout.REPA,), "it reads captions, as only REPA's MMDiT does"
     if config.learns_sigma:
         return (Layout.DIT,), "it is read as a DiT, as train.model says"
     if told := _told(found):

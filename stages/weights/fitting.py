@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from stages.model.joint_transformer import TABLE
 from stages.model.projectors import ConvProjection
 from stages.model.sizes import MODELS
 from stages.model.transformer import Transformer, TransformerConfig
@@ -16,7 +17,7 @@ from stages.progress import say
 from stages.weights import published
 from stages.weights.export_options import Layout
 from stages.weights.file_layout import doubts_about, layout_of
-from stages.weights.model_shape import LABELS, Shape, shape_in, shape_of
+from stages.weights.model_shape import LABELS, POSITIONS, Shape, shape_in, shape_of
 from stages.weights.published import (
     HEAD,
     LAYER,
@@ -65,6 +66,9 @@ def fit(found: Found, model: Transformer, layout: Layout) -> tuple[State, list[s
     elif layout.has_time_reversed:
         found = replace(found, state=published.with_time_reversed(found.state))
     state = {**own, **published.without_projectors(found.state)}
+    if config.context_features and state[POSITIONS].shape != own[POSITIONS].shape:
+        # A smaller latent has the middle of the published table.
+        state[POSITIONS] = own[POSITIONS]
     if note := _note_on_labels(found, config):
         state[LABELS] = own[LABELS]
         notes.append(note)
@@ -98,6 +102,8 @@ def _with_outputs_of(config: TransformerConfig, found: Found) -> tuple[Found, li
 def _check_shape(found: Found, config: TransformerConfig) -> None:
     theirs, ours = shape_in(found), shape_of(config)
     theirs = replace(theirs, norm=theirs.norm or ours.norm)
+    if ours.context_features and _is_table(theirs) and ours.side < theirs.side:
+        theirs = replace(theirs, side=ours.side)
     pairs = zip(theirs.in_words(), ours.in_words(), strict=True)
     if differing := [f"there {there}, here {here}" for there, here in pairs if there != here]:
         raise WeightsError(
@@ -106,9 +112,18 @@ def _check_shape(found: Found, config: TransformerConfig) -> None:
         )
 
 
+def _is_table(shape: Shape) -> bool:
+    """Whether its positions are the table of REPA's MMDiT, of which smaller latents have a part."""
+    return shape.side == TABLE * shape.patch
+
+
 def _advice(theirs: Shape, ours: Shape) -> str:
     if theirs.side != ours.side:
         return "Positions are not resampled: take weights of the cache's resolution."
+    if theirs.context_features != ours.context_features:
+        if theirs.context_features and ours.context_features:
+            return "Take the text encoder that they were trained with as train.text."
+        return "Set train.model to an MMDiT for captions, to a SiT or DiT for classes."
     if theirs.class_features != ours.class_features:
         return _advice_on_class_tokens(theirs)
     family = "DiT" if theirs.learns_sigma else "SiT"
@@ -134,6 +149,8 @@ def _check_trunk(found: Found, own: State) -> None:
     problems = [f"{name} is missing" for name in ours if name not in theirs]
     problems += [f"{name} is unknown here" for name in theirs if name not in ours]
     for name in ours.keys() & theirs.keys():
+        if name == POSITIONS:
+            continue
         first = 1 if name == LABELS else 0
         if theirs[name].shape[first:] != ours[name].shape[first:]:
             there, here = list(theirs[name].shape), list(ours[name].shape)
@@ -147,6 +164,8 @@ def _check_trunk(found: Found, own: State) -> None:
 
 def _note_on_labels(found: Found, config: TransformerConfig) -> str | None:
     """Why the label table starts anew, if it does."""
+    if config.context_features:
+        return None
     rows = config.classes + int(config.has_null_class)
     there = None if found.model is None else _classes(found.model)
     if there in (None, _classes(config)) and len(found.state[LABELS]) == rows:

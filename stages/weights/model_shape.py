@@ -9,8 +9,10 @@ from stages.weights.published import CLASS_TOKENS, HEAD, Found, WeightsError, co
 PATCHES = "x_embedder.proj.weight"
 POSITIONS = "pos_embed"
 LABELS = "y_embedder.embedding_table.weight"
+# Of an MMDiT, which has no labels.
+CONTEXT = "context_embedder.weight"
 # The tensors that tell the shape of a model, and their number of axes.
-TELLING = {PATCHES: 4, POSITIONS: 3, LABELS: 2, HEAD[0]: 2, HEAD[1]: 1}
+TELLING = {PATCHES: 4, POSITIONS: 3, HEAD[0]: 2, HEAD[1]: 1}
 # Of SD-VAE, whose latents the published checkpoints are of.
 PIXELS_PER_LATENT, CHANNELS = 8, 4
 
@@ -20,7 +22,8 @@ class Shape:
     """What tensors say of their model.
 
     channels: of latents and of components behind them; side: of the latents it is for; norm: None
-    if unsaid; class_features: D of its class token, 0 for none.
+    if unsaid; class_features: D of its class token, 0 for none; context_features: of the tokens of
+    captions that it reads, 0 for none.
     """
 
     depth: int
@@ -35,6 +38,7 @@ class Shape:
     rotary: bool
     value_residual: bool
     class_features: int
+    context_features: int
 
     @property
     def has_only_layers_of_sit(self) -> bool:
@@ -60,24 +64,28 @@ class Shape:
             f"a class token of {self.class_features} features"
             if self.class_features
             else "no class token",
+            f"captions of {self.context_features} features"
+            if self.context_features
+            else "classes instead of captions",
         ]
 
 
 def shape_in(found: Found) -> Shape:
     """The shape that weights have; raises WeightsError if they are of another kind of model."""
     state = found.state
-    for name, axes in TELLING.items():
+    given = {CONTEXT if CONTEXT in state else LABELS: 2}
+    for name, axes in {**TELLING, **given}.items():
         if name not in state or state[name].ndim != axes:
             raise WeightsError(
-                f"{found.path} holds no weights of a SiT or DiT: {name} with {axes} axes is not "
-                f"among them, but {', '.join(sorted(state)[:4])}."
+                f"{found.path} holds no weights of a SiT, DiT or MMDiT: {name} with {axes} axes is "
+                f"not among them, but {', '.join(sorted(state)[:4])}."
             )
     width, channels, patch, _ = state[PATCHES].shape
     class_features = state[CLASS_TOKENS].shape[-1] if CLASS_TOKENS in state else 0
     # The class token has a place of its own, in front of those of patches.
     places = state[POSITIONS].shape[1] - int(class_features > 0)
     return Shape(
-        depth=count_below("blocks.", state),
+        depth=count_below("joint_blocks." if CONTEXT in state else "blocks.", state),
         width=width,
         patch=patch,
         channels=channels,
@@ -89,6 +97,7 @@ def shape_in(found: Found) -> Shape:
         rotary=any(name.startswith("feat_rope.") for name in state),
         value_residual=any(name.endswith(".v1_lambda") for name in state),
         class_features=class_features,
+        context_features=state[CONTEXT].shape[1] if CONTEXT in state else 0,
     )
 
 

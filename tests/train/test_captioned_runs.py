@@ -31,9 +31,13 @@ from cache.captions import Captions
 from cache.errors import RowsChangedError
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError, load_config
+from stages.analyze.analysis_options import StateOptions
+from stages.analyze.losses import measure_losses
+from stages.analyze.subject import open_subject
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions
 from stages.encode.networks.text_encoder import TextEncoder
+from stages.model.transformer import positions
 from stages.placement import Placement
 from stages.sample.generate import Drawn, GridDrawer, sample
 from stages.sample.prompts import TextSource
@@ -42,6 +46,9 @@ from stages.sample.solvers.solver import SampleError
 from stages.train.cached_captions import CONTEXT, SEEN, CachedCaptions
 from stages.train.loop import train
 from stages.train.train_settings import RunError
+from stages.weights.export import export
+from stages.weights.export_options import ExportOptions, Layout
+from stages.weights.published import WeightsError
 
 KINDS = ("clip", "bert")
 
@@ -315,3 +322,56 @@ def _plain(configured: Callable[..., Config], tmp_path: Path) -> Config:
     config = configured(f"train.run={tmp_path / 'plain'}", "train.steps=2")
     train(config.train, config.tensors, Placement(CPU.device))
     return config
+
+
+def test_weights_are_read_and_written_under_the_published_names(
+    configured: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    config = configured()
+    trained(config)
+    path = tmp_path / "mmdit.pt"
+    made = export(config.train.run, ExportOptions(path))
+    assert made.layout is Layout.REPA
+    assert made.loaded_by == "REPA's MMDiT with depth=4, context_dim=32 and input_size=8"
+    names = torch.load(path, weights_only=True)["ema"].keys()
+    assert {"context_embedder.weight", "joint_blocks.3.x_block.mlp.fc2.bias"} <= names
+    assert "joint_blocks.3.context_block.attn.proj.weight" not in names
+    for layout in (Layout.SIT, Layout.REDI, Layout.LIGHTNINGDIT):
+        with pytest.raises(WeightsError):
+            export(config.train.run, ExportOptions(tmp_path / "other.pt", layout=layout))
+    own = drawn(config, "a red cup", folder=tmp_path / "own")
+    official = drawn(config, "a red cup", folder=tmp_path / "official", official=path)
+    assert image_bytes(own.samples) == image_bytes(official.samples)
+    started = configured(f"train.run={tmp_path / 'started'}", f"train.init_from={path}")
+    trained(started)
+    classes = [f"train.run={tmp_path / 'classes'}", f"train.init_from={path}"]
+    with pytest.raises(WeightsError, match="an MMDiT for captions"):
+        trained(load_config(folder / "pipeline.toml", classes))
+
+
+def test_the_published_table_of_positions_serves_smaller_latents(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configured()
+    trained(config)
+    state = dict(newest(config).weights("ema"))
+    table = positions(newest(config).model.width, 16)[None]
+    torch.save({"model": {**state, "pos_embed": table}}, tmp_path / "published.pt")
+    more = (f"train.init_from={tmp_path / 'published.pt'}", "train.init_weights=model")
+    started = configured(f"train.run={tmp_path / 'smaller'}", *more, "train.learning_rate=1e-9")
+    trained(started)
+    weights = newest(started).weights("model")
+    assert torch.equal(weights["pos_embed"], state["pos_embed"])
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_hidden_states_and_losses_of_a_run_on_captions_are_analysed(
+    configured: Callable[..., Config], conditional: bool
+) -> None:
+    config = configured()
+    trained(config)
+    options = StateOptions(cache=config.cache.path, rows=12, is_conditional=conditional)
+    subject = open_subject(config.train.run, (), options)
+    assert len(subject.rows) == 12
+    found = measure_losses(subject, CPU.device)
+    assert all(np.isfinite(one.mean) for one in found.levels)
