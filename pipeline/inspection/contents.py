@@ -6,7 +6,7 @@ N rows, T tokens, D features, C latent channels, h and w the latent's sides.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import ledger
+from cache.captions import CAPTIONS, LINKS, read_links
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
@@ -81,7 +82,7 @@ class CachedColumn:
     there: which rows, [N], are finished and valid; finished: number of shards; invalid: rows of
     these whose image could not be decoded; provenance: when and with what it was made; changes:
     how its recipe differs from what the configuration would build, or None if that has no such
-    column.
+    column; is_of_texts: whether its rows are texts, and it lies in the cache of these.
     """
 
     column: Column
@@ -91,16 +92,20 @@ class CachedColumn:
     disk_bytes: int
     provenance: Mapping[str, str]
     changes: Sequence[str] | None
+    is_of_texts: bool = False
 
     @property
     def name(self) -> str:
-        """The column's name."""
-        return self.column.name
+        """The column's name, as seen from the cache of images."""
+        return f"{CAPTIONS}/{self.column.name}" if self.is_of_texts else self.column.name
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height and width of its grid, and the features at each place."""
         main = self.column.arrays[0].row_shape
+        if self.is_of_texts:
+            tokens, features = main
+            return 1, tokens, features
         if self.name.startswith(FEATURES):
             return isqrt(main[0]), isqrt(main[0]), main[1]
         channels, height, width = main
@@ -113,7 +118,8 @@ class Contents:
 
     root: its attributes; rows: None if the row table cannot be read; unreadable: columns whose
     metadata cannot be read; missing: columns that the configuration asks for and the cache does
-    not have; faults: what is wrong, as far as it shows without reading the tensors.
+    not have; faults: what is wrong, as far as it shows without reading the tensors; texts: columns
+    of captions; captions: how many texts there are, images that have some, and captions of all.
     """
 
     path: Path
@@ -124,6 +130,8 @@ class Contents:
     missing: tuple[str, ...]
     runs: tuple[RunUse, ...]
     faults: tuple[Fault, ...]
+    texts: tuple[CachedColumn, ...] = ()
+    captions: tuple[int, int, int] | None = None
 
     @property
     def readable_rows(self) -> RowTable:
@@ -145,17 +153,40 @@ def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
     declared = declared_recipes(config.encode) if is_configured else None
     root = root_attributes(path)
     rows, names, columns, faults = look_through(path, lambda names: _look(path, names, declared))
-    fingerprints = {held.name: held.column.fingerprint for held in columns}
+    texts, captions, more = _captions(path, declared)
+    fingerprints = {held.name: held.column.fingerprint for held in (*columns, *texts)}
     return Contents(
         path=path,
         root=root,
         rows=rows,
         columns=tuple(columns),
         unreadable=tuple(name for name in names if name not in fingerprints),
-        missing=tuple(name for name in declared or () if name not in names),
+        missing=tuple(name for name in declared or () if name not in {*names, *fingerprints}),
         runs=tuple(find_uses(config.train.run.parent, fingerprints, rows)),
-        faults=tuple(faults),
+        faults=(*faults, *more),
+        texts=tuple(texts),
+        captions=captions,
     )
+
+
+def _captions(
+    path: Path, declared: Mapping[str, Recipe] | None
+) -> tuple[list[CachedColumn], tuple[int, int, int] | None, list[Fault]]:
+    """Columns of texts, the numbers of texts, of images with captions and of captions, faults."""
+    texts = path / CAPTIONS
+    if not texts.is_dir():
+        return [], None, []
+    own = declared and {name.removeprefix(f"{CAPTIONS}/"): one for name, one in declared.items()}
+    rows, _, columns, faults = look_through(texts, lambda names: _look(texts, names, own))
+    known = [replace(fault, where=f"{CAPTIONS}/{fault.where}") for fault in faults]
+    counts = None
+    if rows is not None:
+        try:
+            links = read_links(path, rows)
+            counts = len(rows), len(links.key), len(links.text)
+        except DamagedCacheError as error:
+            known.append(Fault(f"{CAPTIONS}/{LINKS}", error.what, Remedy.REPAIR))
+    return [replace(held, is_of_texts=True) for held in columns], counts, known
 
 
 def _look(

@@ -51,10 +51,18 @@ def headline(contents: Contents) -> list[str]:
         )
     )
     faults = f"faults: {len(contents.faults):,}, which are listed below"
+    captions = []
+    if contents.captions is not None:
+        texts, images, said = contents.captions
+        size_of_texts = decimal(sum(held.disk_bytes for held in contents.texts))
+        captions = [
+            f"captions: {said:,} of {images:,} images, {texts:,} texts; {size_of_texts}",
+        ]
     return [
         f"{contents.path}: {len(rows):,} images, {complete:,} of them whole and valid in all "
         f"columns; {size}",
         f"{len(rows.classes):,} classes; images of a class: {spread}",
+        *captions,
         f"rows: {_short(rows.fingerprint)}, permuted by seed {root.get('permutation_seed')}, "
         f"{root.get('rows_per_shard'):,} in a shard",
         *([faults] if contents.faults else []),
@@ -63,7 +71,7 @@ def headline(contents: Contents) -> list[str]:
 
 def cache_listings(contents: Contents) -> list[Listing]:
     """All that is known of a cache, as tables that an ordinary terminal has room for."""
-    columns = contents.columns
+    columns = (*contents.columns, *contents.texts)
     return [
         Listing(
             "columns",
@@ -128,10 +136,18 @@ def _recipe(held: CachedColumn) -> tuple[str, ...]:
     return (
         held.name,
         str(recipe.get("model", recipe.get("crop", UNKNOWN))),
-        f"{recipe.get('input_size', recipe.get('resolution', UNKNOWN))} px",
-        f"stage {layer}" if isinstance(layer, int) else str(layer),
+        f"{recipe.get('max_tokens')} tokens"
+        if held.is_of_texts
+        else f"{recipe.get('input_size', recipe.get('resolution', UNKNOWN))} px",
+        _layer(held.is_of_texts, layer),
         "imported" if recipe.get("imported") else str(recipe.get("compute", "")),
     )
+
+
+def _layer(is_of_texts: bool, layer: object) -> str:
+    if isinstance(layer, int):
+        return f"layer {layer}" if is_of_texts else f"stage {layer}"
+    return str(layer)
 
 
 def _identity(held: CachedColumn) -> tuple[str, ...]:
@@ -148,7 +164,7 @@ def _identity(held: CachedColumn) -> tuple[str, ...]:
 
 def _differences(contents: Contents) -> Iterator[tuple[str, str]]:
     """Where the cache is not what the configuration would build."""
-    for held in contents.columns:
+    for held in (*contents.columns, *contents.texts):
         if held.changes is None:
             yield held.name, "not in the configuration"
         elif held.changes:

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.plan.gpu_memory import Footprint, find_footprint
 from pipeline.plan.reading_speed import GPU_FLOPS, Reading, measure_reading, scratch_cache
 from pipeline.plan.space import Space
+from stages.encode.building.recipes import text_column
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 from stages.encode.network_settings import Precision
@@ -149,10 +150,21 @@ def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) ->
     def shape(name: str) -> tuple[int, ...]:
         return shape_of(name, columns[FEATURES + encoder_of(name)])
 
-    model = config_for(config.train, (channels // 2, *sides), classes, shape)
+    context, features = _context(config, columns)
+    model = config_for(config.train, (channels // 2, *sides), classes, shape, features)
     return Trained(
-        training_flops(config.train, model, shape), find_footprint(config.train, model, shape)
+        training_flops(config.train, model, shape, context),
+        find_footprint(config.train, model, shape, context),
     )
+
+
+def _context(config: Config, columns: Mapping[str, Column]) -> tuple[int, int]:
+    """Tokens of a caption that the model reads, and their features; 0 of one that reads none."""
+    text = config.tensors.text
+    if text is None:
+        return 0, 0
+    tokens, features = columns[text_column(text)].array("tokens").row_shape
+    return tokens, features
 
 
 def read_rate(
@@ -163,6 +175,9 @@ def read_rate(
     image_bytes = columns[config.tensors.latents].array("moments").row_bytes
     for column, array in _arrays_read(config, columns):
         image_bytes += column.array(array).row_bytes
+    for one in foreseen:
+        if config.tensors.text is not None and one.column.name == text_column(config.tensors.text):
+            image_bytes += round(one.column.row_bytes * (one.stored or 1.0))
     return ReadRate(image_bytes, GPU_FLOPS / flops, gpus)
 
 
@@ -186,6 +201,8 @@ def assumed_pace(config: Config, foreseen: Sequence[ForeseenColumn]) -> Pace:
 
 def _precision_of(config: Config, foreseen: ForeseenColumn) -> Precision:
     """In which the network of a column computes."""
+    if foreseen.is_of_texts:
+        return config.texts[foreseen.column.title].precision
     if foreseen.is_derived:
         return "float32"
     family, _, name = foreseen.column.name.removesuffix(FLIPPED).partition("/")

@@ -8,9 +8,10 @@ epochs after which the cache has cost less.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cache.captions import CAPTIONS
 from pipeline.config import Config
 from pipeline.plan.durations import Pace
-from stages.encode.building.recipes import features_column
+from stages.encode.building.recipes import features_column, text_column
 from stages.encode.measuring.foresight import ForeseenColumn
 
 
@@ -83,7 +84,11 @@ def find_gains(
         until = train.steps if term.until is None else min(term.until, train.steps)
         for name in map(features_column, map(config.encode.network, term.encoders)):
             steps[name] = max(steps.get(name, 0), until)
+    if train.reads_text and train.text is not None:
+        # Dropped captions are encoded too, as one constant is not worth the trouble.
+        steps[text_column(train.text)] = train.steps
     of = {one.column.name: one.flops for one in foreseen}
+    rows = {one.column.name: one.column.rows for one in foreseen}
     aligned_steps = max(steps.values(), default=train.steps)
     shares = {name: until / aligned_steps for name, until in steps.items()}
     return Gains(
@@ -91,7 +96,10 @@ def find_gains(
         encoder_flops=sum(share * of[name] for name, share in shares.items()),
         epochs=train.steps * train.batch_size / images,
         aligned_epochs=aligned_steps * train.batch_size / images,
-        build_seconds=(1 + flip) * images * sum(pace.building[name] for name in steps),
+        build_seconds=sum(
+            (1 + (flip and not name.startswith(CAPTIONS))) * rows[name] * pace.building[name]
+            for name in steps
+        ),
         online_epoch_seconds=images
         * sum(share * pace.online[name] for name, share in shares.items()),
     )

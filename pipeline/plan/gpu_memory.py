@@ -79,9 +79,12 @@ class GpuMemory:
 
 
 def find_footprint(
-    settings: TrainSettings, model: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+    settings: TrainSettings,
+    model: TransformerConfig,
+    shape: Callable[[str], tuple[int, ...]],
+    context_tokens: int = 0,
 ) -> Footprint:
-    """Of a run. shape: of an array that a term reads."""
+    """Of a run. shape: of an array that a term reads; context_tokens: of a caption."""
     is_half = settings.precision in (*HALF_PRECISIONS, "auto")
     number = 2 if is_half else 4
     patches = model.grid**2
@@ -94,12 +97,13 @@ def find_footprint(
                 hidden = torch.empty(1, tokens if term.sees_class_token else patches, model.width)
                 kept += _kept_numbers(modules[place], [hidden] * len(term.depths))
     read = sum(torch.Size(shape(name)).numel() for name in RunTerms.of(settings).arrays)
+    read += context_tokens * model.context_features
     return Footprint(
         parameters=count_parameters(settings, model, shape),
         copy_bytes=number if is_half else 0,
         blocks=model.depth,
-        input=4 * tokens * model.width,
-        block=tokens * _token_bytes(settings.compute, model, number),
+        input=4 * (tokens + context_tokens) * model.width,
+        block=(tokens + context_tokens) * _token_bytes(settings.compute, model, number),
         beside=number * kept + COPIES_OF_READ * 4 * read,
     )
 

@@ -26,7 +26,7 @@ from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import Plan
 from pipeline.plan.reading_speed import GPU_FLOPS
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
-from stages.encode.building.recipes import features_column
+from stages.encode.building.recipes import features_column, text_column
 
 # Arrays that are small and in every column.
 BESIDE = ("valid", "crc32c", "ledger")
@@ -186,7 +186,7 @@ def _show_networks(plan: Plan) -> None:
     table = new_table("network", "GFLOP", "of a step", "", has_numbers=True)
     table.columns[-1].justify = "left"
     encoders = map(plan.config.encode.network, plan.config.train.encoders)
-    used = set(map(features_column, encoders))
+    used = {*map(features_column, encoders), text_column(plan.config.train.text or "")}
     for one in plan.foreseen:
         name = one.column.name
         if not one.flops or name.endswith(FLIPPED):
@@ -211,7 +211,7 @@ def show_build(plan: Plan) -> None:
         how = f"assumed of an H100, in TFLOP/s: {rates}"
     table = new_table("part", "speed", "time", has_numbers=True)
     speeds = {
-        one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} images/s"
+        one.column.name: f"{rate(1 / plan.pace.building[one.column.name])} {one.unit}/s"
         for one in plan.foreseen
         if one.flops
     }

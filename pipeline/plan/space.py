@@ -96,11 +96,12 @@ def find_space(
 def _arrays(foreseen: ForeseenColumn, compressed: float) -> Iterator[ArraySpace]:
     column = foreseen.column
     lacking = foreseen.missing_rows, foreseen.missing_shards
+    compressed = compressed if foreseen.stored is None else foreseen.stored
     for array in (*column.arrays, column.crc32c, LEDGER):
         yield ArraySpace(
             column.name,
             array,
             whole=shards_size(column, array, column.rows, column.shards, compressed),
             missing=shards_size(column, array, *lacking, compressed),
-            most_bytes=shards_size(column, array, *lacking).bytes,
+            most_bytes=shards_size(column, array, *lacking, foreseen.stored or 1.0).bytes,
         )

@@ -84,11 +84,15 @@ def make_modules(
 
 
 def training_flops(
-    settings: TrainSettings, config: TransformerConfig, shape: Callable[[str], tuple[int, ...]]
+    settings: TrainSettings,
+    config: TransformerConfig,
+    shape: Callable[[str], tuple[int, ...]],
+    context_tokens: int = 0,
 ) -> float:
     """Operations of one image's forward and backward pass, with all terms.
 
-    A backward pass is two forward passes; a teacher has none. shape: of an array that a term reads.
+    A backward pass is two forward passes; a teacher has none. shape: of an array that a term reads;
+    context_tokens: of a caption.
     """
     patches = config.grid**2
     modules = (
@@ -100,8 +104,9 @@ def training_flops(
         if term.lender(settings) is None
     )
     taught = (max(term.teacher_depths, default=0) for term in settings.align)
-    teachers = (forward_flops(replace(config, depth=depth)) for depth in taught)
-    return 3.0 * (forward_flops(config) + sum(modules)) + sum(teachers)
+    parts = [replace(config, depth=depth) for depth in taught if depth]
+    teachers = (forward_flops(part, context_tokens) for part in parts)
+    return 3.0 * (forward_flops(config, context_tokens) + sum(modules)) + sum(teachers)
 
 
 def count_parameters(

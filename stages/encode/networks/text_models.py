@@ -4,7 +4,7 @@ Neither torch nor transformers is imported. Every text model of transformers is 
 or its name on the hub; a kind that reads otherwise than most is added by a line in `KINDS`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from zipfile import ZipFile
 
 from stages.encode.networks.registry import EncoderError
+from stages.encode.networks.transformers_index import CONFIG, model_folder, read_json
 from stages.packages import is_installed, needs
 
 # Most captions have 10 to 20 tokens; as PixArt-alpha cuts those of T5.
@@ -27,6 +28,32 @@ TEXT_MODELS = {
     "t5-v1_1-xxl": "google/t5-v1_1-xxl",
     "gemma-2-2b": "google/gemma-2-2b",
     "all-minilm-l6-v2": "all-minilm-l6-v2",
+}
+# Of those what a plan wants to know, where they cannot be had.
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "openai/clip-vit-large-patch14": {
+        "model_type": "clip",
+        "text_config": {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "intermediate_size": 3072,
+            "max_position_embeddings": 77,
+        },
+    },
+    "google/t5-v1_1-base": {
+        "model_type": "t5",
+        "d_model": 768,
+        "num_layers": 12,
+        "d_ff": 2048,
+        "feed_forward_proj": "gated-gelu",
+    },
+    "google/t5-v1_1-xxl": {
+        "model_type": "t5",
+        "d_model": 4096,
+        "num_layers": 24,
+        "d_ff": 10240,
+        "feed_forward_proj": "gated-gelu",
+    },
 }
 # Installed packages that hold a model's files in an archive: as imported, and the archive's name.
 PACKAGED = {"all-minilm-l6-v2": ("all_minilm_l6_v2", "model.zip")}
@@ -77,6 +104,23 @@ def longest(config: dict[str, Any], kind: Kind) -> int:
 def package_of(location: str) -> str | None:
     """The package that a model comes from, as it is imported, if it comes from one."""
     return PACKAGED[location][0] if location in PACKAGED else None
+
+
+def known_config(location: str) -> dict[str, Any]:
+    """The configuration of a model: from its folder or the hub's cache, or as it is known to be.
+
+    Raises EncoderError if none of them has it.
+    """
+    name = TEXT_MODELS.get(location, location)
+    if name in PACKAGED:
+        with unpacked(name) as folder:
+            return read_json(folder, CONFIG)
+    try:
+        return read_json(model_folder(name, CONFIG), CONFIG)
+    except EncoderError:
+        if name not in PUBLISHED:
+            raise
+        return dict(PUBLISHED[name])
 
 
 @contextmanager
