@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_a_network_is_as_fast_as_after_its_first_batch_of_a_size(
     maker = Maker("features/x", "tokens", {"storage": "float16"}, network)
     job = Job(Column("features/x", None, (), {}, 9, 8), maker)  # type: ignore[arg-type]
     settings = tiny("build.batch_size=4").encode
-    found = speeds._seconds_per_image(settings, job, torch.device("cpu"))
+    images = partial(speeds._images, 32)
+    found = speeds._seconds_per_row(settings, job, torch.device("cpu"), images)
     assert found == pytest.approx(cost)
     assert len(sizes) % 2 == 0
 

@@ -200,7 +200,7 @@ def test_files_of_a_sample_that_are_not_its_image_are_counted(tmp_path: Path) ->
     assert source.left_out.first == {
         "hidden": ["._w.jpg"],
         "beside a sample's image": ["x.seg.png", "y.input.jpg"],
-        "without an image's suffix": ["x.txt", "x.json", "z.img"],
+        "without an image's suffix": ["x.json", "z.img", "z.cls"],
     }
-    labels = 3
-    assert len(source.keys) + labels + source.left_out.total == len(files)
+    labels, captions = 3, 1
+    assert len(source.keys) + labels + captions + source.left_out.total == len(files)

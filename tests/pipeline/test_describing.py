@@ -106,7 +106,7 @@ def test_a_list_of_kinds_is_printed_as_tables(count: int) -> None:
 def test_every_section_is_described() -> None:
     assert list(SECTIONS) == [
         *("[dataset]", "[cache]", "[latents]", "[encoders.NAME]"),
-        *("[components.NAME]", "[build]", "[train]"),
+        *("[texts.NAME]", "[components.NAME]", "[build]", "[train]"),
         *("[[train.align]]", "[train.reading]", "[train.compute]", "[sample]", "[evaluate]"),
     ]
 

@@ -126,7 +126,9 @@ def test_every_preset_is_planned_without_data_weights_and_network(
     assert content(tmp_path) == before
     gigabytes = {
         "cifar10-methods": 87.7,
+        "coco256-mmdit-b2": 1033,
         "demo": 23.7,
+        "demo-text": 87.9,
         "imagenet256-lightningdit-xl2": 42.1,
         "imagenet256-redi-xl2": 281,
         "imagenet256-sit-b2-contrastive": 21.1,
@@ -136,12 +138,31 @@ def test_every_preset_is_planned_without_data_weights_and_network(
         "imagenet512-sit-xl2": 1099,
     }.get(name, 276)
     assert found["disk"]["whole"]["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
-    if name == "imagenet256-lightningdit-xl2":
+    if name == "coco256-mmdit-b2":
+        assert found["parameters"] == 512_415_504
+        texts = found["networks"]["captions/features/clip-vit-L"]
+        assert texts["flops"] / 1e9 == pytest.approx(13.3, rel=0.01)
+    elif name == "imagenet256-lightningdit-xl2":
         assert found["gains"]["step_flops"] / 1e9 == pytest.approx(712, rel=0.01)
     elif name in AS_REPA:
         assert found["gains"]["run_saving"] == pytest.approx(0.06, abs=0.001)
         assert found["gains"]["step_flops"] / 1e9 == pytest.approx(724, rel=0.01)
         assert any("For one run it gains little: 6.0%" in one for one in found["advice"])
+
+
+def test_captions_of_coco_take_what_is_known_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OFFLINE, None)
+    monkeypatch.chdir(tmp_path)
+    invoke("init", "--preset", "coco256-mmdit-b2")
+    found = json.loads(RUNNER.invoke(app, ["plan", "--images", "82783", "--json"]).stdout)
+    arrays = {f"{one['column']}/{one['array']}": one["whole"] for one in found["disk"]["arrays"]}
+    tokens = arrays["captions/features/clip-vit-L/tokens"]["bytes"]
+    assert tokens / 1e9 == pytest.approx(49, rel=0.01)
+    assert found["gains"]["step_ratio"] == pytest.approx(1.13 + 0.036, abs=0.01)
+    # Latents, int8 codes, and a caption with its length.
+    assert found["reading"]["image_bytes"] == 16384 + 256 * 768 + 77 * 768 * 2 + 3
 
 
 def test_what_cannot_fit_is_status_one_with_ways_out(folder: Path) -> None:

@@ -136,7 +136,7 @@ def foresee(settings: EncodeSettings, images: Images) -> list[ForeseenColumn]:
     if settings.texts:
         texts = count_texts(settings, images.source, images.count)
         for column, shape, rows, shards in foreseen_text_columns(settings, texts):
-            stored = min(1.0, texts.tokens / shape.tokens)
+            stored = min(1.0, texts.tokens / shape.tokens) if shape.is_masked else 1.0
             made.append(ForeseenColumn(column, shape.flops, rows, shards, stored))
     return made
 
