@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from cache.captions import Captions
     from cache.reader import Features as Features
     from cache.reader import Rows as Rows
     from cache.rows import Keys
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from pipeline.commands.train import train as train
     from pipeline.commands.verify import verify as verify
     from pipeline.config import Config as Config
+    from stages.model.conditions import Context
     from stages.train.batch_stream import Batch as Batch
     from stages.train.batch_stream import CachedImages as CachedImages
     from stages.train.train_settings import CachedTensors
@@ -206,6 +208,7 @@ class Cache:
         encoders: Sequence[str] = (),
         *,
         class_tokens: Sequence[str] = (),
+        text: str | None = None,
         vae: str | None = None,
         flip: bool = False,
         seed: int = 0,
@@ -219,10 +222,12 @@ class Cache:
     ) -> "Iterator[Batch]":
         """The batches that training with this seed would see, from a step on.
 
-        batch_size: over all ranks; encoders, class_tokens: whose tokens and class tokens are
-        read; flip: whether half of the images are read mirrored; rank, world: which of how many
-        processes this is; steps: how many, by default without end; block_rows: that stay together
-        when an epoch is shuffled. Threads that read ahead end when it is closed or collected.
+        batch_size: over all ranks; encoders, class_tokens: whose tokens and class tokens
+        are read; text: the text encoder whose tokens of a caption of each image are read;
+        flip: whether half of the images are read mirrored; rank, world: which of how many
+        processes this is; steps: how many, by default without end; block_rows: that stay
+        together when an epoch is shuffled. Threads that read ahead end when it is closed or
+        collected.
         Raises Error if a column is missing or not finished, or if nothing can be read so.
         """
         from stages.placement import Placement, find_device
@@ -231,7 +236,7 @@ class Cache:
         from stages.train.train_settings import ReadingSettings
 
         return stream(
-            self._tensors(vae, flip=flip),
+            self._tensors(vae, flip=flip, text=text),
             Wanted(tuple(encoders), tuple(class_tokens)),
             Order(seed, batch_size, block_rows),
             Placement(find_device(device), rank, world),
@@ -259,10 +264,30 @@ class Cache:
             remake=partial(_dataset, self.path.absolute(), wanted.tokens, **again),
         )
 
-    def _tensors(self, vae: str | None, *, flip: bool) -> "CachedTensors":
+    def captions(self, row: int) -> list[str]:
+        """The captions of an image. Raises Error if the cache has none."""
+        return self._told.of(range(len(self))[row])
+
+    def empty_context(self, text: str) -> "Context":
+        """The empty caption by a text encoder, a batch of one, which stands for dropped ones."""
+        from stages.placement import find_device
+        from stages.train.cached_captions import CachedCaptions
+
+        captions = CachedCaptions(self.path, text, self._cache.rows, verify=True)
+        return captions.empty(find_device("cpu"))
+
+    @cached_property
+    def _told(self) -> "Captions":
+        from cache.captions import Captions, has_captions
+
+        if not has_captions(self.path):
+            raise Error("it has no captions", where=self.path)
+        return Captions(self.path, self._cache.rows)
+
+    def _tensors(self, vae: str | None, *, flip: bool, text: str | None = None) -> "CachedTensors":
         from stages.train.train_settings import CachedTensors
 
-        return CachedTensors(self.path, self._latents(vae), flip)
+        return CachedTensors(self.path, self._latents(vae), flip, text)
 
 
 def _dataset(path: Path, encoders: Sequence[str], **options: Any) -> "CachedImages":

@@ -17,6 +17,8 @@ from stages.train.train_settings import ComputeSettings, TrainSettings
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+BRING_LATENTS = ("repa", "u-vit")
+
 
 def contradictions(
     config: "Config", world: int, needs: Collection[Need] = EVERYTHING
@@ -166,8 +168,12 @@ def _sources(config: "Config") -> Iterator[str]:
     # A cache that tells of itself does so without it.
     if isinstance(dataset, FileSettings) and dataset.path is None:
         yield f"dataset.path: required by the source {dataset.source!r}"
-    if config.latents.imported and dataset.source != "repa":
-        yield "latents.imported: only the source 'repa' brings latents along"
+    if config.latents.imported and dataset.source not in BRING_LATENTS:
+        sources = " and ".join(map(repr, BRING_LATENTS))
+        yield f"latents.imported: only the sources {sources} bring latents along"
+    for name, text in config.texts.items():
+        if text.imported and dataset.source != "u-vit":
+            yield f"texts.{name}.imported: only the source 'u-vit' brings tokens of captions along"
     if config.latents.imported and dataset.flip:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
 

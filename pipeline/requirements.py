@@ -44,7 +44,8 @@ def _encoders(config: Config) -> Iterator[Use]:
 
 
 def _texts(config: Config) -> Iterator[Use]:
-    for name, own in config.texts.items():
+    encoded = ((name, own) for name, own in config.texts.items() if not own.imported)
+    for name, own in encoded:
         yield f"texts.{name}:", "transformers"
         yield f"texts.{name}:", package_of(own.location(name))
 
@@ -55,6 +56,8 @@ def _prompts(config: Config) -> Iterator[Use]:
 
 
 def _judges(config: Config) -> Iterator[Use]:
+    if config.evaluate.clip_model is not None:
+        yield "evaluate.clip_model:", "transformers"
     for name in config.evaluate.frechet_encoders:
         for package in _packages(config, name):
             yield f"evaluate.frechet_encoders: {name!r}", package

@@ -91,6 +91,11 @@ def crops() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def square_crops() -> Golden:
+    return read_golden("center_crop_uvit")
+
+
+@pytest.fixture(scope="session")
 def official() -> Callable[[str], dict[str, object]]:
     return lambda name: json.loads((GOLDEN / f"official_{name}.json").read_text())
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import ledger
-from cache.captions import CAPTIONS, LINKS, read_links
+from cache.captions import CAPTIONS, LINKS, Captions, has_captions, read_links
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
@@ -132,6 +133,16 @@ class Contents:
     faults: tuple[Fault, ...]
     texts: tuple[CachedColumn, ...] = ()
     captions: tuple[int, int, int] | None = None
+
+    @cached_property
+    def told(self) -> Captions | None:
+        """The captions of the images, if there are any that can be read."""
+        if self.rows is None or not has_captions(self.path):
+            return None
+        try:
+            return Captions(self.path, self.rows)
+        except DamagedCacheError:
+            return None
 
     @property
     def readable_rows(self) -> RowTable:

@@ -74,7 +74,13 @@ def write_pictures(
         encoders=views,
         storages=storages,
         middle=picture_data.middle([view.grid for view in views]) if views else 0.5,
-        strips=[_strip(place, chosen, data, views) for place in range(len(data.rows))],
+        strips=[
+            {
+                **_strip(place, chosen, data, views),
+                "captions": contents.told.of(row) if contents.told else [],
+            }
+            for place, row in enumerate(data.rows.tolist())
+        ],
         figures=figures,
         data=_data(views),
     )

@@ -17,6 +17,7 @@ from cache.reader import ColumnReader, PartialReader
 from cache.rows import RowTable
 from pipeline.inspection.contents import CachedColumn, Contents, encoder_of
 from pipeline.inspection.listings import Listing
+from stages.analyze.caption_vectors import CaptionVectors
 from stages.analyze.neighbours import Neighbour, find_nearest
 from stages.progress import say
 
@@ -136,12 +137,19 @@ def image_listings(contents: Contents, table: RowTable, rows: RowNumbers) -> lis
         for row in rows.tolist()
         for held in contents.columns
     ]
+    told = contents.told
+    captions = [
+        (str(table.key[row]), text)
+        for row in (rows.tolist() if told is not None else ())
+        for text in (told.of(row) if told is not None else ())
+    ]
     return [
         Listing(
             "rows",
             ("key", "row", "shard", "class", "label", "place in the data set", "content hash"),
             tuple(images),
         ),
+        Listing("captions", ("key", "caption"), tuple(captions)),
         Listing(
             "what is stored of them (norms of tokens, and of latents at each place)",
             ("key", "column", "state", "mean", "lowest", "highest"),
@@ -176,7 +184,7 @@ def _lengths(held: CachedColumn, row: int) -> tuple[str, ...]:
 def find_neighbours(
     contents: Contents, rows: RowNumbers, count: int, among: int | None
 ) -> Neighbours:
-    """The nearest images by every encoder that has them all.
+    """The nearest images by every encoder that has them all, and by captions.
 
     among: how many images to look at, spread over the cache; by default as many as is quick.
     """
@@ -192,6 +200,12 @@ def find_neighbours(
                 found[encoder_of(held.name)] = find_nearest(reader, rows, sample, count)
             except (RepaCacheError, OSError) as error:
                 say(f"{held.name}: no neighbours: {error}")
+    for held in contents.texts if count else ():
+        told = contents.told
+        if told is not None and held.there.all() and (told.count[rows] > 0).all():
+            vectors = CaptionVectors(ColumnReader(held.column), told)
+            sample = evenly(np.flatnonzero(told.count > 0), among or AMONG_TOKENS)
+            found[held.column.title] = find_nearest(vectors, rows, sample, count)
     return found
 
 

@@ -1,6 +1,6 @@
 """Which values of a metric are better, whether of samples or of hidden states."""
 
-from stages.evaluate.evaluate_settings import INCEPTION_METRICS
+from stages.evaluate.evaluate_settings import CLIP_SCORE, INCEPTION_METRICS
 
 # Of analyses. Of CKNNA there is one for each encoder, whose name follows.
 LOSS, PROBE, CKNNA = "denoising loss", "linear probe", "cknna"
@@ -11,7 +11,7 @@ def is_higher_better(metric: str) -> bool:
     if metric == PROBE or metric.startswith(f"{CKNNA} "):
         return True
     known = INCEPTION_METRICS.get(metric)
-    return known is not None and known.is_higher_better
+    return metric == CLIP_SCORE or (known is not None and known.is_higher_better)
 
 
 def direction(metric: str) -> str:

@@ -8,6 +8,7 @@ neighbours, Q images that are looked for, P rows of a part.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cache.reader import ColumnReader
+from cache.layout import Column
 from stages.analyze.analysis_options import AlignmentOptions, AnalysisError
 from stages.progress import progress
 from stages.train.compute import arithmetic
@@ -111,6 +112,19 @@ def _align(one: Neighbours, other: Neighbours) -> float:
     return total
 
 
+class Vectors(Protocol):
+    """One vector for each image, from a column. has_class_token: whether no tokens are read."""
+
+    @property
+    def column(self) -> Column: ...
+
+    @property
+    def has_class_token(self) -> bool: ...
+
+    def vectors(self, rows: RowNumbers) -> npt.NDArray[np.float32]:
+        """Of rows [P], as [P, D]."""
+
+
 @dataclass(frozen=True)
 class Neighbour:
     """An image that resembles another: its row, and the cosine between their vectors."""
@@ -120,7 +134,7 @@ class Neighbour:
 
 
 def find_nearest(
-    reader: ColumnReader,
+    reader: Vectors,
     rows: RowNumbers,
     among: RowNumbers,
     count: int,
@@ -151,12 +165,12 @@ def find_nearest(
     ]
 
 
-def _parts(reader: ColumnReader, among: RowNumbers, part_bytes: int) -> Iterator[RowNumbers]:
+def _parts(reader: Vectors, among: RowNumbers, part_bytes: int) -> Iterator[RowNumbers]:
     array = reader.column.array("class_token" if reader.has_class_token else "tokens")
     count = max(1, part_bytes // (4 * int(np.prod(array.row_shape))))
     return (among[start : start + count] for start in range(0, len(among), count))
 
 
-def _directions(reader: ColumnReader, rows: RowNumbers) -> Tensor:
+def _directions(reader: Vectors, rows: RowNumbers) -> Tensor:
     """The vectors of rows, of length 1, float64 [P, D]."""
     return F.normalize(torch.from_numpy(reader.vectors(rows)).double(), dim=-1)

@@ -88,7 +88,8 @@ def build(
         root_attributes(path)
     source, locks = open_source(settings), BuildLocks(path)
     # Before images are read, which may take hours.
-    makers, text_makers = load_makers(settings, device), load_text_makers(settings, device)
+    makers = load_makers(settings, device)
+    text_makers = load_text_makers(settings, device, source)
     check_components(settings, makers, device)
     with ThreadPoolExecutor(threads) as pool, ExitStack() as stack:
         known = known_rows(path)
@@ -118,7 +119,7 @@ def build(
             stack.enter_context(locks.at_work())
         making = ColumnMaking(settings, options, device, locks)
         # Before images, which take longer: what is done with needs no memory then.
-        told = make_texts(making, texts, columns[0].shards)
+        told = make_texts(making, texts, columns[0].shards, source)
         made = making.make(columns, makers, crops, source)
         derived, more = _make_components(making, rows, pool, damaged)
     waiting = len(components_columns(settings)) - len(derived)

@@ -182,6 +182,9 @@ class TextSettings(Settings):
     model: HubName | None = None
     """A folder that begins with `.`, `/`, `~` or `$`, or a hub name, of any text model of
     transformers; by default the model that the section is named after."""
+    imported: bool = False
+    """Whether the data set brings the tokens along (the source `u-vit`), so that none are encoded;
+    `model` is then for prompts alone."""
     max_tokens: Count | None = None
     """Tokens that a caption is cut or padded to, those at its ends included; by default as many as
     CLIP and SigLIP were trained with, and 120 for others."""
@@ -210,7 +213,7 @@ def _check_texts(sections: dict[str, TextSettings]) -> dict[str, TextSettings]:
     for name, own in sections.items():
         if not COLUMN_NAME.fullmatch(name):
             raise ValueError(NO_FOLDER.format(name))
-        if own.model is None and name not in TEXT_MODELS:
+        if own.model is None and not own.imported and name not in TEXT_MODELS:
             raise ValueError(f"{name}: model: required; {nearest(name, TEXT_MODELS)}")
     return sections
 

@@ -11,8 +11,9 @@ from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import load_features_maker
 from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
+from stages.evaluate.clip_score import ClipEmbeddings, clip_scores
 from stages.evaluate.comparison import Comparison
-from stages.evaluate.evaluate_settings import INCEPTION_METRICS, EvaluateSettings
+from stages.evaluate.evaluate_settings import CLIP_SCORE, INCEPTION_METRICS, EvaluateSettings
 from stages.evaluate.image_sets import FolderImages, ImageSet, NoiseImages, NpzFile, NpzImages
 from stages.evaluate.measure import EncoderVectors, Measured, Network, Wanted, measure
 from stages.evaluate.metrics import frechet_distance
@@ -34,15 +35,20 @@ NOISE_IMAGES = 16
 
 @dataclass(frozen=True)
 class Networks:
-    """What sees samples and reference. encoders: by their names in the registry."""
+    """What sees samples and reference.
+
+    encoders: by their names in the registry; clip: sees samples alone, and their captions.
+    """
 
     inception: Network | None
     encoders: Mapping[str, EncoderVectors]
+    clip: ClipEmbeddings | None = None
 
     @property
     def all(self) -> list[Network]:
         """Every network."""
-        return [*([self.inception] if self.inception else []), *self.encoders.values()]
+        single: list[Network | None] = [self.inception, self.clip]
+        return [*(one for one in single if one is not None), *self.encoders.values()]
 
     def signed(self, result: Result) -> Result:
         """A result with what it was measured by."""
@@ -64,12 +70,13 @@ class Judged:
     """Samples to be judged.
 
     path: a folder, or a file in ADM's format; manifest: what they were drawn from and how, as far
-    as it is known.
+    as it is known; captions: of each, if they were drawn of these.
     """
 
     path: Path
     images: ImageSet
     manifest: Mapping[str, Any]
+    captions: Sequence[str] | None = None
 
     def drawn_otherwise(self, settings: SampleSettings, vae: str) -> list[str]:
         """How they were drawn otherwise than now configured, a line for each setting.
@@ -103,7 +110,8 @@ def open_samples(path: Path, threads: int) -> Judged:
             remedy=f"Run `repa-cache sample` once more with the settings in its {MANIFEST}, which "
             "draws these.",
         )
-    return Judged(path, FolderImages(path, threads, count=wanted), manifest)
+    images = FolderImages(path, threads, count=wanted)
+    return Judged(path, images, manifest, Samples(path, len(images)).captions())
 
 
 def evaluate(
@@ -133,6 +141,9 @@ def evaluate(
     check_networks(reference, networks.all)
     measured = partial(measure, networks=networks.all, batch=settings.batch_size, place=place)
     of_reference, of_samples = _wanted(settings, metrics, encoders)
+    if networks.clip is not None:
+        _check_captions(samples)
+        of_samples = replace(of_samples, rows={**of_samples.rows, CLIP_SCORE: None})
     reference = reference.completed(of_reference, counts, networks.all, settings.batch_size, place)
     if place.is_main and save_statistics is not None:
         save_reference(save_statistics, reference)
@@ -155,6 +166,17 @@ def evaluate(
     return results
 
 
+def _check_captions(samples: Sequence[Judged]) -> None:
+    """Raise EvaluateError for samples whose captions are not known."""
+    for one in samples:
+        if one.captions is None or len(one.captions) != len(one.images):
+            raise EvaluateError(
+                "the captions of its images are not known, which evaluate.clip_model needs",
+                where=one.path,
+                remedy="Leave it out, or judge samples of a model that reads captions.",
+            )
+
+
 def _common_side(samples: Sequence[Judged]) -> int:
     """The side of all samples in px. Raises EvaluateError if they have several."""
     sides = {one.images.side: one.path for one in samples}
@@ -172,7 +194,7 @@ def _load_networks(
     if settings.metrics != ():
         from stages.evaluate.inception import Inception  # seconds: only where it is used
 
-        inception = Inception(settings.inception_weights, place)
+        inception = Inception(settings.inception_weights, place, settings.inception_input)
     encoders = {}
     for name in settings.frechet_encoders:
         # By its section in the configuration, if it has one.
@@ -181,7 +203,10 @@ def _load_networks(
             encode.model_copy(update={"encoders": sections}), name, place.device
         )
         encoders[name] = EncoderVectors(name, maker)
-    return Networks(inception, encoders)
+    clip = None
+    if settings.clip_model is not None:
+        clip = ClipEmbeddings(settings.clip_model, place.device)
+    return Networks(inception, encoders, clip)
 
 
 def _possible(
@@ -222,9 +247,21 @@ def _results(
 ) -> Iterator[Result]:
     images = len(samples.images)
     yield from comparison.of_inception(found, images)
+    if networks.clip is not None and samples.captions is not None:
+        yield _clip_result(networks.clip, found, samples.captions)
     for vectors in networks.encoders.values():
         notes = _alignment(vectors.recipe, samples.manifest, encode)
         yield comparison.frechet(vectors.name, vectors.name, found, images, notes)
+
+
+def _clip_result(clip: ClipEmbeddings, found: Measured, captions: Sequence[str]) -> Result:
+    """The mean score of images with their captions, with its standard error."""
+    distinct = list(dict.fromkeys(captions))
+    place = {text: number for number, text in enumerate(distinct)}
+    embedded = clip.of_captions(distinct)[[place[text] for text in captions]]
+    scores = clip_scores(found.rows[CLIP_SCORE], embedded)
+    error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else None
+    return Result(CLIP_SCORE, float(scores.mean()), error, len(scores), None, None)
 
 
 def _alignment(recipe: Recipe, manifest: Mapping[str, Any], encode: EncodeSettings) -> list[str]:

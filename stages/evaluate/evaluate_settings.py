@@ -6,8 +6,9 @@ To add a metric, write its function in `stages.evaluate.metrics`, and name it in
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from stages.encode.network_settings import HubName
 from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ INCEPTION_METRICS = {
     ),
     "kid": Metric(POOL, "kernel_distance", has_floor=True),
 }
+# Of samples and their captions.
+CLIP_SCORE = "clip_score"
 MetricName = Annotated[str, OneOf("stages.evaluate.evaluate_settings:INCEPTION_METRICS")]
 
 
@@ -74,6 +77,12 @@ class EvaluateSettings(Settings):
     needs no Inception."""
     inception_weights: AnchoredPath | None = None
     """A local file instead of the published download."""
+    inception_input: Literal["adm", "pytorch-fid"] = "adm"
+    """How images become Inception's input: as ADM's evaluation and torch-fidelity resize them, or
+    as pytorch-fid does, by which U-ViT's numbers on MS-COCO are measured."""
+    clip_model: HubName | None = None
+    """A CLIP of transformers, a folder or a hub name, by which samples of captions are held against
+    these (CLIP score); by default none."""
     frechet_encoders: tuple[str, ...] = ()
     """Encoders in whose features samples are judged too. One that the model is aligned with
     flatters it."""

@@ -23,7 +23,7 @@ from cache.errors import RepaCacheError
 from cache.files import atomic_file
 from cache.reader import Cache
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.images.crop import Pixels, centre_crop, decode
+from stages.encode.images.crop import CROPS, Pixels, decode
 from stages.encode.images.crop_batches import IMAGE_ERRORS
 from stages.encode.images.crop_sources import open_crops, open_source
 from stages.encode.images.sources import SourceError
@@ -136,12 +136,19 @@ class FolderImages:
     """The images in a folder and the folders in it, numbers in their names in order.
 
     side: to which all are cropped as data sets are; by default they have to be square and of one
-    side. count: of the first images, by default all. Raises ImageSetError if there are none.
+    side. count: of the first images, by default all; crop: a name of `stages.encode.images.crop`.
+    Raises ImageSetError if there are none.
     """
 
     def __init__(
-        self, folder: Path, threads: int, side: int | None = None, count: int | None = None
+        self,
+        folder: Path,
+        threads: int,
+        side: int | None = None,
+        count: int | None = None,
+        crop: str = "adm",
     ) -> None:
+        self._crop = CROPS[crop].crop
         names = sorted(images_below(folder), key=_natural)[:count]
         self._paths = [on_disk(folder, name) for name in names]
         if not self._paths:
@@ -167,7 +174,7 @@ class FolderImages:
     def _pixels(self, path: Path) -> Pixels:
         image = _decoded(path)
         if self._crops:
-            return centre_crop(image, self.side)
+            return self._crop(image, self.side)
         if image.size != (self.side, self.side):
             raise ImageSetError(
                 f"{path} has {image.width} x {image.height} px, expected {self.side} x {self.side}."

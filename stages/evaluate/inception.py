@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cache.errors import RepaCacheError
@@ -21,6 +22,8 @@ URL: str = torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3
 SHA256_PREFIX = "6726825d"
 # sFID sees these channels of the branch, as ADM's evaluation does.
 SPATIAL_CHANNELS = 7
+# Of its input, px.
+SIDE = 299
 
 
 class InceptionError(RepaCacheError):
@@ -30,14 +33,14 @@ class InceptionError(RepaCacheError):
 class Inception:
     """The network that FID, sFID, IS, precision, recall and KID are defined by.
 
-    weights: a local file, instead of the library's download. Raises InceptionError if they
-    cannot be had.
+    weights: a local file, instead of the library's download; resizes_like: how images become its
+    input, see `EvaluateSettings.inception_input`. Raises InceptionError if weights cannot be had.
     """
 
     name = "inception"
     features: tuple[str, ...] = (POOL, SPATIAL, LOGITS)
 
-    def __init__(self, weights: Path | None, place: Placement) -> None:
+    def __init__(self, weights: Path | None, place: Placement, resizes_like: str = "adm") -> None:
         if place.is_main:
             find_weights(weights)
         barrier(place)
@@ -52,6 +55,11 @@ class Inception:
         self._device = place.device
         self._branch: Tensor | None = None
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self._input: Tensor | None = None
+        self._replaces_input = resizes_like != "adm"
+        if self._replaces_input:
+            self.identity = f"{self.identity} {resizes_like}"
+            network.Conv2d_1a_3x3.register_forward_pre_hook(lambda *_: (self._input,))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -60,8 +68,11 @@ class Inception:
         pool [B, 2048]; spatial [B, 2023], 17 x 17 places of 7 channels, channels fastest;
         logits [B, 1008] without bias.
         """
+        there = images.to(self._device)
+        if self._replaces_input:
+            self._input = resized_like_pytorch_fid(there)
         with float32_products(tf32=False):
-            pool, logits = self._network(images.to(self._device))
+            pool, logits = self._network(there)
         assert self._branch is not None
         spatial = self._branch[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         named = {POOL: pool, SPATIAL: spatial, LOGITS: logits}
@@ -69,6 +80,13 @@ class Inception:
 
     def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
         self._branch = output
+
+
+def resized_like_pytorch_fid(images: Tensor) -> Tensor:
+    """Images, uint8 [B, 3, S, S], as pytorch-fid gives them to the network: from -1 to 1."""
+    shown = images.float() / 255
+    resized = F.interpolate(shown, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    return 2 * resized - 1
 
 
 def find_weights(given: Path | None) -> Path:

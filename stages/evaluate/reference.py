@@ -223,7 +223,8 @@ def _cached(
 def _at(path: Path, side: int, encode: EncodeSettings) -> Reference:
     if path.is_dir():
         threads = encode.build.decoding_threads()
-        return Reference(str(path), images=image_sets.FolderImages(path, threads, side))
+        folder = image_sets.FolderImages(path, threads, side, crop=encode.dataset.crop)
+        return Reference(str(path), images=folder)
     file = image_sets.NpzFile(path)
     about = json.loads(str(file.array(ABOUT))) if ABOUT in file.names else {}
     gaussians = {

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import IncompleteCacheError
+from stages.model.conditions import Context
 from stages.placement import Placement
 from stages.train.batches import CachedBatches, Named, Order
+from stages.train.cached_captions import CONTEXT, SEEN
 from stages.train.cached_data import CLASS_TOKEN, TOKENS, CachedData
 from stages.train.randomness import Stream, draw, seed_for
 from stages.train.train_settings import CachedTensors, ReadingSettings
@@ -31,8 +33,9 @@ class Batch:
 
     moments: mean and standard deviation of the latents, float32 [B, 2C, h, w]; latents: drawn
     from them anew at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
-    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images. Latents are
-    drawn, and tokens decoded, when they are first asked for.
+    each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images; captions,
+    context: a caption of each image and its tokens, if captions are read. Latents are drawn, and
+    tokens decoded, when they are first asked for.
     """
 
     step: int
@@ -42,6 +45,8 @@ class Batch:
     class_tokens: Mapping[str, Tensor]
     keys: list[str]
     draw_latents: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    captions: list[str] | None = None
+    context: Context | None = None
 
     @cached_property
     def latents(self) -> Tensor:
@@ -111,13 +116,19 @@ def stream(
         with closing(reader):
             for step in steps:
                 keys = cached.keys[reader.rows(step) % len(cached.keys)].tolist()
-                read = batch(step, keys, *reader.read_stored(step))
+                said = cached.captions
+                captions = None if said is None else list(map(said.text, reader.texts(step)))
+                read = batch(step, keys, captions, *reader.read_stored(step))
                 # Who takes it may wait for the GPU before asking for the next one.
                 reader.prefetch()
                 yield read
 
     def batch(
-        step: int, keys: list[str], read: Named, arrays: Mapping[str, Callable[[], Tensor]]
+        step: int,
+        keys: list[str],
+        captions: list[str] | None,
+        read: Named,
+        arrays: Mapping[str, Callable[[], Tensor]],
     ) -> Batch:
         def draw_latents(moments: Tensor) -> Tensor:
             # The same numbers as in training with this seed.
@@ -135,6 +146,8 @@ def stream(
             ),
             keys=keys,
             draw_latents=draw_latents,
+            captions=captions,
+            context=Context(read[CONTEXT], read.get(SEEN)) if CONTEXT in read else None,
         )
 
     return batches()

@@ -153,7 +153,7 @@ def test_moments_of_another_size_are_refused(published: Config) -> None:
 
 
 def test_imported_latents_need_a_source_that_has_them(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"latents\.imported: only the source 'repa'"):
+    with pytest.raises(ConfigError, match=r"latents\.imported: only the sources 'repa' and"):
         tiny("latents.imported=true")
     with pytest.raises(ConfigError, match=r"no imported latents of mirrored images"):
         tiny("latents.imported=true", "dataset.flip=true")

@@ -12,7 +12,7 @@ from odd_images import odd_files, plain, plain_crop, written
 from PIL import Image, ImageFile
 
 from stages.encode.images import crop as images
-from stages.encode.images.crop import MAX_PIXELS, centre_crop, decode
+from stages.encode.images.crop import MAX_PIXELS, centre_crop, decode, square_crop
 
 ODD_FILES = dict(odd_files())
 
@@ -22,6 +22,15 @@ def test_the_crop_is_that_of_adm_to_the_pixel(crops: Any, number: int) -> None:
     expected = crops[f"{number}.crop"].numpy()
     image = Image.fromarray(crops[f"{number}.image"].numpy())
     np.testing.assert_array_equal(centre_crop(image, expected.shape[0]), expected)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_square_crop_is_that_of_u_vit_to_the_pixel(square_crops: Any, number: int) -> None:
+    expected = square_crops[f"{number}.crop"].numpy()
+    image = Image.fromarray(square_crops[f"{number}.image"].numpy())
+    np.testing.assert_array_equal(square_crop(image, expected.shape[0]), expected)
+    same = np.array_equal(centre_crop(image, expected.shape[0]), expected)
+    assert same == (image.size == expected.shape[:2])
 
 
 @pytest.mark.parametrize("name", ODD_FILES)

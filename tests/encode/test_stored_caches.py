@@ -18,7 +18,7 @@ from cache.rows import read_rows
 from pipeline.commands import app
 from pipeline.config import Config, load_config
 from stages.encode.build import build
-from stages.encode.building import columns
+from stages.encode.building import recipes
 from stages.encode.building.columns import Maker, load_makers
 from stages.encode.building.recipes import declared_recipes
 from stages.encode.networks.registry import EncoderSpec
@@ -110,8 +110,8 @@ def test_a_cache_that_is_built_anew_has_the_recipes_and_fingerprints_that_were_s
 def test_another_version_of_a_maker_makes_its_columns_stale_and_no_others(
     constant: str, field: str, stale: set[str], config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = getattr(columns, constant)
-    monkeypatch.setattr(columns, constant, version + 1)
+    version = getattr(recipes, constant)
+    monkeypatch.setattr(recipes, constant, version + 1)
     line = f"{field}: cache {version}, configuration {version + 1}"
     assert changes(config) == {column: [line] for column in stale}
     with pytest.raises(StaleCacheError, match=line):

@@ -52,6 +52,26 @@ def test_spatial_features_are_seven_channels_at_each_place_channels_last(
         assert torch.equal(spatial[:, position], activated[:, channel, row, column])
 
 
+def test_images_may_be_resized_as_pytorch_fid_does(
+    network: Inception, inception_weights: Path
+) -> None:
+    like = Inception(inception_weights, CPU, "pytorch-fid")
+    found: list[torch.Tensor] = []
+    like._network.Conv2d_1a_3x3.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))
+    features = like(images(2, 40))
+    shown = images(2, 40).float() / 255
+    resized = torch.nn.functional.interpolate(
+        shown, size=(299, 299), mode="bilinear", align_corners=False
+    )
+    assert torch.equal(found[0], 2 * resized - 1)
+    plain = network(images(2, 40))
+    assert not torch.allclose(features["pool"], plain["pool"])
+    assert features["pool"].shape == plain["pool"].shape
+    # Statistics of one are not those of the other.
+    assert like.identity != network.identity
+    assert like.weights_sha256 == network.weights_sha256
+
+
 def test_other_weights_than_the_published_ones_are_refused(
     inception_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

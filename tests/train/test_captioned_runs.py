@@ -24,15 +24,18 @@ from runs import (
     trained,
     trained_in_parts,
 )
-from texts import TEXTS, WITH_TEXT, save_text_model, write_beside
+from texts import TEXTS, WITH_TEXT, captions_of, save_text_model, write_beside
 from tiny import TINY, write_images
 
+import repa_cache
 from cache.captions import Captions
 from cache.errors import RowsChangedError
 from cache.reader import Cache
 from pipeline.config import Config, ConfigError, load_config
 from stages.analyze.analysis_options import StateOptions
+from stages.analyze.caption_vectors import CaptionVectors
 from stages.analyze.losses import measure_losses
+from stages.analyze.neighbours import find_nearest
 from stages.analyze.subject import open_subject
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions
@@ -375,3 +378,46 @@ def test_hidden_states_and_losses_of_a_run_on_captions_are_analysed(
     assert len(subject.rows) == 12
     found = measure_losses(subject, CPU.device)
     assert all(np.isfinite(one.mean) for one in found.levels)
+
+
+def test_a_loop_of_one_s_own_sees_the_captions_that_training_does(
+    configured: Callable[..., Config],
+) -> None:
+    config = configured("train.steps=3")
+    cache = repa_cache.open(config.cache.path)
+    place = cache.keys.tolist().index("class2/4.jpg")
+    assert cache.captions(place) == captions_of("class2/4.jpg")
+    own = cache.batches(4, ["efficientnet-lite0"], text="tiny", seed=0, steps=3)
+    with closing(cached_batches(config)) as batches:
+        for step, batch in enumerate(own):
+            read = batches.read(step)
+            assert batch.context is not None
+            assert batch.captions is not None
+            assert torch.equal(batch.context.tokens, read[CONTEXT])
+            for key, said in zip(batch.keys, batch.captions, strict=True):
+                assert said in captions_of(key)
+    empty = cache.empty_context("tiny")
+    torch.testing.assert_close(empty.tokens, online(config, [""]), rtol=1e-3, atol=1e-3)
+    plain = next(cache.batches(4, steps=1))
+    assert (plain.captions, plain.context) == (None, None)
+
+
+def test_images_are_found_that_are_told_of_alike(configured: Callable[..., Config]) -> None:
+    path = configured().cache.path
+    cache = Cache(path)
+    captions = Captions(path, cache.rows)
+    vectors = CaptionVectors(captions.cache.column("features/tiny"), captions)
+    rows = np.flatnonzero(captions.count > 0)
+    found = find_nearest(vectors, rows, rows, 2)
+    keys = cache.rows.key.tolist()
+    for row, near in zip(rows.tolist(), found, strict=True):
+        # The same captions are of all images of a number, and of those five further on.
+        same = [other for other in rows.tolist() if captions.of(other) == captions.of(row)]
+        if len(same) > 2:
+            assert near[0].similarity == pytest.approx(1, abs=1e-3), keys[row]
+            assert captions.of(near[0].row) == captions.of(row)
+    (one,) = vectors.vectors(rows[:1])
+    texts = [online(configured(), [text])[0] for text in captions.of(int(rows[0]))]
+    lengths = [len(text.split()) + 2 for text in captions.of(int(rows[0]))]
+    means = [tokens[:length].mean(dim=0) for tokens, length in zip(texts, lengths, strict=True)]
+    np.testing.assert_allclose(one, torch.stack(means).mean(dim=0).numpy(), rtol=1e-2, atol=2e-3)

@@ -166,16 +166,16 @@ def _open(order: Order) -> ShardEncoder:
     makers: Sequence[Maker]
     reader: Reader
     locks = BuildLocks(path)
+    source = cast("Listing", get_worker().plugins[order.build]).source
     if order.derived == TEXTS:
         locks, path = text_locks(path), texts_path(path)
         rows = read_rows(path)
-        makers = load_text_makers(settings, device)
+        makers = load_text_makers(settings, device, source)
         reader = TextReader(rows, settings.build.images_at_once(device))
     elif order.derived is not None:
         derived, reader = open_components(settings, order.derived, rows, pool, device)
         makers = [derived]
     else:
-        source = cast("Listing", get_worker().plugins[order.build]).source
         makers = load_makers(settings, device)
         reader = open_crops(settings, source, rows, pool, device)
     columns = [read_column(path, maker.column, len(rows)) for maker in makers]

@@ -72,7 +72,9 @@ def lay_out_texts(
     return TextWork(columns, makers, reader, faults)
 
 
-def make_texts(making: ColumnMaking, work: TextWork, image_shards: int) -> Made:
+def make_texts(
+    making: ColumnMaking, work: TextWork, image_shards: int, source: Source | None
+) -> Made:
     """Make what lacks. image_shards: that the cache has of images, of which a build may make some.
 
     Of texts it makes as large a part.
@@ -88,7 +90,7 @@ def make_texts(making: ColumnMaking, work: TextWork, image_shards: int) -> Made:
         ),
     )
     makers: list[Maker] = list(work.makers)
-    return own.make(work.columns, makers, work.reader, derived=TEXTS, unit="texts")
+    return own.make(work.columns, makers, work.reader, source, derived=TEXTS, unit="texts")
 
 
 def text_locks(path: Path) -> BuildLocks:

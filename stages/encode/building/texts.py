@@ -5,6 +5,7 @@ B texts, X tokens, E features.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,16 @@ import torch
 from cache.layout import FEATURES, Constants
 from cache.rows import RowTable
 from stages.encode.build_settings import EncodeSettings
-from stages.encode.building.columns import Maker
+from stages.encode.building.columns import Maker, Tensors
 from stages.encode.building.recipes import declared_recipes, text_column
 from stages.encode.building.token_batches import Reader, Tag
+from stages.encode.images.sources import Source
 from stages.encode.networks.frozen_networks import FittingNetwork
+from stages.encode.networks.registry import EncoderError
 from stages.encode.networks.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from cache.recipe import RecipeValue
 
 EMPTY_TOKENS, EMPTY_LENGTH = "empty_tokens", "empty_length"
 
@@ -84,12 +90,38 @@ class TextMaker(Maker):
         return {**super().measure(reader), EMPTY_TOKENS: tokens[0], EMPTY_LENGTH: length}
 
 
-def load_text_makers(settings: EncodeSettings, device: torch.device) -> list[TextMaker]:
+def load_text_makers(
+    settings: EncodeSettings, device: torch.device, source: Source | None
+) -> list[TextMaker]:
     """Load every text encoder of the configuration and say which columns they make.
 
-    A column holds `tokens` [M, X, E] and `length` [M].
+    A column holds `tokens` [M, X, E] and `length` [M]. source: the data set, which may bring tokens
+    along. Raises EncoderError if it should, and does not.
     """
-    return [_maker(settings, name, device) for name in settings.texts]
+    return [
+        _imported(settings, name, source) if own.imported else _maker(settings, name, device)
+        for name, own in settings.texts.items()
+    ]
+
+
+def _imported(settings: EncodeSettings, name: str, source: Source | None) -> TextMaker:
+    """What takes over the tokens that a data set brings along."""
+    contexts = None if source is None else source.contexts
+    if contexts is None:
+        raise EncoderError(
+            f"texts.{name}.imported: the data set is not there, or brings no tokens along."
+        )
+    tokens = len(contexts.empty())
+    column = FEATURES + name
+    recipe = declared_recipes(settings)[text_column(name)]
+    own: dict[str, RecipeValue] = {"imported": True, "max_tokens": tokens, "padding": "seen"}
+
+    def network(batch: TextBatch) -> Tensors:
+        read = [contexts.read(text) if text else contexts.empty() for text in batch.texts]
+        lengths = torch.full((len(read),), tokens, dtype=torch.int16)
+        return {"tokens": torch.from_numpy(np.stack(read)), "length": lengths}
+
+    return TextMaker(column, "tokens", recipe | own, network)
 
 
 def _maker(settings: EncodeSettings, name: str, device: torch.device) -> TextMaker:

@@ -101,7 +101,9 @@ def measure_networks(
             else:
                 seconds[name] = 0.0
             advance(1, name)
-        for text_maker in load_text_makers(settings, device):
+        texts = {name: own for name, own in settings.texts.items() if not own.imported}
+        encoded = settings.model_copy(update={"texts": texts})
+        for text_maker in load_text_makers(encoded, device, None):
             name = f"{CAPTIONS}/{text_maker.column}"
             job = Job(columns[name], text_maker)
             seconds[name] = _seconds_per_row(settings, job, device, _texts)

@@ -64,7 +64,7 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
     if settings.texts:
         texts = Cache(texts_path(settings.cache.path))
         told = TextReader(texts.rows, settings.build.images_at_once(device))
-        for text_maker in load_text_makers(settings, device):
+        for text_maker in load_text_makers(settings, device, source):
             found = _measured(texts, text_maker, told, count)
             measured.append(replace(found, array=f"{CAPTIONS}/{found.array}", loss_change=None))
     return measured

@@ -25,6 +25,8 @@ from stages.encode.networks.text_models import kind_of, known_config, longest
 
 # Where no caption is there to count: as in MS-COCO, by CLIP's tokeniser.
 TYPICAL_CAPTIONS, TYPICAL_TOKENS = 5.0, 13.0
+# Tokens and features that U-ViT's scripts leave of a caption.
+IMPORTED = (77, 768)
 # Images whose captions are counted, and tokens that a word becomes.
 COUNTED_IMAGES, TOKENS_OF_WORD = 1000, 1.3
 
@@ -49,6 +51,8 @@ class Texts:
 
 def text_shape(name: str, settings: TextSettings) -> TextShape:
     """What the encoder of a section is like. Raises EncoderError if that cannot be known."""
+    if settings.imported:
+        return TextShape(*IMPORTED, 0.0, is_masked=False)
     config = known_config(settings.location(name))
     kind = kind_of(config)
     own = config.get(kind.reads, config) if kind.reads else config

@@ -54,6 +54,13 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "d_ff": 10240,
         "feed_forward_proj": "gated-gelu",
     },
+    "all-minilm-l6-v2": {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 512,
+    },
 }
 # Installed packages that hold a model's files in an archive: as imported, and the archive's name.
 PACKAGED = {"all-minilm-l6-v2": ("all_minilm_l6_v2", "model.zip")}
@@ -112,10 +119,10 @@ def known_config(location: str) -> dict[str, Any]:
     Raises EncoderError if none of them has it.
     """
     name = TEXT_MODELS.get(location, location)
-    if name in PACKAGED:
-        with unpacked(name) as folder:
-            return read_json(folder, CONFIG)
     try:
+        if name in PACKAGED:
+            with unpacked(name) as folder:
+                return read_json(folder, CONFIG)
         return read_json(model_folder(name, CONFIG), CONFIG)
     except EncoderError:
         if name not in PUBLISHED:

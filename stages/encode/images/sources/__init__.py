@@ -13,6 +13,7 @@ from stages.encode.images.sources.samples import EmbeddedSettings, sample_photos
 from stages.encode.images.sources.source import DatasetSettings, Source, SourceError, SourceKind
 from stages.encode.images.sources.tables import TableSettings, arrow_rows, parquet_rows
 from stages.encode.images.sources.tars import tar_archive
+from stages.encode.images.sources.u_vit import u_vit_folder
 from stages.encode.images.sources.zips import zip_archive
 from stages.packages import is_installed, needs
 
@@ -25,6 +26,7 @@ SOURCES: Mapping[str, SourceKind] = {
     "parquet": SourceKind(parquet_rows, TableSettings, "pyarrow"),
     "arrow": SourceKind(arrow_rows, TableSettings, "pyarrow"),
     "repa": SourceKind(repa_folder, reads_folder=True),
+    "u-vit": SourceKind(u_vit_folder, reads_folder=True),
     "sample-photos": SourceKind(sample_photos, EmbeddedSettings, "skimage"),
 }
 

@@ -116,6 +116,16 @@ def _check_labels(listing: Path, labels: Mapping[int, int]) -> None:
 
 def _load(path: Path) -> npt.NDArray[np.float32]:
     """Moments [2C, h, w] from a file. Raises SourceError."""
+    moments = load_array(path, axes=3)
+    if len(moments) != CHANNELS:
+        raise SourceError(f"{path}: expected [{CHANNELS}, h, w], got {list(moments.shape)}.")
+    if (moments[CHANNELS // 2 :] < 0).any():
+        raise SourceError(f"{path}: expected finite means and standard deviations.")
+    return moments
+
+
+def load_array(path: Path, axes: int) -> npt.NDArray[np.float32]:
+    """An array of so many axes from a file. Raises SourceError."""
     try:
         # Mapped, because a header may claim more than there is.
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -123,11 +133,11 @@ def _load(path: Path) -> npt.NDArray[np.float32]:
         raise SourceError(f"{path} is missing or no array: {error}.") from error
     if not isinstance(stored, np.ndarray) or stored.dtype.name not in {"float16", "float32"}:
         raise SourceError(f"{path}: expected an array of float32, got {stored}.")
-    if stored.ndim == 4 and len(stored) == 1:
+    if stored.ndim == axes + 1 and len(stored) == 1:
         stored = stored[0]
-    if stored.ndim != 3 or len(stored) != CHANNELS:
-        raise SourceError(f"{path}: expected [{CHANNELS}, h, w], got {list(stored.shape)}.")
-    moments: npt.NDArray[np.float32] = stored.astype(np.float32)
-    if not np.isfinite(moments).all() or (moments[CHANNELS // 2 :] < 0).any():
+    if stored.ndim != axes:
+        raise SourceError(f"{path}: expected {axes} axes, got {list(stored.shape)}.")
+    values: npt.NDArray[np.float32] = stored.astype(np.float32)
+    if not np.isfinite(values).all():
         raise SourceError(f"{path}: expected finite means and standard deviations.")
-    return moments
+    return values

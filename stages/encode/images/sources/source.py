@@ -138,6 +138,16 @@ class SourceError(RepaCacheError):
     """The data set is not where or what the configuration says."""
 
 
+class Contexts(NamedTuple):
+    """Tokens of captions that a data set brings along.
+
+    read: those of a caption, float32 [X, E], by what stands for it; empty: of the empty one.
+    """
+
+    read: Callable[[str], npt.NDArray[np.float32]]
+    empty: Callable[[], npt.NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set of N images.
@@ -148,7 +158,8 @@ class Source:
     and cheap to read together; are_keys_places: whether keys may tell where images lie, so that
     they change when files are written anew; moments: float32 [2C, h, w], mean and standard
     deviation that a VAE gave for an image, if the data set brings them along; captions: the texts
-    that tell of an image, if there are any; left_out: whatever else lies in the data set, so that
+    that tell of an image, if there are any; contexts: their tokens, if the data set brings them
+    along; left_out: whatever else lies in the data set, so that
     no image is missing without a word.
 
     All functions are safe to call from several threads, and in a forked process. They
@@ -165,6 +176,7 @@ class Source:
     are_keys_places: bool = False
     moments: Callable[[int], npt.NDArray[np.float32]] | None = None
     captions: Callable[[int], Sequence[str]] | None = None
+    contexts: Contexts | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
