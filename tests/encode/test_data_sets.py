@@ -78,10 +78,11 @@ def test_images_classes_and_their_names_are_told_of_every_source(
     given = {} if packed.path is None else {"path": packed.path}
     dataset = tiny().dataset.model_copy(update={"source": packed.source, "path": None, **given})
     first, last = source.classes[0], source.classes[-1]
-    count = f"{len(packed.images):,} images of {len(source.classes)} classes"
+    several = f"{len(source.classes)} classes ({first} ... {last})"
+    classes = several if len(source.classes) > 1 else f"1 class ({first})"
     assert (
         found(source, dataset)
-        == f"{packed.path or name.replace('_', '-')}: {count} ({first} ... {last})"
+        == f"{packed.path or name.replace('_', '-')}: {len(packed.images):,} images of {classes}"
     )
 
 

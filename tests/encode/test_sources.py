@@ -110,7 +110,13 @@ def test_every_file_of_a_data_set_is_an_image_of_it_or_named_as_left_out(
 def test_every_source_with_files_of_its_own_is_tested_for_what_it_leaves_out(
     packed: Mapping[str, packing.Packed],
 ) -> None:
-    assert {packed[name].source for name in packing.TREES} == {"imagefolder", "zip", "tar", "repa"}
+    assert {packed[name].source for name in packing.TREES} == {
+        "imagefolder",
+        "zip",
+        "tar",
+        "repa",
+        "u-vit",
+    }
     rest = {name: each for name, each in packed.items() if name not in packing.TREES}
     # A row of a table is an image, whatever it is called.
     assert {each.source for each in rest.values()} == {"arrow", "parquet", "sample-photos"}

@@ -322,6 +322,19 @@ def repa(images: Path, folder: Path) -> Packed:
     return Packed("repa", folder, files, classes)
 
 
+def u_vit(images: Path, folder: Path) -> Packed:
+    """Crops and their features by number: moments, the tokens of two captions, and of none."""
+    contents = {}
+    for number, image in enumerate(tree(images).values()):
+        contents[f"{number}.png"] = image
+        np.save(folder / f"{number}.npy", np.full((8, 4, 4), -number, np.float32))
+        for caption in range(2):
+            np.save(folder / f"{number}_{caption}.npy", np.full((5, 6), number, np.float32))
+    write_files(folder, contents)
+    np.save(folder / "empty_context.npy", np.zeros((5, 6), np.float32))
+    return Packed("u-vit", folder, contents, dict.fromkeys(contents, "all"))
+
+
 def unpacked_edm2(images: Path, folder: Path) -> Packed:
     files, classes, listing = edm2(tree(images))
     write_files(folder, {**files, "dataset.json": listing})
@@ -350,6 +363,7 @@ PACKERS: Mapping[str, Callable[[Path, Path], Packed]] = {
         parquet_of_bytes,
         arrow_of_datasets,
         repa,
+        u_vit,
         unpacked_edm2,
         sample_photos,
     )
@@ -406,5 +420,6 @@ TREES: Mapping[str, Callable[[Packed, Mapping[str, str]], None]] = {
     "tar_shard": _into_tar,
     "tar_shards": _into_tar,
     "repa": _into_folder,
+    "u_vit": _into_folder,
     "unpacked_edm2": _into_folder,
 }

@@ -147,7 +147,10 @@ def test_torn_files_are_named(suffix: str, kept: int, sit_repa: Any, tmp_path: P
         (torch.ones(3), "it holds one Tensor"),
         ({"steps": 3, "lr": 1e-4}, "holds no tensors of a model, but lr, steps"),
         ({}, "holds no tensors of a model, but nothing"),
-        ({"cls_token": torch.ones(3)}, "no weights of a SiT, DiT or MMDiT: x_embedder.proj.weight .*cls_"),
+        (
+            {"cls_token": torch.ones(3)},
+            "of a SiT, DiT or MMDiT: x_embedder.proj.weight .*cls_",
+        ),
     ],
 )
 def test_files_without_a_transformer_are_refused(

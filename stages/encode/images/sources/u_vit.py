@@ -25,6 +25,7 @@ from stages.encode.images.sources.source import (
     SourceError,
 )
 
+IMAGE = re.compile(r"(\d+)\.png")
 MOMENTS = re.compile(r"(\d+)\.npy")
 CONTEXT = re.compile(r"(\d+)_(\d+)\.npy")
 EMPTY = "empty_context.npy"
@@ -39,8 +40,10 @@ def u_vit_folder(dataset: FileSettings) -> Source:
         raise SourceError(f"dataset.path: no folder {path}. Name the one with 0.npy in it.")
     left_out = LeftOut()
     names = files_below(path, lambda name: name.endswith((".npy", ".png")), left_out)
-    moments = {int(match[1]) for name in names if (match := MOMENTS.fullmatch(name))}
-    images = {int(Path(name).stem) for name in names if re.fullmatch(r"\d+\.png", name)}
+    moments, images = (
+        {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
+        for pattern in (MOMENTS, IMAGE)
+    )
     if not moments:
         raise SourceError(f"dataset.path: {path} has no features as 0.npy.")
     if lacking := moments ^ images:
@@ -55,7 +58,7 @@ def u_vit_folder(dataset: FileSettings) -> Source:
     numbers = sorted(moments)
     captions = _captions(names)
     for name in names:
-        if not (MOMENTS.fullmatch(name) or CONTEXT.fullmatch(name) or name.endswith(".png")):
+        if name != EMPTY and not any(p.fullmatch(name) for p in (IMAGE, MOMENTS, CONTEXT)):
             left_out.add(Reason.OTHER, name)
     labels, classes = of_one_class(len(numbers), path)
     return Source(
