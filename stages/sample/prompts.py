@@ -100,6 +100,9 @@ def encoded(
         )
     encoder = TextEncoder(name, source.encoders[name], device)
     own = encoder.recipe()
+    if recipe.get("imported"):
+        # Tokens that were brought along say no more of their encoder.
+        own = {field: own[field] for field in own if field in recipe}
     known = {field: recipe[field] for field in own if field in recipe}
     if changed := recipe_differences(known, own):
         raise SampleError(

@@ -10,17 +10,24 @@ import pytest
 import torch
 from PIL import Image
 from runs import CPU, trained
+from texts import save_text_model
 from torch.testing import assert_close
 
 import repa_cache
 from cache.captions import Captions
+from cache.errors import StaleCacheError
 from cache.reader import Cache
 from cache.verify import find_all_faults
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
 from stages.encode.images.sources import SourceError
+from stages.encode.network_settings import TextSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.text_encoder import TextEncoder
+from stages.sample.generate import sample
+from stages.sample.prompts import TextSource
+from stages.sample.sampled_weights import SampleOptions
+from stages.sample.solvers.solver import SampleError
 
 SIDE = 128
 
@@ -94,6 +101,29 @@ def test_a_model_is_trained_from_them(configured: Callable[..., Config], tmp_pat
     )
     build(config.encode, CPU.device)
     assert trained(config).step == 2
+    # Prompts are encoded by the model that made the tokens, as far as they tell.
+    clip = save_text_model(tmp_path / "clip", "clip", hidden_size=768)
+    own = config.texts["clip-vit-L"].model_copy(update={"model": str(clip), "max_tokens": 11})
+
+    def draw(settings: TextSettings) -> int:
+        options = SampleOptions(prompts=("a red cup",))
+        chosen = config.sample.model_copy(update={"images": 1, "steps": 2})
+        texts = TextSource({"clip-vit-L": settings}, config.cache.path)
+        return sample(chosen, options, config.train, config.decoder, CPU, texts).images
+
+    assert draw(own) == 1
+    with pytest.raises(SampleError, match="max_tokens: cache 11, configuration 12"):
+        draw(own.model_copy(update={"max_tokens": 12}))
+
+
+def test_tokens_that_were_taken_over_are_stale_where_they_are_to_be_made(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    build(configured().encode, CPU.device)
+    clip = save_text_model(tmp_path / "clip", "clip")
+    made = configured("texts.clip-vit-L.imported=false", f"texts.clip-vit-L.model={clip}")
+    with pytest.raises(StaleCacheError, match="imported: cache true"):
+        build(made.encode, CPU.device)
 
 
 def test_what_does_not_belong_together_is_refused(

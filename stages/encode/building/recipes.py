@@ -5,6 +5,7 @@ from cache.layout import FEATURES, FLIPPED, PIXELS
 from cache.recipe import RecipeValue
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.images.crop import CROPS
+from stages.encode.network_settings import TextSettings
 from stages.encode.networks.registry import EncoderError
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
@@ -38,19 +39,26 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
     if settings.dataset.pixels:
         recipes[PIXELS] = pixels_recipe(settings)
     for name, text in settings.texts.items():
-        recipes[text_column(name)] = {
-            "text_version": TEXT_VERSION,
-            "storage": text.storage,
-            "compute": text.precision,
-            "layer": text.layer,
-            "cleaning": text.cleaning,
-        }
+        recipes[text_column(name)] = _text_recipe(text)
     for name, components in settings.components.items():
         for view in ("", FLIPPED) if settings.dataset.flip else ("",):
             source: dict[str, RecipeValue] = {"source": features_column(components.encoder) + view}
             source |= {"components_version": COMPONENTS_VERSION, "storage": "float16"}
             recipes[features_column(name) + view] = source | components.recipe
     return recipes
+
+
+def _text_recipe(text: TextSettings) -> dict[str, RecipeValue]:
+    """What the configuration says of the tokens of captions."""
+    origin: dict[str, RecipeValue] = {"imported": True}
+    if not text.imported:
+        origin = {
+            "text_version": TEXT_VERSION,
+            "compute": text.precision,
+            "layer": text.layer,
+            "cleaning": text.cleaning,
+        }
+    return {"storage": text.storage} | origin
 
 
 def _encoder_recipe(settings: EncodeSettings, encoder: str) -> dict[str, RecipeValue]:

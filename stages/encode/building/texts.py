@@ -114,7 +114,7 @@ def _imported(settings: EncodeSettings, name: str, source: Source | None) -> Tex
     tokens = len(contexts.empty())
     column = FEATURES + name
     recipe = declared_recipes(settings)[text_column(name)]
-    own: dict[str, RecipeValue] = {"imported": True, "max_tokens": tokens, "padding": "seen"}
+    own: dict[str, RecipeValue] = {"max_tokens": tokens, "padding": "seen"}
 
     def network(batch: TextBatch) -> Tensors:
         read = [contexts.read(text) if text else contexts.empty() for text in batch.texts]
