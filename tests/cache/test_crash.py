@@ -21,7 +21,6 @@ from cache.locks import BuildLocks
 from cache.metadata import has_column, read_column, resize_column
 from cache.rows import create_cache, read_rows, write_rows
 from cache.writer import ShardWriter
-from pipeline.config import Config
 from stages.encode.building.cache_setup import tidy
 
 
@@ -56,24 +55,26 @@ def check(attempts: list[Attempt], undisturbed: Attempt) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("made", "expected"), [("tiny", 14), ("captioned", 18)])
 def test_a_build_killed_at_every_shard_boundary_never_makes_a_shard_twice(
-    tiny: Callable[..., Config], images: Path
+    made: str, expected: int, images: Path, request: pytest.FixtureRequest
 ) -> None:
-    config, path = images.parent / "pipeline.toml", tiny().cache.path
+    config, path = images.parent / "pipeline.toml", request.getfixturevalue(made)().cache.path
     (undisturbed,) = under_fire(config, "random", "0")
     shutil.rmtree(path)
     attempts = under_fire(config, "boundary")
     shards = len(attempts[-1].after)
-    assert shards == 14
+    assert shards == expected
     assert [len(attempt.after) for attempt in attempts] == [*range(1, shards + 1), shards]
     check(attempts, undisturbed)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("made", ["tiny", "captioned"])
 def test_a_build_killed_at_random_moments_comes_out_the_same(
-    tiny: Callable[..., Config], images: Path
+    made: str, images: Path, request: pytest.FixtureRequest
 ) -> None:
-    tiny()
+    request.getfixturevalue(made)()
     kills = 50
     undisturbed, *attempts = under_fire(images.parent / "pipeline.toml", "random", str(kills))
     assert sum(not attempt.survived for attempt in attempts) == kills

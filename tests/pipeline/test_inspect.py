@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inspecting import CPU, FEATURES, INT8, LATENTS, cells, inspect, settings
+from texts import captions_of
 from tiny_cache import content
 from typer.testing import CliRunner
 
@@ -226,6 +227,24 @@ def test_neighbours_are_the_images_with_the_nearest_mean_tokens(built: Path) -> 
     assert len(cells(inspect(built, "--rows", "1/3.", "--among", "4"), "efficientnet-lite0")) <= 4
     assert "nearest" not in inspect(built, "--rows", "1/3.", "--neighbours", "0")
     assert "of which images?" in inspect(built, "--neighbours", "3", status=1)
+
+
+def test_captions_of_images_and_what_is_told_of_alike_are_shown(
+    captioned: Callable[..., Config],
+) -> None:
+    config = captioned()
+    build(config.encode, CPU)
+    folder = config.cache.path.parent
+    assert "captions" in inspect(folder)
+    output = inspect(folder, "--rows", "class1/4.jpg", "--neighbours", "2")
+    texts = captions_of("class1/4.jpg")
+    assert [row[1] for row in cells(output, "class1/4.jpg") if row[1:] and row[1] in texts] == texts
+    # Those that have the same captions are nearest.
+    assert {row[1] for row in cells(output, "tiny ")} == {"class0/4.jpg", "class2/4.jpg"}
+    target = folder / "pages"
+    inspect(folder, "--pictures", "--images", "21", "--out", str(target))
+    page = next(target.rglob("*.html")).read_text()
+    assert all(text in page for text in texts)
 
 
 def test_images_are_spread_over_the_classes_or_drawn_by_seed() -> None:

@@ -26,6 +26,7 @@ from cache import ledger
 from pipeline.config import Config, load_config
 from stages import vision
 from stages.encode.build import build
+from stages.encode.networks.transformers_library import import_transformers
 
 # Imported here, so that forked builds need not.
 READY = (vision.AutoencoderKL, vision.timm.create_model)
@@ -34,11 +35,11 @@ READY = (vision.AutoencoderKL, vision.timm.create_model)
 def finished(path: Path) -> dict[str, list[list[int]]]:
     """Inode and time of change of the files of every shard that has a ledger entry."""
     found = {}
-    for entry in sorted(path.glob("*/*/ledger/c.*.0")):
+    for entry in sorted(path.rglob("ledger/c.*.0")):
         column, shard = entry.parent.parent, entry.name.split(".")[1]
         files = [f for f in sorted(column.rglob(f"c.{shard}.*")) if not f.name.startswith(".")]
         status = [file.stat() for file in files]
-        found[f"{column.name} {shard}"] = [[s.st_ino, s.st_mtime_ns] for s in status]
+        found[f"{column.relative_to(path)} {shard}"] = [[s.st_ino, s.st_mtime_ns] for s in status]
     return found
 
 
@@ -108,6 +109,8 @@ def at_random(config: Config, kills: int) -> None:
 
 if __name__ == "__main__":
     settings = load_config(Path(sys.argv[1]), ["cache.rows_per_shard=3", "build.threads=1"])
+    if settings.texts:
+        import_transformers("texts")
     if sys.argv[2] == "boundary":
         at_boundaries(settings)
     else:
