@@ -17,6 +17,7 @@ from stages.encode.networks.text_encoder import BESIDE, TOKENISER
 from stages.encode.networks.transformers_index import CONFIG, PREPROCESSING
 from stages.encode.networks.transformers_library import (
     import_transformers,
+    load_whole,
     weights_folder,
     weights_sha256,
 )
@@ -40,9 +41,9 @@ class ClipEmbeddings:
     def __init__(self, location: str, device: torch.device) -> None:
         transformers = import_transformers(f"evaluate.clip_model: {location}")
         folder = weights_folder(location, CONFIG, PREPROCESSING, TOKENISER, beside=BESIDE)
+        model = load_whole(transformers.AutoModel, folder, location, "CLIP", "CLIP")
         try:
             with importing_quietly():
-                model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
                 self._processor = transformers.AutoImageProcessor.from_pretrained(folder)
                 self._tokeniser = transformers.AutoTokenizer.from_pretrained(folder)
         except READING_ERRORS as error:

@@ -27,6 +27,7 @@ from stages.encode.networks.text_models import (
 from stages.encode.networks.transformers_index import BOOKKEEPING, CONFIG, read_json
 from stages.encode.networks.transformers_library import (
     import_transformers,
+    load_whole,
     weights_folder,
     weights_sha256,
 )
@@ -152,16 +153,5 @@ def _tokeniser(folder: Path, settings: TextSettings, location: str) -> Any:
 
 def _network(folder: Path, kind: Kind, location: str) -> Any:
     transformers = import_transformers(f"the text encoder {location}")
-    try:
-        with importing_quietly():
-            network, found = getattr(transformers, kind.network).from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-    except READING_ERRORS as error:
-        raise EncoderError(f"{location} cannot be loaded as a text encoder: {error!r}") from error
-    if lacking := sorted(found["missing_keys"]):
-        raise EncoderError(
-            f"{location} holds other weights: {len(lacking)} of {len(network.state_dict())} "
-            f"tensors of the text encoder are not in it, {lacking[0]} among them."
-        )
-    return network
+    what = "text encoder"
+    return load_whole(getattr(transformers, kind.network), folder, location, what, what)

@@ -45,24 +45,32 @@ def load_network(spec: EncoderSpec, input_size: int, weights: Path | None) -> nn
     where = str(weights or spec.location)
     folder = None if weights else weights_folder(spec.location, CONFIG, PREPROCESSING)
     state = read_checkpoint(weights) if weights else None
+    options = {"config": config, "state_dict": state, **ARCHITECTURES[spec.model].arguments}
+    network: nn.Module = load_whole(kind, folder, where, spec.model, "encoder", **options)
+    return network
+
+
+def load_whole(
+    kind: Any, folder: Path | None, where: str, model: str, part: str, **options: object
+) -> Any:
+    """A network of a class of transformers in float32, all of whose weights are found.
+
+    where: what errors name as the place of the weights; model, part: as what they are read, and
+    what of it is used. Raises EncoderError if they cannot be read, or if one is not there.
+    """
     try:
         with importing_quietly():
             network, found = kind.from_pretrained(
-                folder,
-                config=config,
-                state_dict=state,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **ARCHITECTURES[spec.model].arguments,
+                folder, dtype=torch.float32, output_loading_info=True, **options
             )
     except READING_ERRORS as error:
-        raise EncoderError(f"{where} cannot be loaded as a {spec.model}: {error!r}") from error
+        raise EncoderError(f"{where} cannot be loaded as a {model}: {error!r}") from error
     if lacking := sorted(found["missing_keys"]):
         raise EncoderError(
             f"{where} holds other weights: {len(lacking)} of {len(network.state_dict())} tensors "
-            f"of the encoder are not in it, {lacking[0]} among them."
+            f"of the {part} are not in it, {lacking[0]} among them."
         )
-    return network  # type: ignore[no-any-return]
+    return network
 
 
 def weights_sha256(network: nn.Module) -> str:
