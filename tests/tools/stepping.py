@@ -12,12 +12,28 @@ from torch import Tensor
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
 from stages.train.cached_data import LatentScaling
+from stages.train.compute import make_scaler
+from stages.train.optim import Average, make_optimiser
 from stages.train.run_model import config_for, make_modules
 from stages.train.step import Step
 from stages.train.terms.run_terms import RunTerms
 from stages.train.train_settings import TrainSettings
 
 CPU = Placement(torch.device("cpu"))
+
+
+def fresh_run(model: Transformer, settings: TrainSettings) -> Any:
+    """A run at its first step, with a model's weights and an optimiser of its own."""
+    return SimpleNamespace(
+        model=model,
+        network=model,
+        teacher=None,
+        modules=dict(enumerate(model.projectors, start=1)),
+        average=Average(model, settings.ema_decay),
+        optimiser=make_optimiser(model, settings),
+        scaler=make_scaler("float32", CPU.device),
+        step=0,
+    )
 
 
 class Stepped(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import CPU
 from solving import guided, solved
+from stepping import fresh_run
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,8 +20,6 @@ from stages.model.families import make_transformer, without_storage
 from stages.model.interpolants import interpolate
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
 from stages.train.cached_data import LatentScaling
-from stages.train.compute import make_scaler
-from stages.train.optim import Average, make_optimiser
 from stages.train.step import Step
 from stages.train.terms.denoising import squared_error
 from stages.train.terms.repa import minus_mean_cosine
@@ -127,16 +126,7 @@ def test_three_steps_of_training_are_those_of_the_published_code(mmdit: Any) -> 
     align = ({"kind": "repa", "encoder": "one", "depth": 1, "projector_width": 24},)
     settings = TrainSettings(run=Path("run"), model="MMDiT-XS/2", text="clip", align=align)
     model = golden_mmdit(mmdit)
-    run: Any = SimpleNamespace(
-        model=model,
-        network=model,
-        teacher=None,
-        modules=dict(enumerate(model.projectors, start=1)),
-        average=Average(model, settings.ema_decay),
-        optimiser=make_optimiser(model, settings),
-        scaler=make_scaler("float32", CPU.device),
-        step=0,
-    )
+    run = fresh_run(model, settings)
     captions = SimpleNamespace(empty=lambda _: Context(mmdit["in.empty_context"][None]))
     data: Any = SimpleNamespace(scaling=LatentScaling(0.18215, 0.0), classes=0, captions=captions)
     step = Step(settings, run, RunTerms.of(settings), data, CPU)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from reference import golden_dit, golden_model
+from stepping import fresh_run
 from torch.testing import assert_close
 
 from stages.model.interpolants import INTERPOLANTS, interpolate, lognormal_time
@@ -13,8 +14,6 @@ from stages.model.sizes import LATENTS
 from stages.placement import Placement
 from stages.train.batches import Named
 from stages.train.cached_data import LatentScaling
-from stages.train.compute import make_scaler
-from stages.train.optim import Average, make_optimiser
 from stages.train.step import Step
 from stages.train.terms.denoising import NoiseAndVariance, Velocity
 from stages.train.terms.run_terms import RunTerms
@@ -63,17 +62,7 @@ def golden_settings(**changes: Any) -> TrainSettings:
 
 def golden_run(sit_repa: Any, settings: TrainSettings) -> Any:
     """A run at its first step, with the golden weights."""
-    model = golden_model(sit_repa)
-    return SimpleNamespace(
-        model=model,
-        network=model,
-        teacher=None,
-        modules=dict(enumerate(model.projectors, start=1)),
-        average=Average(model, settings.ema_decay),
-        optimiser=make_optimiser(model, settings),
-        scaler=make_scaler("float32", CPU.device),
-        step=0,
-    )
+    return fresh_run(golden_model(sit_repa), settings)
 
 
 def golden_step(run: Any, settings: TrainSettings) -> Step:
