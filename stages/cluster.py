@@ -93,7 +93,8 @@ class ClusterError(RepaCacheError):
 def connected(cluster: Cluster, threads: int) -> Iterator[Client]:
     """A client of the cluster, which is started if need be, and ends with the block.
 
-    threads: of each worker that is started. Raises ClusterError if no scheduler answers.
+    threads: of each worker that is started. Raises ClusterError if no scheduler answers, or if a
+    worker does not start.
     """
     if cluster.scheduler is not None:
         try:
@@ -105,9 +106,13 @@ def connected(cluster: Cluster, threads: int) -> Iterator[Client]:
         with client:
             yield client
         return
-    with (
-        dask.config.set(QUIET),
-        LocalCluster(
+    with dask.config.set(QUIET), _started(cluster, threads) as local, Client(local) as client:
+        yield client
+
+
+def _started(cluster: Cluster, threads: int) -> LocalCluster:
+    try:
+        return LocalCluster(
             n_workers=cluster.workers,
             threads_per_worker=threads,
             # Any port: there may be other clusters on this machine.
@@ -115,10 +120,12 @@ def connected(cluster: Cluster, threads: int) -> Iterator[Client]:
             scheduler_kwargs={"dashboard": cluster.dashboard},
             memory_limit=None,
             silence_logs="CRITICAL",
-        ) as local,
-        Client(local) as client,
-    ):
-        yield client
+        )
+    except RuntimeError as error:
+        raise ClusterError(
+            f"The workers do not start: {error} What a script does has to stand below `if __name__ "
+            '== "__main__":`, since every worker imports the script.'
+        ) from error
 
 
 def too_many_workers(

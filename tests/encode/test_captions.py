@@ -171,6 +171,7 @@ def test_every_source_gives_the_captions_of_each_image(
     kind, path, settings = pack(files, tmp_path)
     source = opened(kind, path, **settings)
     assert len(source.keys) == len(files)
+    assert not str(source.left_out)
     assert sorted(map(source.read, range(len(files)))) == sorted(files.values())
     assert source.captions is not None
     # COCO's library gives the annotations of an image in the order of the file.

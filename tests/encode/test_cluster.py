@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,3 +118,20 @@ def test_a_scheduler_that_is_not_there_is_named(tiny: Callable[..., Config]) -> 
     options = BuildOptions(cluster=Cluster(scheduler="tcp://127.0.0.1:1"))
     with pytest.raises(ClusterError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         build(tiny().encode, CPU, options)
+
+
+@pytest.mark.slow
+def test_a_script_that_every_worker_would_run_again_is_told_how_to_be_written(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from stages.cluster import Cluster, connected\n"
+        "with connected(Cluster(workers=1), 1):\n"
+        "    pass\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(
+        "stages.cluster.ClusterError: The workers do not"
+    )
+    assert 'below `if __name__ == "__main__":`' in done.stderr

@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 from runs import CPU
+from safetensors.torch import load_file, save_file
 from texts import save_text_model
 
 from pipeline.config import Config
@@ -88,6 +89,11 @@ def test_samples_without_captions_and_models_that_are_no_clip_are_refused(
     transformers.CLIPImageProcessor().save_pretrained(bert)
     with pytest.raises(EncoderError, match="is no CLIP"):
         ClipEmbeddings(str(bert), CPU.device)
+    weights = load_file(clip / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EncoderError, match=r"1 of \d+ tensors .* visual_projection"):
+        ClipEmbeddings(str(clip), CPU.device)
 
 
 def test_a_score_is_a_hundred_cosines_and_not_below_zero() -> None:

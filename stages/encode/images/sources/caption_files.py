@@ -8,13 +8,12 @@ from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any, TypeAlias
 
-from stages.encode.images.sources.source import SourceError
+from stages.encode.images.sources.source import METADATA, TEXT, SourceError
 
 # The captions of an image, by its position.
 Captions: TypeAlias = Callable[[int], Sequence[str]]
 Table: TypeAlias = Mapping[str, Sequence[str]]
 
-METADATA = "metadata.jsonl"
 # What published files call the name of an image, and its captions.
 FILE_NAMES = ("file_name", "filename", "file", "image", "path")
 CAPTION_NAMES = ("caption", "captions", "text", "texts", "sentences", "raw")
@@ -44,7 +43,7 @@ def captions_of(path: Path | None, keys: Sequence[str], read: Callable[[str], by
 
     def beside(index: int) -> Sequence[str]:
         try:
-            return lines_of(read(f"{splitext(keys[index])[0]}.txt"))
+            return lines_of(read(f"{splitext(keys[index])[0]}{TEXT}"))
         except OSError:
             return ()
 

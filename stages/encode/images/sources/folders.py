@@ -129,7 +129,7 @@ def _sorted_out(
     entries: Mapping[str, os.DirEntry[bytes]], prefix: str, left_out: LeftOut, is_wanted: IsWanted
 ) -> tuple[list[str], list[str]]:
     """The names of wanted files, and of folders to go on into."""
-    files, folders = [], []
+    files, folders, others = [], [], []
     for name, entry in entries.items():
         is_folder = _is_folder(entry)
         # A quick look first, since there may be a million.
@@ -141,7 +141,7 @@ def _sorted_out(
         elif is_wanted(name):
             files.append(name)
         elif not entry.is_symlink() or os.path.exists(entry.path):  # noqa: PTH110 - bytes
-            left_out.add(Reason.OTHER, f"{prefix}{name}")
+            others.append(name)
         elif prefix:
             left_out.add(Reason.LEADS_NOWHERE, f"{prefix}{name}")
         else:
@@ -149,6 +149,7 @@ def _sorted_out(
                 f"{os.fsdecode(entry.path)} is a link that leads nowhere. If it is a class, the "
                 "labels of all behind it depend on it: repair the link, or remove it."
             )
+    left_out.add_others(others, files, prefix)
     return files, folders
 
 

@@ -96,14 +96,15 @@ def labelled_images(
 
     Raises SourceError unless images and labels are of each other.
     """
-    order = []
+    order, others = [], []
     for i in candidates(names, left_out):
         if is_image(names[i]):
             order.append(i)
         elif not names[i].endswith("/") and names[i] != DATASET_JSON:
-            left_out.add(Reason.OTHER, names[i])
+            others.append(names[i])
     order.sort(key=names.__getitem__)
     images = [names[i] for i in order]
+    left_out.add_others(others, images)
     if lacking := set(images).symmetric_difference(labels):
         name = min(lacking)
         what = "no such image" if name in labels else "no label"
@@ -195,13 +196,17 @@ def class_folders(
     names: of files, and of folders with a slash behind. Raises SourceError as `label_folders`.
     """
     images: dict[str, list[int]] = {}
+    others = []
     for position in candidates(names, left_out):
         folder, _, file = names[position].rpartition("/")
         inside = images.setdefault(folder, [])
         if is_image(file):
             inside.append(position)
         elif file:
-            left_out.add(Reason.OTHER, names[position])
+            others.append(names[position])
+    if others:
+        inside_any = (names[position] for inside in images.values() for position in inside)
+        left_out.add_others(others, inside_any)
     for position in images.pop("", ()):
         left_out.add(Reason.LOOSE, names[position])
     for inside in images.values():

@@ -4,9 +4,10 @@ Beside it stand the settings of `[dataset]` that all sources have, or all that r
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from posixpath import splitext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -27,6 +28,9 @@ Places = npt.NDArray[np.int64]
 
 # What torchvision's ImageFolder lists, so that labels and order are the same.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Captions beside images: of all in one file, or of one in a text that is called like the image.
+METADATA = "metadata.jsonl"
+TEXT = ".txt"
 # Far above any photograph; what claims to be larger is a mistake or an attack.
 MAX_IMAGE_BYTES = 256 << 20
 
@@ -65,6 +69,18 @@ class LeftOut:
         first = self.first.setdefault(reason, [])
         if len(first) < NAMED:
             first.append(name)
+
+    def add_others(self, names: Sequence[str], images: Iterable[str], prefix: str = "") -> None:
+        """Leave out what is no image and holds no captions, beside images.
+
+        Captions are in a text that is called like an image, or in a file for all.
+        """
+        if names:
+            stems = {splitext(image)[0] for image in images}
+        for name in names:
+            stem, suffix = splitext(name)
+            if f"{prefix}{name}" != METADATA and not (suffix == TEXT and stem in stems):
+                self.add(Reason.OTHER, f"{prefix}{name}")
 
     def join(self, other: "LeftOut", prefix: str) -> None:
         """Leave out what a part of the data set leaves out, whose names begin with `prefix`."""

@@ -10,6 +10,7 @@ from stages.encode.images.sources.caption_files import lines_of, texts_in
 from stages.encode.images.sources.names import candidates
 from stages.encode.images.sources.source import (
     IMAGE_SUFFIXES,
+    TEXT,
     LeftOut,
     Reason,
     SourceError,
@@ -68,7 +69,7 @@ def samples(
             images[key] = member
         elif suffix == ".cls" or (suffix == ".json" and key not in labels):
             labels[key] = member
-        if suffix == ".txt" or (suffix == ".json" and key not in texts):
+        if suffix == TEXT or (suffix == ".json" and key not in texts):
             texts[key] = member
     beside = (found[key] for found in (labels, texts) for key in images if key in found)
     used = {*images.values(), *beside}
@@ -88,7 +89,7 @@ def samples(
 
 def captions_in(content: bytes, name: str) -> list[str]:
     """The captions in a file beside an image: lines of a text, or what its JSON tells."""
-    if name.endswith(".txt"):
+    if name.endswith(TEXT):
         return lines_of(content)
     try:
         found = json.loads(content)

@@ -12,7 +12,7 @@ from stat import S_ISLNK
 import numpy as np
 
 from stages.encode.images.sources.archives import Archive, collector_paused, locate
-from stages.encode.images.sources.caption_files import METADATA, captions_of
+from stages.encode.images.sources.caption_files import captions_of
 from stages.encode.images.sources.names import (
     DATASET_JSON,
     MAX_JSON_BYTES,
@@ -26,6 +26,8 @@ from stages.encode.images.sources.names import (
 )
 from stages.encode.images.sources.source import (
     MAX_IMAGE_BYTES,
+    METADATA,
+    TEXT,
     FileSettings,
     Labels,
     LeftOut,
@@ -85,7 +87,7 @@ def _open(
         order = [i for i in candidates(names, left_out) if is_image(names[i])]
         labels, classes = of_one_class(len(order), path)
     keys = [names[i] for i in order]
-    texts = [name for name in names if name.endswith(".txt") or name == METADATA]
+    texts = [name for name in names if name.endswith(TEXT) or name == METADATA]
     beside = _Beside(texts, directory.members([entries[name] for name in texts]))
     members = directory.members([entries[key] for key in keys])
     return "\0".join(keys), labels, classes, members, beside
