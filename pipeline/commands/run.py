@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Summary:
     """A finished run with its cache and samples.
 
-    rows: of the cache; columns: that it reads; saved: what it would have computed without it.
+    rows: of the cache; columns: that it reads, by name; saved: what it would have computed without it.
     """
 
     config: "Config"
     rows: int
-    columns: "list[Column]"
+    columns: "dict[str, Column]"
     record: "RunRecord"
     checkpoint: Path
     samples: "Samples"
@@ -39,8 +39,8 @@ class Summary:
         from pipeline.tables import duration
 
         lines = {"cache": str(self.config.cache.path), "cached": f"{self.rows:,} rows"}
-        for column in self.columns:
-            lines[f"  {column.name}"] = f"{column.rows * column.row_bytes / 1e6:,.1f} MB"
+        for name, column in self.columns.items():
+            lines[f"  {name}"] = f"{column.rows * column.row_bytes / 1e6:,.1f} MB"
         lines["checkpoint"] = str(self.checkpoint)
         record, run = self.record, self.config.train.run
         if (speed := record.steps_per_second) is not None:
@@ -92,13 +92,21 @@ def _summarise(config: "Config") -> Summary:
     return Summary(
         config=config,
         rows=len(cache.rows),
-        columns=[cache.column(name).column for name in used_columns(config)],
+        columns={name: _column(cache.path, name) for name in used_columns(config)},
         record=record,
         checkpoint=find(run, None).folder,
         samples=samples,
         results=read_results(samples.folder),
         saved=savings(config, [read_by(config, record.step)]),
     )
+
+
+def _column(path: Path, name: str) -> "Column":
+    from cache.captions import located
+    from cache.reader import Cache
+
+    folder, own = located(path, name)
+    return Cache(folder).column(own).column
 
 
 def _show(summary: Summary) -> None:

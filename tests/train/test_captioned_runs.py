@@ -108,6 +108,16 @@ def test_a_run_learns_resumes_bit_for_bit_and_names_what_it_read(
     assert_falls(longer, "denoising")
 
 
+def test_everything_from_captions_to_numbers_is_summed_up(
+    configured: Callable[..., Config],
+) -> None:
+    config = configured()
+    lines = repa_cache.run(config).lines()
+    texts = len(Captions(config.cache.path, Cache(config.cache.path).rows).texts)
+    assert lines["  captions/features/tiny"] == f"{texts * 12 * 32 * 2 / 1e6:,.1f} MB"
+    assert "fd_efficientnet-lite0" in lines
+
+
 def test_each_image_is_told_of_by_a_caption_of_its_own_and_another_at_another_step(
     configured: Callable[..., Config],
 ) -> None:
