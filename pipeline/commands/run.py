@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Summary:
     """A finished run with its cache and samples.
 
-    rows: of the cache; columns: that it reads, by name; saved: what it would have computed without it.
+    rows: of the cache; columns: that it reads, by name; saved: what it would have computed
+    without it.
     """
 
     config: "Config"

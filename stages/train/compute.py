@@ -82,12 +82,16 @@ def attention_of(kind: str) -> AbstractContextManager[None]:
     return nullcontext() if kind == "auto" else sdpa_kernel(KERNELS[kind])
 
 
-def check_attention(kind: str, precision: str, device: torch.device) -> None:
-    """Raise RunError if a device has no such kernels in a precision."""
+def check_attention(
+    kind: str, precision: str, device: torch.device, *, is_masked: bool = False
+) -> None:
+    """Raise RunError if a device has no such kernels in a precision, or none that take a mask."""
     lacking = {"flash", "cudnn"} if precision not in HALF_PRECISIONS else set()
-    if kind in (lacking if device.type == "cuda" else {"cudnn", "efficient"}):
+    masking = {"flash"} if is_masked else set()
+    if kind in (lacking | masking if device.type == "cuda" else {"cudnn", "efficient"}):
+        told = f"{precision}, without the padding of captions," if is_masked else precision
         raise RunError(
-            f"{kind!r} computes no attention in {precision} on {device.type}",
+            f"{kind!r} computes no attention in {told} on {device.type}",
             where="train.compute.attention",
             remedy='Set it to "auto", or choose another train.precision or train.device.',
         )

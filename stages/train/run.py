@@ -67,7 +67,9 @@ class Run:
         if found is not None:
             self._check(found)
         precision = compute.precision_of(settings, place.device)
-        compute.check_attention(settings.compute.attention, precision, place.device)
+        is_masked = cached.captions is not None and cached.captions.is_masked
+        kernels = settings.compute.attention
+        compute.check_attention(kernels, precision, place.device, is_masked=is_masked)
         self.modules: Mapping[int, nn.Module] = {}
         self.model = self._make_model(config, found)
         trained = {self.modules.get(one.number) for one in active.every}

@@ -156,9 +156,7 @@ def starting_with(*starts: str) -> list[str]:
 def test_no_command_is_left_out() -> None:
     tested = ("repa-cache ", "torchrun ", INSTALLING, PACKAGE, BENCHMARK, CHECKS)
     assert set(starting_with(*tested)) == {
-        command
-        for command in commands()
-        if not command.startswith((".venv/bin/", "source .venv/"))
+        command for command in commands() if not command.startswith((".venv/bin/", "source .venv/"))
     }
 
 

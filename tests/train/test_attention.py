@@ -79,3 +79,11 @@ def test_kernels_that_a_device_does_not_have_are_refused(
         check_attention(kind, precision, torch.device(device))
     check_attention("auto", precision, torch.device(device))
     check_attention("flash", "bfloat16", torch.device(device))
+
+
+def test_kernels_that_take_no_mask_are_refused_for_captions_whose_padding_is_left_out() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    with pytest.raises(RunError, match=r"'flash' .* without the padding of captions, on cuda"):
+        check_attention("flash", "bfloat16", cuda, is_masked=True)
+    check_attention("cudnn", "bfloat16", cuda, is_masked=True)
+    check_attention("flash", "bfloat16", cpu, is_masked=True)
