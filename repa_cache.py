@@ -182,11 +182,16 @@ class Cache:
 
     @cached_property
     def latents(self) -> "Rows":
-        """Mean and standard deviation of the only VAE's latents, [N, 2C, h, w]."""
+        """Mean and standard deviation of the only VAE's latents, [N, 2C, h, w].
+
+        Of an autoencoder without a posterior: its latents, [N, C, h, w].
+        """
         from cache.reader import Rows
+        from stages.latents import main_array
 
         reader = self._cache.column(self._latents(None), verify=True)
-        return Rows(reader.column, "moments", partial(reader.values, "moments"))
+        array = main_array(reader.column).name
+        return Rows(reader.column, array, partial(reader.values, array))
 
     def _latents(self, vae: str | None) -> str:
         """The column of a VAE's latents. Raises Error if none is named and there are several."""

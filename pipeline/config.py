@@ -50,7 +50,9 @@ class Config(Settings):
     def tensors(self) -> CachedTensors:
         """What stage two reads of the cache."""
         text = self.train.text if self.train.reads_text else None
-        return CachedTensors(self.cache.path, self.latents.column, self.dataset.flip, text)
+        return CachedTensors(
+            self.cache.path, self.latents.column, self.dataset.flip, text, self.latents.scaling
+        )
 
     @property
     def decoder(self) -> network_settings.LatentsSettings:

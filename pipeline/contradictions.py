@@ -206,8 +206,8 @@ def _grids(config: "Config") -> Iterator[str]:
     factor = config.latents.downsampling
     if factor is None:
         return
-    if resolution % factor:
-        yield f"dataset.resolution: {resolution} is no multiple of the VAE's {factor} px per latent"
+    if problem := config.latents.problem_with(resolution):
+        yield f"dataset.resolution: {problem}"
         return
     side = resolution // factor
     patch = MODELS[train.model].patch

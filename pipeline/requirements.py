@@ -13,6 +13,7 @@ from stages.encode.images.sources import SOURCES
 from stages.encode.network_settings import EncoderSettings
 from stages.encode.networks.registry import EncoderError
 from stages.encode.networks.text_models import package_of
+from stages.latents import LatentScaling, scaling_of
 from stages.packages import OPTIONAL, is_installed, needs
 from stages.sample.solvers import SOLVERS, find_solver
 
@@ -109,6 +110,13 @@ def used_columns(config: Config) -> list[str]:
     names = [name for views in config.tensors.columns(config.train.encoders) for name in views]
     text = config.tensors.text
     return [*names, *([] if text is None else [f"{CAPTIONS}/{FEATURES}{text}"])]
+
+
+def own_scaling(config: Config) -> LatentScaling | None:
+    """The scaling of the latents of the configured run, where it is by channels."""
+    path, tensors = config.cache.path, config.tensors
+    found = scaling_of(read_column(path, tensors.latents, count_rows(path)), tensors.scaling)
+    return None if found.rule == "factor" else found
 
 
 def check_columns(config: Config) -> None:

@@ -45,8 +45,8 @@ def __getattr__(name: str) -> Any:
     # Each takes seconds: only what is asked for is imported.
     if name in ("timm", "torch_fidelity"):
         return importlib.import_module(name)
-    if name == "AutoencoderKL":
+    if name.startswith("Autoencoder"):
         # Where torchao is installed, diffusers imports it.
         with importing_quietly():
-            return importlib.import_module("diffusers").AutoencoderKL
+            return getattr(importlib.import_module("diffusers"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,6 +76,11 @@ def dit() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def vavae() -> Golden:
+    return read_golden("vavae")
+
+
+@pytest.fixture(scope="session")
 def methods() -> Golden:
     return read_golden("methods")
 

@@ -18,7 +18,7 @@ def train(config: "Config") -> "TrainSummary":
     """Train, or go on training, and write the page of the run."""
     from pipeline.process_group import placement
     from pipeline.report.report_page import write_own_report
-    from pipeline.requirements import check_columns
+    from pipeline.requirements import check_columns, own_scaling
     from stages.sample.generate import GridDrawer
     from stages.sample.prompts import TextSource
     from stages.train.loop import train
@@ -27,11 +27,12 @@ def train(config: "Config") -> "TrainSummary":
     check_columns(config)
     with placement(settings.device) as place:
         is_drawing = settings.grid_every > 0 and place.is_main
-        location, device = config.decoder.location, place.device
         draw = None
         if is_drawing:
-            source = TextSource(config.texts, config.cache.path)
-            draw = GridDrawer(config.sample, settings, location, device, source)
+            source, scaling = TextSource(config.texts, config.cache.path), own_scaling(config)
+            draw = GridDrawer(
+                config.sample, settings, config.decoder, place.device, source, scaling
+            )
         reached = train(settings, config.tensors, place, draw, lambda: _keep(config))
     if place.is_main:
         write_own_report(settings.run)

@@ -39,8 +39,8 @@ from stages.encode.images.index import is_in_place
 from stages.encode.images.sources import Source
 from stages.encode.measuring.fidelity import encoded_again
 from stages.encode.networks.autoencoder import Autoencoder
+from stages.latents import main_array, scaling_of
 from stages.placement import find_device
-from stages.train.cached_data import latent_scaling
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -229,11 +229,12 @@ def _decode(
 ) -> Decoded:
     """Decode the means of latents by the VAE that made them."""
     column, latents = held.column, settings.latents
-    autoencoder = Autoencoder(latents.location, device)
+    autoencoder = Autoencoder.of(latents, device)
     if not latents.imported:
         check_fields(column, autoencoder.recipe())
-    moments = torch.from_numpy(PartialReader(column).values("moments", rows))
-    scaled = latent_scaling(column).sample(moments, torch.zeros(()))
+    stored = torch.from_numpy(PartialReader(column).values(main_array(column).name, rows))
+    autoencoder.scaling = scaling = scaling_of(column, latents.scaling)
+    scaled = scaling.sample(stored, torch.zeros(()))
     images = torch.cat([autoencoder.decode(one, "round") for one in scaled.split(1)])
     is_comparable = crops is not None and crops.shape == images.shape
     return Decoded(images, psnr(crops, images) if is_comparable and crops is not None else None)

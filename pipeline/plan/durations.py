@@ -17,6 +17,7 @@ from stages.encode.building.recipes import text_column
 from stages.encode.measuring.encode_speeds import Decoding, measure_networks
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 from stages.encode.network_settings import Precision
+from stages.latents import latent_shape, main_array
 from stages.train.cached_data import encoder_of, shape_of, stored_arrays
 from stages.train.run_model import config_for, training_flops
 from stages.train.terms.run_terms import RunTerms
@@ -145,13 +146,13 @@ class Trained:
 def trained(config: Config, foreseen: Sequence[ForeseenColumn], classes: int) -> Trained:
     """The transformer as configured. classes: of the data set."""
     columns = {one.column.name: one.column for one in foreseen}
-    channels, *sides = columns[config.tensors.latents].array("moments").row_shape
+    shape_of_latents = latent_shape(columns[config.tensors.latents])
 
     def shape(name: str) -> tuple[int, ...]:
         return shape_of(name, columns[FEATURES + encoder_of(name)])
 
     context, features = _context(config, columns)
-    model = config_for(config.train, (channels // 2, *sides), classes, shape, features)
+    model = config_for(config.train, shape_of_latents, classes, shape, features)
     return Trained(
         training_flops(config.train, model, shape, context),
         find_footprint(config.train, model, shape, context),
@@ -172,7 +173,7 @@ def read_rate(
 ) -> ReadRate:
     """What GPUs read that train the configured model. flops: of a step, for one image."""
     columns = {one.column.name: one.column for one in foreseen}
-    image_bytes = columns[config.tensors.latents].array("moments").row_bytes
+    image_bytes = main_array(columns[config.tensors.latents]).row_bytes
     for column, array in _arrays_read(config, columns):
         image_bytes += column.array(array).row_bytes
     for one in foreseen:

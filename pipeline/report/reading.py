@@ -13,6 +13,7 @@ from cache.metadata import column_names, read_column
 from cache.rows import count_rows
 from pipeline.config import Config
 from stages.encode.building.build_times import devices, seconds_per_image
+from stages.latents import main_array
 from stages.train.cached_data import encoder_of, stored_arrays
 from stages.train.terms.run_terms import RunTerms
 
@@ -78,7 +79,7 @@ def _columns(config: Config, steps: int) -> Iterator[ReadColumn]:
     rows = count_rows(path)
     latents = read_column(path, config.tensors.latents, rows)
     images = steps * train.batch_size
-    row_bytes = latents.array("moments").row_bytes
+    row_bytes = main_array(latents).row_bytes
     yield ReadColumn(latents.name, images, images * row_bytes, latents.name)
     # By column and array, as several terms may read the same.
     read: dict[str, dict[str, int]] = {}

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from stages.analyze.subject import Subject
+from stages.latents import main_array
 from stages.model.conditions import Condition, mapped
 from stages.model.sizes import LATENTS
 from stages.model.streams import joined
 from stages.progress import progress
 from stages.sample.sampler import make_sampled
-from stages.train.cached_data import Decoder, encoder_of, latent_scaling
+from stages.train.cached_data import Decoder, encoder_of
 from stages.train.compute import arithmetic
 from stages.train.randomness import Stream, seed_for, stream_named
 from stages.train.terms.joint import noise_of
@@ -61,7 +62,7 @@ class NoisedModel:
         found, options = subject.found, subject.options
         self.model = make_sampled(found.model, found.weights(options.weights), device)
         self.objective = objective_of(subject.settings)
-        self._scaling = latent_scaling(subject.latents.column)
+        self._scaling = subject.scaling.to(device)
         self._joint = RunTerms.of(subject.settings).joint
         self._decoders = {
             name: Decoder(name, [subject.diffused[encoder_of(name)].column], device)
@@ -81,7 +82,9 @@ class NoisedModel:
                 advance(len(part), "")
 
     def _noised(self, rows: Rows, level: float) -> Noised:
-        moments = torch.from_numpy(self._subject.latents.read("moments", rows)).to(self._device)
+        latents = self._subject.latents
+        stored = latents.read(main_array(latents.column).name, rows)
+        moments = torch.from_numpy(stored).to(self._device)
         config = self.model.config
         shape = (config.channels, config.side, config.side)
         clean = {LATENTS: self._scaling.sample(moments, self._normal(rows, POSTERIOR, shape))}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
 from stages.analyze.analysis_options import AnalysisError, StateOptions
+from stages.latents import LatentScaling, is_drawn, scaling_of, scaling_told
 from stages.setting_types import nearest
 from stages.train.cached_captions import CachedCaptions
 from stages.train.terms.run_terms import RunTerms
@@ -51,6 +52,13 @@ class Subject:
     def settings(self) -> TrainSettings:
         """The settings that the checkpoint was made with."""
         return self.found.settings
+
+    @property
+    def scaling(self) -> LatentScaling:
+        """By which the model was trained."""
+        kept = scaling_told(self.found.state.get("scaling"))
+        own = scaling_of(self.latents.column, "factor") if kept is None else kept
+        return replace(own, is_drawn=is_drawn(self.latents.column))
 
     @property
     def title(self) -> str:

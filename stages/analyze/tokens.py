@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cache.reader import ColumnReader
 from stages.evaluate.metrics import Gaussian, RunningGaussian
+from stages.latents import latent_shape, main_array
 from stages.progress import progress
 
 # 64 rows of 1,024 tokens of 1,536 features are 400 MB.
@@ -50,8 +51,9 @@ def mean_latents(reader: ColumnReader, rows: Rows) -> Tensor:
     """The mean of an image's latent over its cells, float32 [N, C]; of the posterior's mean."""
 
     def pooled(part: Rows) -> npt.NDArray[np.float32]:
-        moments = reader.values("moments", part)
-        means: npt.NDArray[np.float32] = moments[:, : moments.shape[1] // 2].mean(axis=(2, 3))
+        channels, *_ = latent_shape(reader.column)
+        values = reader.values(main_array(reader.column).name, part)
+        means: npt.NDArray[np.float32] = values[:, :channels].mean(axis=(2, 3))
         return means
 
     return _gathered("latents", reader, rows, pooled)

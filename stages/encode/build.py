@@ -38,6 +38,7 @@ from stages.encode.building.components import (
     components_columns,
     open_components,
 )
+from stages.encode.building.latent_statistics import keep_statistics, say_how_far_from_one
 from stages.encode.building.recipes import declared_recipes
 from stages.encode.building.shard_making import Counts
 from stages.encode.building.text_making import lay_out_texts, make_texts
@@ -121,6 +122,10 @@ def build(
         # Before images, which take longer: what is done with needs no memory then.
         told = make_texts(making, texts, columns[0].shards, source)
         made = making.make(columns, makers, crops, source)
+        if settings.latents.scaling == "measured":
+            with locks.preparing(say):
+                keep_statistics(columns[0], rows)
+        say_how_far_from_one(columns[0], settings.latents.scaling, rows)
         derived, more = _make_components(making, rows, pool, damaged)
     waiting = len(components_columns(settings)) - len(derived)
     columns = (*columns, *derived)

@@ -1,6 +1,7 @@
 """The sections of pipeline.toml that say which frozen networks there are, and how each is used."""
 
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    PositiveFloat,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -15,15 +17,18 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from cache.layout import LATENTS
 from cache.recipe import RecipeValue
 from stages.encode.networks.autoencoder_files import (
-    HUB_CONFIGS,
-    AutoencoderError,
-    downsampling,
-    read_vae_config,
+    FILE_SUFFIXES,
+    HUB_SHAPES,
+    local_config,
+    whole_config,
 )
+from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.registry import EncoderError, find_encoder
 from stages.encode.networks.text_models import TEXT_MODELS
+from stages.latents import FACTOR, SHIFT, Rule
 from stages.setting_types import AnchoredPath, Count, OneOf, Seed, Settings, expanded, nearest
 
 DEMO_AUTOENCODER = "demo-autoencoder"
@@ -49,17 +54,29 @@ class LatentsSettings(Settings):
     """The autoencoder whose latents are cached and trained on."""
 
     vae: HubName = "stabilityai/sd-vae-ft-mse"
-    """A hub name, a local folder that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
+    """A hub name, a local folder or file of LDM that begins with `.`, `/`, `~` or `$`, or
+    `demo-autoencoder`."""
     precision: Precision = "float32"
     """In which it computes; tf32 is float32 on a CPU."""
+    scaling: Rule = "auto"
+    """By which latents z become what a model sees: (z - shift) times one `factor`; (z - mean) /
+    deviation of each of the `channels`; this times the factor (`channels-and-factor`); or by means
+    and deviations that are `measured` of the cached latents. `auto` is the only one that the
+    autoencoder's configuration allows for. It may be changed without encoding anew."""
+    scaling_factor: PositiveFloat | None = None
+    """That factor, where the autoencoder's files have none, or another."""
+    statistics: AnchoredPath | None = None
+    """A file with the mean and deviation of each channel, as they are published beside VA-VAE's and
+    REPA-E's weights."""
     imported: bool = False
     """Whether the data set brings its latents along (the source `repa`), so that none are
     encoded."""
 
     @property
     def column(self) -> str:
-        """The name of the column that holds its moments."""
-        return f"latents/{Path(self.vae).name}"
+        """The name of the column that holds its latents."""
+        path = Path(self.vae)
+        return LATENTS + (path.stem if path.suffix in FILE_SUFFIXES else path.name)
 
     @property
     def location(self) -> str:
@@ -70,24 +87,51 @@ class LatentsSettings(Settings):
     @property
     def downsampling(self) -> int | None:
         """Pixels per latent along a side, as far as it is known without a download."""
-        folder = Path(self.location)
-        if not folder.is_dir():
-            known = HUB_CONFIGS.get(self.vae)
-            return None if known is None else downsampling(known)
-        return None if self.problem else downsampling(read_vae_config(folder))
+        config = self._known
+        if config is None:
+            return None
+        family, whole = whole_config(config, self.vae)
+        return family.downsampling(whole)
+
+    def problem_with(self, side: int) -> str | None:
+        """Why the autoencoder takes no images of `side` px, if so, as far as it is known."""
+        config = self._known
+        if config is None:
+            return None
+        family, whole = whole_config(config, self.vae)
+        return family.problem_with(whole, side)
+
+    @property
+    def _known(self) -> Mapping[str, Any] | None:
+        """A configuration that tells shapes, as far as it is to be had without a download."""
+        if not Path(self.location).exists():
+            return HUB_SHAPES.get(self.vae)
+        return None if self.problem else local_config(Path(self.location))
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with a local folder, if anything is."""
-        folder = Path(self.location)
-        if folder.is_absolute() and not folder.is_dir():
-            return f"there is no folder {self.location}"
+        """What is wrong with a local folder or file, if anything is."""
+        path = Path(self.location)
+        if path.is_absolute() and not path.exists():
+            return f"there is no {'file' if path.suffix in FILE_SUFFIXES else 'folder'} {path}"
         try:
-            if folder.is_dir():
-                read_vae_config(folder)
+            if path.exists():
+                local_config(path)
         except AutoencoderError as error:
             return str(error)
         return None
+
+    @property
+    def told(self) -> dict[str, RecipeValue]:
+        """What of the scaling is not left to the autoencoder's configuration.
+
+        Raises AutoencoderError if the file of statistics cannot be read.
+        """
+        if self.statistics is None:
+            return {} if self.scaling_factor is None else {FACTOR: self.scaling_factor, SHIFT: 0.0}
+        from stages.encode.networks.autoencoders.ldm import read_statistics
+
+        return {**read_statistics(self.statistics), FACTOR: self.scaling_factor or 1.0, SHIFT: 0.0}
 
 
 class EncoderSettings(Settings):

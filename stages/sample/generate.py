@@ -15,6 +15,7 @@ from cache.locks import claimed
 from stages.encode.network_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.evaluate.image_sets import write_images
+from stages.latents import LatentScaling
 from stages.model.transformer import TransformerConfig
 from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
@@ -85,7 +86,7 @@ def sample(
         if lacking:
             indices = lacking[place.rank :: place.world]
             told = prompts.told if prompts else None
-            _draw(settings, weights, decoder.location, samples, indices, place, told)
+            _draw(settings, weights, decoder, samples, indices, place, told)
         barrier(place)
         if place.is_main:
             if prompts:
@@ -121,14 +122,15 @@ def _kept(settings: SampleSettings, weights: SampledWeights, place: Placement) -
 def _draw(
     settings: SampleSettings,
     weights: SampledWeights,
-    vae: str,
+    decoder: LatentsSettings,
     samples: Samples,
     indices: Sequence[int],
     place: Placement,
     told: Told | None,
 ) -> None:
     model = make_sampled(weights.config, weights.load(), place.device)
-    autoencoder = Autoencoder(vae, place.device)
+    autoencoder = Autoencoder.of(decoder, place.device)
+    autoencoder.scaling = weights.scaling
     correction = correction_for(settings, weights.contrast)
     sampler = Sampler(
         settings,
@@ -178,15 +180,17 @@ class GridDrawer:
     """Draws RUN/grids/step-00010000.png: the same noises and labels at every step.
 
     Call it with the step, the weights of a moving average by name, and what model they are of.
+    scaling: of the latents that it is trained on, where the decoder has another.
     """
 
     def __init__(
         self,
         settings: SampleSettings,
         train: TrainSettings,
-        vae: str,
+        decoder: LatentsSettings,
         device: torch.device,
         source: TextSource | None = None,
+        scaling: LatentScaling | None = None,
     ) -> None:
         self._settings = settings
         self._prompts: Prompts | None = None
@@ -195,7 +199,8 @@ class GridDrawer:
             self._prompts = cached(train.text, recipe, source, settings.seed)
         self._train = train
         self._device = device
-        self._autoencoder = Autoencoder(vae, device)
+        self._autoencoder = Autoencoder.of(decoder, device)
+        self._autoencoder.scaling = scaling
 
     def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
         model = make_sampled(config, weights, self._device)

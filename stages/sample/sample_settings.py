@@ -78,7 +78,8 @@ class SampleSettings(SolverOptions):
 
     def decoder(self, latents: LatentsSettings) -> LatentsSettings:
         """The VAE that decodes, for latents of some VAE."""
-        return LatentsSettings(vae=self.vae or PUBLISHED_DECODERS.get(latents.vae, latents.vae))
+        vae = self.vae or PUBLISHED_DECODERS.get(latents.vae, latents.vae)
+        return latents.model_copy(update={"vae": vae})
 
 
 def _with_options(options: type[SolverOptions]) -> type[SampleSettings]:

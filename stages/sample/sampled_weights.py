@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cache.recipe import Recipe
+from stages.latents import LatentScaling, scaling_told
 from stages.model.families import without_storage
 from stages.model.transformer import TransformerConfig, config_named
 from stages.sample.correction import Contrast, contrast_of
@@ -55,7 +56,8 @@ class SampledWeights:
     the encoders it was aligned to, or None if that is not known; file: of the weights; load:
     reads them; layout: whose code published ones are of; notes: what is to be said of them;
     contrast: that they were trained contrastively, if they were; text: the encoder by which they
-    read captions, if they do, and its recipe.
+    read captions, if they do, and its recipe; scaling: of the latents that they were trained on,
+    where it is by channels.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class SampledWeights:
     notes: tuple[str, ...] = ()
     contrast: Contrast | None = None
     text: tuple[str, Recipe] | None = None
+    scaling: LatentScaling | None = None
 
     @property
     def sha256(self) -> str:
@@ -125,6 +128,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
         load=lambda: found.weights(weights),
         contrast=contrast_of(settings, found.step),
         text=(text["encoder"], text["recipe"]) if text else None,
+        scaling=scaling_told(found.state.get("scaling")),
     )
 
 

@@ -31,8 +31,9 @@ Item: TypeAlias = dict[str, Any]
 class Batch:
     """Cached tensors of the B images that a rank sees at a step, all on its device.
 
-    moments: mean and standard deviation of the latents, float32 [B, 2C, h, w]; latents: drawn
-    from them anew at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
+    moments: mean and standard deviation of the latents, float32 [B, 2C, h, w], or latents as they
+    are cached, [B, C, h, w], of an autoencoder without a posterior; latents: drawn from them anew
+    at every step and scaled, float32 [B, C, h, w]; labels: int64 [B]; tokens: of
     each encoder, float32 [B, T, D]; class_tokens: float32 [B, D]; keys: of the images; captions,
     context: a caption of each image and its tokens, if captions are read. Latents are drawn, and
     tokens decoded, when they are first asked for.
@@ -134,7 +135,7 @@ def stream(
             # The same numbers as in training with this seed.
             seed = seed_for(order.seed, Stream.POSTERIOR, step)
             normal = draw((order.batch_size, *cached.latent_shape), seed, place)
-            return cached.scaling.sample(moments, normal)
+            return cached.scaling.to(place.device).sample(moments, normal)
 
         return Batch(
             step=step,
@@ -166,10 +167,10 @@ def open_data(tensors: CachedTensors, wanted: Wanted, *, verify: bool) -> Cached
 class CachedImages(Dataset[Item]):
     """All images that hold tensors in every column that is read, in the order of the cache.
 
-    An item has the image's `key` and `label`, `moments`, float32 [2C, h, w], and by encoder
-    `tokens`, float32 [T, D], and `class_tokens`, float32 [D]. Every process opens the cache for
-    itself. remake: gives the same data set in another process; it can be pickled. Raises
-    IncompleteCacheError if a column is missing or not finished.
+    An item has the image's `key` and `label`, `moments`, float32 [2C, h, w], or [C, h, w] as in a
+    batch, and by encoder `tokens`, float32 [T, D], and `class_tokens`, float32 [D]. Every process
+    opens the cache for itself. remake: gives the same data set in another process; it can be
+    pickled. Raises IncompleteCacheError if a column is missing or not finished.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class CachedImages(Dataset[Item]):
         if self._owner != os.getpid():
             self._open()
         cached, rows = self._cached, self._cached.valid[np.asarray(indices, np.int64)]
-        moments, tokens, class_tokens = cached.latents[0].values("moments", rows), {}, {}
+        latents, tokens, class_tokens = cached.latents[0].values(cached.latent_array, rows), {}, {}
         for name in self._wanted.tokens:
             tokens[name] = cached.features[name][0].values(TOKENS, rows)
         for name in self._wanted.class_tokens:
@@ -213,7 +214,7 @@ class CachedImages(Dataset[Item]):
             {
                 "key": str(cached.keys[row]),
                 "label": int(cached.labels[row]),
-                "moments": torch.from_numpy(moments[place]),
+                "moments": torch.from_numpy(latents[place]),
                 "tokens": {n: torch.from_numpy(some[place]) for n, some in tokens.items()},
                 "class_tokens": {
                     n: torch.from_numpy(some[place]) for n, some in class_tokens.items()

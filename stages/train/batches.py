@@ -140,7 +140,7 @@ class CachedBatches:
             for decoder in self._decoders
             for array in decoder.stored
         )
-        arrays = [(cached.latents, "moments")]
+        arrays = [(cached.latents, cached.latent_array)]
         arrays += [(cached.features[encoder], array) for encoder, array in self._read]
         sources: list[RowReader] = [
             JoinedRows([view.rows(name) for view in views]) for views, name in arrays

@@ -10,7 +10,6 @@ latent channels, h and w the latent's sides, N rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
+from stages.latents import latent_shape, main_array, scaling_of
 from stages.train.cached_captions import CachedCaptions
 from stages.train.train_settings import CachedTensors
 
@@ -115,35 +115,14 @@ class Decoder:
         return decoded
 
 
-@dataclass(frozen=True)
-class LatentScaling:
-    """How an autoencoder's latents become the numbers a diffusion model sees."""
-
-    scale: float
-    shift: float
-
-    def sample(self, moments: Tensor, normal: Tensor) -> Tensor:
-        """Clean latents [B, C, h, w], float32, drawn from the posterior.
-
-        moments: mean and standard deviation, [B, 2C, h, w]; normal: [B, C, h, w].
-        """
-        mean, std = moments.float().chunk(2, dim=1)
-        return (mean + std * normal - self.shift) * self.scale
-
-
-def latent_scaling(latents: Column) -> LatentScaling:
-    """The scaling of a column of latents, from its recipe."""
-    recipe = latents.recipe
-    return LatentScaling(float(recipe["scaling_factor"]), float(recipe["shift_factor"]))  # type: ignore[arg-type]
-
-
 class CachedData:
     """The columns of a run, one reader for each view of an image.
 
     encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
     [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
-    column, and have a caption if they are read; latent_shape: (C, h, w). Raises
-    IncompleteCacheError if a column is missing or not finished.
+    column, and have a caption if they are read; latent_array: that holds latents; latent_shape:
+    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished, ScalingError if
+    it is not known how its latents are scaled.
     """
 
     def __init__(
@@ -164,9 +143,9 @@ class CachedData:
             self.captions = CachedCaptions(tensors.path, tensors.text, cache.rows, verify=verify)
         self.valid = _valid_rows(readers, self.captions)
         latents = self.latents[0].column
-        channels, height, width = latents.array("moments").row_shape
-        self.latent_shape = (channels // 2, height, width)
-        self.scaling = latent_scaling(latents)
+        self.latent_array = main_array(latents).name
+        self.latent_shape = latent_shape(latents)
+        self.scaling = scaling_of(latents, tensors.scaling)
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
         if self.captions is not None:

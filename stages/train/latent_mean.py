@@ -42,8 +42,7 @@ def keep_mean(run: Path, cached: CachedData, place: Placement) -> None:
 def recipe_of(cached: CachedData) -> dict[str, Any]:
     """What decides the mean: the columns of latents, the rows, and their scaling."""
     columns = {reader.column.name: reader.column.fingerprint for reader in cached.latents}
-    scaling = {"scale": cached.scaling.scale, "shift": cached.scaling.shift}
-    return {"columns": columns, "rows": dict(cached.rows_identity), **scaling}
+    return {"columns": columns, "rows": dict(cached.rows_identity), **cached.scaling.told}
 
 
 def mean_of(cached: CachedData, place: Placement) -> Tensor:
@@ -59,7 +58,7 @@ def mean_of(cached: CachedData, place: Placement) -> Tensor:
         for reader in cached.latents:
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 some = rows[start : start + ROWS_AT_ONCE]
-                total += _sum(reader, some, cached.latent_shape[0])
+                total += _sum(reader, some, cached)
                 advance(len(some), "")
     summed = torch.from_numpy(total)
     if place.world > 1:
@@ -70,9 +69,10 @@ def mean_of(cached: CachedData, place: Placement) -> Tensor:
     return (mean - cached.scaling.shift) * cached.scaling.scale
 
 
-def _sum(reader: ColumnReader, rows: Any, channels: int) -> Any:
-    """The sum of the posteriors' means of some rows, float64 [C, h, w]."""
-    return reader.values("moments", rows)[:, :channels].sum(axis=0, dtype=np.float64)
+def _sum(reader: ColumnReader, rows: Any, cached: CachedData) -> Any:
+    """The sum of some rows' latents, or of the means of their posteriors, float64 [C, h, w]."""
+    values = reader.values(cached.latent_array, rows)
+    return values[:, : cached.latent_shape[0]].sum(axis=0, dtype=np.float64)
 
 
 def read_mean(path: Path) -> Tensor:

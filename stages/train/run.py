@@ -60,6 +60,7 @@ class Run:
             "settings": kept_settings(settings),
             "columns": cached.fingerprints,
             "rows": cached.rows_identity,
+            **({"scaling": cached.scaling.told} if cached.scaling.rule != "factor" else {}),
         }
         self.notes = list(notes_on_means(RunTerms.of(settings).arrays, cached.column))
         config = config_of(settings, cached)
@@ -183,9 +184,11 @@ class Run:
         self.saved = Checkpoint(path)
 
     def _check(self, found: Checkpoint) -> None:
-        there = {**found.state, "settings": flatten(kept_settings(found.settings))}
-        here = {**self._identity, "settings": flatten(self._identity["settings"])}
-        for part in ("settings", "columns", "rows"):
+        # What is not scaled by channels is scaled as the recipe of its column has it.
+        none: dict[str, Any] = {"scaling": {}}
+        there = {**none, **found.state, "settings": flatten(kept_settings(found.settings))}
+        here = {**none, **self._identity, "settings": flatten(self._identity["settings"])}
+        for part in ("settings", "columns", "rows", "scaling"):
             if changed := differences(there[part], here[part], "run"):
                 raise RunError(
                     f"{found.folder} was made with other {part} ({'; '.join(changed)})",

@@ -55,7 +55,7 @@ class Step:
     ) -> None:
         self._settings, self._run, self._terms = settings, run, terms
         self._objective = objective_of(settings)
-        self._scaling = cached.scaling
+        self._scaling = cached.scaling.to(place.device)
         self._null: Condition = torch.tensor(cached.classes, device=place.device)
         if cached.captions is not None:
             self._null = cached.captions.empty(place.device)

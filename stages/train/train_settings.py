@@ -18,6 +18,7 @@ from pydantic import (
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED
+from stages.latents import Rule
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
 from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
@@ -210,13 +211,15 @@ class CachedTensors:
     """Which tensors a run reads.
 
     path: the cache; latents: the name of its column of latents; flip: whether half of the images
-    are read mirrored; text: the text encoder whose tokens of captions are read.
+    are read mirrored; text: the text encoder whose tokens of captions are read; scaling: by which
+    rule latents are scaled.
     """
 
     path: Path
     latents: str
     flip: bool = False
     text: str | None = None
+    scaling: Rule = "auto"
 
     def columns(self, encoders: Sequence[str]) -> list[tuple[str, ...]]:
         """The names of the columns for latents and encoders, one for each view of an image."""

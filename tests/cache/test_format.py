@@ -19,7 +19,7 @@ from places import ROOT
 
 import repa_cache
 from pipeline.config import Config
-from stages.train.cached_data import LatentScaling
+from stages.latents import LatentScaling
 
 ENCODER = "efficientnet-lite0"
 COLUMNS = (f"features/{ENCODER}", "latents/tiny-vae", "pixels/crops")

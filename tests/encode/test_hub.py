@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from stages.encode.network_settings import LatentsSettings
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
@@ -105,7 +106,7 @@ def test_half_a_download_is_completed_by_name(
     (cached / "blobs" / "a3.incomplete").write_bytes(b"half")
     (cached / "snapshots" / COMMIT / WEIGHTS).symlink_to(cached / "blobs" / "a3")
     lose(monkeypatch)
-    assert autoencoder_scaling(VAE)["scaling_factor"] == 0.5
+    assert autoencoder_scaling(LatentsSettings(vae=VAE))["scaling_factor"] == 0.5
     with pytest.raises(AutoencoderError) as caught:
         Autoencoder(VAE, CPU)
     first, _ = str(caught.value).splitlines()

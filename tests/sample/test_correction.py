@@ -167,7 +167,7 @@ def test_grids_while_training_are_corrected_too(
     trainable: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = trainable(TERM, *CFG, "train.grid_every=4")
-    drawer = GridDrawer(config.sample, config.train, config.decoder.location, torch.device("cpu"))
+    drawer = GridDrawer(config.sample, config.train, config.decoder, torch.device("cpu"))
     train(config.train, config.tensors, CPU, drawer)
     (grid,) = (config.train.run / "grids").iterdir()
     assert grid.read_bytes() == drawn_into(tmp_path / "samples", config).samples.grid.read_bytes()

@@ -14,8 +14,7 @@ from stages.train.loop import train
 
 
 def drawn(config: Config) -> list[Path]:
-    location = config.latents.location
-    drawer = GridDrawer(config.sample, config.train, location, torch.device("cpu"))
+    drawer = GridDrawer(config.sample, config.train, config.latents, torch.device("cpu"))
     train(config.train, config.tensors, CPU, drawer)
     return sorted((config.train.run / "grids").iterdir())
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.latents import LatentScaling
 from stages.model.transformer import Transformer, TransformerConfig
 from stages.placement import Placement
-from stages.train.cached_data import LatentScaling
 from stages.train.compute import make_scaler
 from stages.train.optim import Average, make_optimiser
 from stages.train.run_model import config_for, make_modules

@@ -251,7 +251,7 @@ def test_without_prompts_the_captions_of_the_cache_are_drawn(
     assert set(captions) <= set(cached.texts.tolist())
     prompted = drawn(config.drawing(tuple(captions), 1), *captions)
     assert_alike(found, prompted)
-    decoder, place = config.decoder.location, CPU.device
+    decoder, place = config.decoder, CPU.device
     drawer = GridDrawer(config.sample, config.train, decoder, place, source(config))
     drawer(4, newest(config).weights("ema"), newest(config).model)
     assert (config.train.run / "grids" / "step-00000004.png").is_file()

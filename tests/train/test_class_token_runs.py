@@ -209,7 +209,7 @@ def test_sample_grids_are_those_of_the_run_and_change_nothing(
     trainable: Configure, tmp_path: Path
 ) -> None:
     config = trainable(REG, "train.grid_every=2", "sample.class_guidance=2.0")
-    draw = GridDrawer(config.sample, config.train, config.decoder.location, CPU.device)
+    draw = GridDrawer(config.sample, config.train, config.decoder, CPU.device)
     train(config.train, config.tensors, CPU, draw)
     grids = sorted(path.name for path in (config.train.run / "grids").iterdir())
     assert grids == ["step-00000002.png", "step-00000004.png"]

@@ -94,7 +94,7 @@ def test_sample_grids_add_a_graph_for_block_and_final_layer_each(
 ) -> None:
     config = trainable(COMPILED, "train.grid_every=1", "sample.compile=true", "sample.guidance=1.5")
     device = torch.device("cpu")
-    draw = GridDrawer(config.sample, config.train, config.decoder.location, device)
+    draw = GridDrawer(config.sample, config.train, config.decoder, device)
     train(config.train, config.tensors, Placement(device), draw)
     assert len(graphs) == 5
 

@@ -14,12 +14,12 @@ from stepping import fresh_run
 from torch import Tensor
 from torch.testing import assert_close
 
+from stages.latents import LatentScaling
 from stages.model.blocks import MLPProjector
 from stages.model.conditions import Context
 from stages.model.families import make_transformer, without_storage
 from stages.model.interpolants import interpolate
 from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
-from stages.train.cached_data import LatentScaling
 from stages.train.step import Step
 from stages.train.terms.denoising import squared_error
 from stages.train.terms.repa import minus_mean_cosine

@@ -9,11 +9,11 @@ from reference import golden_dit, golden_model
 from stepping import fresh_run
 from torch.testing import assert_close
 
+from stages.latents import LatentScaling
 from stages.model.interpolants import INTERPOLANTS, interpolate, lognormal_time
 from stages.model.sizes import LATENTS
 from stages.placement import Placement
 from stages.train.batches import Named
-from stages.train.cached_data import LatentScaling
 from stages.train.step import Step
 from stages.train.terms.denoising import NoiseAndVariance, Velocity
 from stages.train.terms.run_terms import RunTerms

@@ -37,6 +37,7 @@ from stages.encode.building.columns import Maker, open_column, planned_column
 from stages.encode.building.provenance import provenance
 from stages.encode.building.token_batches import Reader
 from stages.encode.images.index import recognised
+from stages.latents import MEASURED
 from stages.progress import progress
 
 
@@ -225,11 +226,14 @@ def _mend_column(path: Path, maker: Maker, reader: Reader, *, is_damaged: bool) 
 
 
 def _write_over(column: Column) -> None:
-    made_by = provenance(column.recipe)
+    made_by, measured = provenance(column.recipe), None
     with suppress(DamagedCacheError):
-        made_by = metadata.read_group(column.folder).get("provenance", made_by)
+        kept = metadata.read_group(column.folder)
+        made_by, measured = kept.get("provenance", made_by), kept.get(MEASURED)
     with TemporaryDirectory() as aside:
         metadata.write_metadata(column, Path(aside), made_by)
+        if measured is not None:
+            metadata.update_group(Path(aside), {MEASURED: measured})
         for file in (entry for entry in Path(aside).rglob("*") if entry.is_file()):
             target = column.folder / file.relative_to(aside)
             target.parent.mkdir(parents=True, exist_ok=True)

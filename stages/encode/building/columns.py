@@ -28,9 +28,10 @@ from stages.encode.building.recipes import (
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
-from stages.encode.networks.autoencoder_files import AutoencoderError
+from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import OVERFLOWN, FittingNetwork
+from stages.latents import MOMENTS, scaling_in
 
 Tensors = Mapping[str, Tensor]
 # Constants of a column, wherever they lie.
@@ -139,19 +140,22 @@ def load_makers(
 def load_latents_maker(
     settings: EncodeSettings, device: torch.device, *, untrained: bool = False
 ) -> Maker:
-    """Load the autoencoder; its column holds `moments` [N, 2C, h, w]."""
+    """Load the autoencoder; its column holds `moments` [N, 2C, h, w], or `latents` [N, C, h, w].
+
+    Raises ScalingError if it is not known how latents will be scaled.
+    """
     latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
     if latents.imported:
-        scaling = autoencoder_scaling(latents.location)
+        scaling = autoencoder_scaling(latents)
         imported = _imported_moments(latents.downsampling)
-        return Maker(latents.column, "moments", recipe | scaling, imported)
-    autoencoder = Autoencoder(latents.location, device, latents.precision, untrained=untrained)
+        return Maker(latents.column, MOMENTS, recipe | scaling, imported)
+    autoencoder = Autoencoder.of(latents, device, untrained=untrained)
+    own = autoencoder.recipe()
+    if latents.scaling != "measured" and not untrained:
+        scaling_in(own, latents.scaling)
     network = FittingNetwork(latents.column, autoencoder.encode)
     return Maker(
-        latents.column,
-        "moments",
-        recipe | autoencoder.recipe(),
-        lambda crops: network(crops.images),
+        latents.column, autoencoder.array, recipe | own, lambda crops: network(crops.images)
     )
 
 
@@ -169,7 +173,7 @@ def _imported_moments(downsampling: int | None) -> Callable[[Crops], Tensors]:
                 f"latents.imported: the data set's moments are {[channels, *found]}, expected "
                 f"{[channels, *wanted]} for this resolution and autoencoder."
             )
-        return {"moments": crops.moments}
+        return {MOMENTS: crops.moments}
 
     return network
 

@@ -1,11 +1,12 @@
-"""Images to latent moments and back, with any diffusers AutoencoderKL.
+"""Images to latents and back, with any autoencoder of diffusers or LDM.
 
 B images, S their side in px, C latent channels, h and w the latent's sides.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -13,34 +14,42 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cache.recipe import RecipeValue
-from stages.encode.network_settings import Precision
+from stages.encode.network_settings import LatentsSettings, Precision
 from stages.encode.networks.autoencoder_files import (
     HUB_CONFIGS,
-    KIND,
-    AutoencoderError,
-    downsampling,
-    read_vae_config,
+    HUB_SHAPES,
+    is_weight_file,
+    local_config,
+    whole_config,
 )
+from stages.encode.networks.autoencoders import AutoencoderError, kind_of
+from stages.encode.networks.autoencoders.ldm import read_state
 from stages.encode.networks.frozen_networks import (
     UNTRAINED,
     FittingNetwork,
     compute,
     weights_sha256,
 )
+from stages.latents import EXACT, MOMENTS, LatentScaling, Rule, scaling_in
 
 Rounding = Literal["truncate", "round"]
+Config = Mapping[str, Any]
 
 # The files of an autoencoder in the diffusers format, under either of their names.
 CONFIG = ("config.json",)
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Diffusers needs a number, and LDM's files have none.
+UNUSED_FACTOR = 1.0
 
 
 class Autoencoder:
-    """A frozen AutoencoderKL, never tiled and never sliced.
+    """A frozen autoencoder, never tiled and never sliced.
 
-    location: a hub name or a local folder in the diffusers format; precision: in which it
-    encodes; untrained: with random weights instead, of which the meta device has shapes alone.
-    Raises AutoencoderError if it cannot be loaded.
+    location: a hub name, a local folder in the diffusers format, or a file of LDM; precision: in
+    which it encodes; told: what of its scaling is not as its configuration has it, by the names of
+    `stages.latents`; rule: by which latents are scaled; untrained: with random weights instead, of
+    which the meta device has shapes alone. scaling: of the latents that it decodes. Raises
+    AutoencoderError if it cannot be loaded.
     """
 
     def __init__(
@@ -49,123 +58,160 @@ class Autoencoder:
         device: torch.device,
         precision: Precision = "float32",
         *,
+        told: Mapping[str, RecipeValue] | None = None,
+        rule: Rule = "auto",
         untrained: bool = False,
     ) -> None:
-        model = _create(location, device) if untrained else _load(location)
+        if untrained:
+            config = _shapes(location)
+            model = _create(config, device)
+        else:
+            config, model = _load(location)
+        self._family, self._config = whole_config(config, location)
         model = model.eval().requires_grad_(False).to(device)
-        model.disable_tiling()
-        model.disable_slicing()
+        for name in ("disable_tiling", "disable_slicing"):
+            getattr(model, name, lambda: None)()
         self._model = model
         self._device = device
         self._precision = precision
         self._is_untrained = untrained
+        self._told, self._rule = told or {}, rule
+        self.scaling: LatentScaling | None = None
         # What convolutions like best: 1.2 to 1.4 times as fast on a CPU, where decoding gains
         # nothing, and the layout of tensor cores.
-        if device.type == "cpu" or precision != "float32":
+        self._format = torch.contiguous_format
+        if self._family.is_flat and (device.type == "cpu" or precision != "float32"):
             self._format = torch.channels_last
-        else:
-            self._format = torch.contiguous_format
-        model.encoder.to(memory_format=self._format)
+        if self._family.is_flat:
+            model.encoder.to(memory_format=self._format)
+        self._alone: AbstractContextManager[Any] = (
+            nullcontext() if self._family.is_shared else Lock()
+        )
         self._decoder = FittingNetwork("the VAE's decoder", self._pixels)
+
+    @classmethod
+    def of(
+        cls, latents: LatentsSettings, device: torch.device, *, untrained: bool = False
+    ) -> "Autoencoder":
+        """The one that settings name."""
+        return cls(
+            latents.location,
+            device,
+            latents.precision,
+            told=latents.told,
+            rule=latents.scaling,
+            untrained=untrained,
+        )
 
     def recipe(self) -> dict[str, RecipeValue]:
         """What decides the bytes of the latents this model makes, and how they are scaled."""
         digest = UNTRAINED if self._is_untrained else weights_sha256(self._model)
-        return {**_scaling(self._model.config), "weights_sha256": digest}
+        return {**_scaling(self._config, self._told), "weights_sha256": digest}
+
+    @property
+    def array(self) -> str:
+        """What `encode` gives: moments, or latents of an autoencoder without a posterior."""
+        return MOMENTS if self._family.has_posterior else EXACT
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """`moments`: mean and standard deviation of the posterior, float32 [B, 2C, h, w].
 
-        images: uint8 [B, 3, S, S]. Moments are not scaled.
+        Or `latents`, float32 [B, C, h, w], of an autoencoder without one. images: uint8
+        [B, 3, S, S]. Neither is scaled.
         """
         inputs = images.to(self._device).float() / 127.5 - 1
         inputs = inputs.contiguous(memory_format=self._format)
-        outputs = compute(self._moments, inputs, self._precision)
-        mean, log_variance = outputs["moments"].chunk(2, dim=1)
+        with self._alone:
+            outputs = compute(self._encoded, inputs, self._precision)
+        if not self._family.has_posterior:
+            return outputs
+        mean, log_variance = outputs[MOMENTS].chunk(2, dim=1)
         moments = torch.cat([mean, torch.exp(0.5 * log_variance.clamp(-30, 20))], dim=1)
-        return {**outputs, "moments": moments}
+        return {**outputs, MOMENTS: moments}
 
     @property
     def channels(self) -> int:
         """Of its latents."""
-        return int(self._model.config.latent_channels)
+        return self._family.channels(self._config)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, uint8: Rounding = "truncate") -> Tensor:
         """Images, uint8 [B, 3, S, S] on the CPU, of scaled latents [B, C, h, w].
 
         uint8: how values become whole numbers. REPA's published evaluation truncates, those of
-        SiT and DiT round. Batches that the device has no memory for are halved.
+        SiT and DiT round. Batches that the device has no memory for are halved. Raises ScalingError
+        if it is not known how they are scaled.
         """
-        config = self._model.config
-        raw = latents.to(self._device).float() / config.scaling_factor + (config.shift_factor or 0)
-        pixels = compute(self._decoder, raw, "float32")["pixels"] * 127.5 + 127.5
+        if self.scaling is None:
+            self.scaling = scaling_in(_scaling(self._config, self._told), self._rule)
+        raw = self.scaling.to(self._device).raw(latents.to(self._device).float())
+        with self._alone:
+            pixels = compute(self._decoder, raw, "float32")["pixels"] * 127.5 + 127.5
         if uint8 == "round":
             pixels = pixels + 0.5
         return pixels.clamp(0, 255).to(torch.uint8).cpu()
 
-    def _moments(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Mean and logarithm of the variance, [B, 2C, h, w]."""
-        return {"moments": self._model.encode(inputs).latent_dist.parameters}
+    def _encoded(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Mean and logarithm of the variance, [B, 2C, h, w], or latents."""
+        return {self.array: self._family.encode(self._model, inputs)}
 
     def _pixels(self, latents: Tensor) -> dict[str, Tensor]:
-        return {"pixels": self._model.decode(latents).sample}
+        return {"pixels": self._family.decode(self._model, latents)}
 
 
-def autoencoder_scaling(location: str) -> dict[str, RecipeValue]:
+def autoencoder_scaling(latents: LatentsSettings) -> dict[str, RecipeValue]:
     """How the latents of an autoencoder are scaled, from its configuration alone.
 
     Raises AutoencoderError if that cannot be read.
     """
-    return _scaling(_full_config(location))
+    location = latents.location
+    _, config = whole_config(_read_config(location), location)
+    return _scaling(config, latents.told)
 
 
-def moments_shape(location: str, side: int) -> tuple[int, int, int]:
-    """(2C, h, w) of the moments of an image of `side` px, from the configuration alone.
+def stored_shape(location: str, side: int) -> tuple[str, tuple[int, int, int]]:
+    """The array that holds latents of an image of `side` px, and its shape, by configuration alone.
 
     Raises AutoencoderError if that cannot be read.
     """
-    config = _full_config(location)
-    place = side // downsampling(config)
-    return 2 * int(config["latent_channels"]), place, place
+    family, config = whole_config(_shapes(location), location)
+    place = side // family.downsampling(config)
+    channels = family.channels(config)
+    if family.has_posterior:
+        return MOMENTS, (2 * channels, place, place)
+    return EXACT, (channels, place, place)
 
 
-def _full_config(location: str) -> Mapping[str, Any]:
-    """The configuration with what published ones leave out as usual, SD-VAE's the scale."""
-    from stages.vision import AutoencoderKL
-
-    parameters = inspect.signature(AutoencoderKL.__init__).parameters.values()
-    usual = {parameter.name: parameter.default for parameter in parameters}
-    return usual | dict(_read_config(location))
+def _scaling(config: Config, told: Mapping[str, RecipeValue]) -> dict[str, RecipeValue]:
+    """config: whole."""
+    family, _ = whole_config(config, "")
+    own = {"model": kind_of(config), "latent_channels": family.channels(config)}
+    return {**own, **family.scaling(config), **told}
 
 
-def _scaling(config: Mapping[str, Any]) -> dict[str, RecipeValue]:
-    return {
-        "model": KIND,
-        "latent_channels": config["latent_channels"],
-        "scaling_factor": config["scaling_factor"],
-        "shift_factor": config.get("shift_factor") or 0.0,
-    }
+def _shapes(location: str) -> Config:
+    """A configuration by which shapes are right; of its scaling that may be missing."""
+    return HUB_SHAPES[location] if location in HUB_SHAPES else _read_config(location)
 
 
-def _read_config(location: str) -> Mapping[str, Any]:
-    """The configuration of an AutoencoderKL of the hub or of a local folder."""
+def _read_config(location: str) -> Config:
+    """The configuration of an autoencoder of the hub, of a local folder, or of a file."""
     if location in HUB_CONFIGS:
         return HUB_CONFIGS[location]
-    return _checked_config(_folder(location, CONFIG))
+    return _checked_config(_local(location, CONFIG))
 
 
-def _checked_config(folder: Path) -> Mapping[str, Any]:
+def _checked_config(location: Path) -> Config:
     try:
-        return read_vae_config(folder)
+        return local_config(location)
     except AutoencoderError as error:
         raise AutoencoderError(f"latents.vae: {error}.") from error
 
 
-def _folder(location: str, *files: Sequence[str]) -> Path:
-    """A local folder, or that of the hub's cache with files of a repository."""
-    if Path(location).is_dir():
+def _local(location: str, *files: Sequence[str]) -> Path:
+    """A local folder or file, or the folder of the hub's cache with files of a repository."""
+    if Path(location).is_dir() or is_weight_file(location):
         return Path(location)
     from stages.encode.networks.hub import (  # half a second: only where one is loaded
         HubError,
@@ -183,27 +229,63 @@ def _folder(location: str, *files: Sequence[str]) -> Path:
         raise AutoencoderError(f"latents.vae: cannot load {location!r}: {told}") from error
 
 
-def _create(location: str, device: torch.device) -> Any:
-    from stages.vision import AutoencoderKL
-
+def _create(config: Config, device: torch.device) -> Any:
     with device:
-        return AutoencoderKL.from_config(dict(_read_config(location)))
+        return _network(config).from_config(_for_diffusers(config))
 
 
-def _load(location: str) -> Any:
-    folder = _folder(location, CONFIG, WEIGHTS)
-    _checked_config(folder)
-    from stages.vision import AutoencoderKL
+def _network(config: Config) -> Any:
+    """The class of a configuration."""
+    from stages import vision
 
+    return getattr(vision, kind_of(config))
+
+
+def _for_diffusers(config: Config) -> dict[str, Any]:
+    if config.get("scaling_factor", 0) is None:
+        return {**config, "scaling_factor": UNUSED_FACTOR}
+    return dict(config)
+
+
+def _load(location: str) -> tuple[Config, Any]:
+    """A network's configuration, and the network with its weights."""
+    place = _local(location, CONFIG, WEIGHTS)
+    config = _checked_config(place)
+    load = _load_file if is_weight_file(location) else _load_folder
+    return config, load(place, config)
+
+
+def _load_folder(folder: Path, config: Config) -> Any:
     try:
-        model, loading = AutoencoderKL.from_pretrained(
+        model, loading = _network(config).from_pretrained(
             folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AutoencoderError(f"latents.vae: cannot load {location!r}: {error}") from error
-    if lacking := loading["missing_keys"]:
-        raise AutoencoderError(
-            f"latents.vae: {len(lacking)} of the autoencoder's tensors are missing in {location}, "
-            f"{lacking[0]} among them."
-        )
+        raise AutoencoderError(f"latents.vae: cannot load {folder}: {error}") from error
+    _check_names(loading["missing_keys"], loading["unexpected_keys"], folder)
     return model
+
+
+def _load_file(path: Path, config: Config) -> Any:
+    model, state = _create(config, torch.device("cpu")), read_state(path)
+    own = model.state_dict()
+    _check_names(sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise AutoencoderError(f"latents.vae: cannot load {path}: {error}") from error
+    return model.float()
+
+
+def _check_names(missing: Sequence[str], left_over: Sequence[str], where: Path) -> None:
+    """Raise AutoencoderError unless a file has the network's tensors, and no others."""
+    if missing:
+        raise AutoencoderError(
+            f"latents.vae: {len(missing)} of the autoencoder's tensors are missing in {where}, "
+            f"{missing[0]} among them."
+        )
+    if left_over:
+        raise AutoencoderError(
+            f"latents.vae: {len(left_over)} tensors in {where} are of no part of the "
+            f"autoencoder that its configuration describes, {left_over[0]} among them."
+        )

@@ -1,13 +1,15 @@
-"""What is known of an autoencoder without loading it: from its folder, or by its name."""
+"""What is known of an autoencoder without loading it: from its folder or file, or by its name."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.errors import RepaCacheError
+from stages.encode.networks.autoencoders import AutoencoderError, Family, family_of
 
 KIND = "AutoencoderKL"
+# Of files of LDM.
+FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
 # SD-VAE, and those that have its shape.
 SD_VAE: Mapping[str, Any] = {
@@ -27,14 +29,31 @@ HUB_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "stabilityai/sdxl-vae": SDXL_VAE,
     "madebyollin/sdxl-vae-fp16-fix": SDXL_VAE,
 }
-
-
-class AutoencoderError(RepaCacheError):
-    """The autoencoder cannot be loaded."""
+# VA-VAE, which attends in the lowest level of either side.
+VA_VAE: Mapping[str, Any] = {
+    "_class_name": KIND,
+    "down_block_types": [*["DownEncoderBlock2D"] * 4, "AttnDownEncoderBlock2D"],
+    "up_block_types": ["AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 4],
+    "block_out_channels": [128, 128, 256, 256, 512],
+    "layers_per_block": 2,
+    "latent_channels": 32,
+}
+DC_AE: Mapping[str, Any] = {"_class_name": "AutoencoderDC"}
+# By name, those of which shapes are known, and not how they are scaled.
+HUB_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    **HUB_CONFIGS,
+    "REPA-E/e2e-vavae-hf": VA_VAE,
+    "REPA-E/e2e-invae-hf": VA_VAE,
+    "REPA-E/e2e-sdvae-hf": SD_VAE,
+    "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers": DC_AE,
+    "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers": DC_AE,
+    "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers": DC_AE,
+    "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers": DC_AE,
+}
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
-    """The configuration of an AutoencoderKL in the diffusers format.
+    """The configuration of an autoencoder in the diffusers format.
 
     Raises AutoencoderError if there is none, or that of another network.
     """
@@ -50,24 +69,28 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise AutoencoderError(f"{folder}/config.json is torn: {error}") from error
-    check_is_autoencoder_kl(config, str(folder))
+    family_of(config, str(folder))
     return dict(config)
 
 
-def check_is_autoencoder_kl(config: Mapping[str, Any], location: str) -> None:
-    """Raise AutoencoderError if a configuration is that of another network.
+def local_config(location: Path) -> dict[str, Any]:
+    """The configuration of an autoencoder in a folder of diffusers, or in a file of LDM.
 
-    Likewise if its latents are scaled channel by channel, which training does not do.
+    Raises AutoencoderError if there is none.
     """
-    if (kind := config.get("_class_name", KIND)) != KIND:
-        raise AutoencoderError(f"{location} holds an {kind}, expected an {KIND}")
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-        raise AutoencoderError(
-            f"{location} has a mean and a deviation for each channel of its latents "
-            "(latents_mean, latents_std); only one scale and shift for all is supported"
-        )
+    if location.is_dir():
+        return read_vae_config(location)
+    from stages.encode.networks.autoencoders.ldm import read_config
+
+    return read_config(location)
 
 
-def downsampling(config: Mapping[str, Any]) -> int:
-    """Pixels per latent along a side: every block but the last halves it."""
-    return 1 << (len(config.get("block_out_channels", [64])) - 1)
+def is_weight_file(location: str) -> bool:
+    """Whether a location names a file of weights rather than a folder or a hub name."""
+    return location.endswith(FILE_SUFFIXES)
+
+
+def whole_config(config: Mapping[str, Any], location: str) -> tuple[Family, Mapping[str, Any]]:
+    """The family of an autoencoder, and its configuration with what it leaves out."""
+    family = family_of(config, location)
+    return family, family.whole(config)
