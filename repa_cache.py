@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from pipeline.commands.train import train as train
     from pipeline.commands.verify import verify as verify
     from pipeline.config import Config as Config
+    from stages.latents import Rule
     from stages.model.conditions import Context
     from stages.train.batch_stream import Batch as Batch
     from stages.train.batch_stream import CachedImages as CachedImages
@@ -215,6 +216,7 @@ class Cache:
         class_tokens: Sequence[str] = (),
         text: str | None = None,
         vae: str | None = None,
+        scaling: "Rule" = "auto",
         flip: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -229,7 +231,7 @@ class Cache:
 
         batch_size: over all ranks; encoders, class_tokens: whose tokens and class tokens
         are read; text: the text encoder whose tokens of a caption of each image are read;
-        flip: whether half of the images are read mirrored; rank, world: which of how many
+        scaling: of the latents, as `latents.scaling`; flip: whether half of the images are read mirrored; rank, world: which of how many
         processes this is; steps: how many, by default without end; block_rows: that stay
         together when an epoch is shuffled. Threads that read ahead end when it is closed or
         collected.
@@ -241,7 +243,7 @@ class Cache:
         from stages.train.train_settings import ReadingSettings
 
         return stream(
-            self._tensors(vae, flip=flip, text=text),
+            self._tensors(vae, flip=flip, text=text, scaling=scaling),
             Wanted(tuple(encoders), tuple(class_tokens)),
             Order(seed, batch_size, block_rows),
             Placement(find_device(device), rank, world),
@@ -289,10 +291,12 @@ class Cache:
             raise Error("it has no captions", where=self.path)
         return Captions(self.path, self._cache.rows)
 
-    def _tensors(self, vae: str | None, *, flip: bool, text: str | None = None) -> "CachedTensors":
+    def _tensors(
+        self, vae: str | None, *, flip: bool, text: str | None = None, scaling: "Rule" = "auto"
+    ) -> "CachedTensors":
         from stages.train.train_settings import CachedTensors
 
-        return CachedTensors(self.path, self._latents(vae), flip, text)
+        return CachedTensors(self.path, self._latents(vae), flip, text, scaling)
 
 
 def _dataset(path: Path, encoders: Sequence[str], **options: Any) -> "CachedImages":

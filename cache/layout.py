@@ -3,7 +3,7 @@
     NAME.zarr/                    attributes: format_version, rows_per_shard, permutation_seed
       rows/                       key, label, source_index, content_hash, stamp
       latents/<vae>/              a column: attributes recipe, fingerprint, provenance
-        moments                   float16 [N, 2C, h, w]
+        moments                   float16 [N, 2C, h, w], or latents [N, C, h, w]
         valid                     uint8 [N]: 0 where the image could not be decoded
         crc32c                    uint32 [N, arrays]: one checksum per row and array
         ledger                    uint8 [shards, 64]: which shards are finished

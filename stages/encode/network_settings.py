@@ -28,7 +28,7 @@ from stages.encode.networks.autoencoder_files import (
 from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.registry import EncoderError, find_encoder
 from stages.encode.networks.text_models import TEXT_MODELS
-from stages.latents import FACTOR, SHIFT, Rule
+from stages.latents import Rule
 from stages.setting_types import AnchoredPath, Count, OneOf, Seed, Settings, expanded, nearest
 
 DEMO_AUTOENCODER = "demo-autoencoder"
@@ -54,8 +54,8 @@ class LatentsSettings(Settings):
     """The autoencoder whose latents are cached and trained on."""
 
     vae: HubName = "stabilityai/sd-vae-ft-mse"
-    """A hub name, a local folder or file of LDM that begins with `.`, `/`, `~` or `$`, or
-    `demo-autoencoder`."""
+    """A hub name (`OWNER/NAME`, or with a file of LDM `OWNER/NAME/FILE.pt`), a local folder or file
+    that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
     precision: Precision = "float32"
     """In which it computes; tf32 is float32 on a CPU."""
     scaling: Rule = "auto"
@@ -65,9 +65,9 @@ class LatentsSettings(Settings):
     autoencoder's configuration allows for. It may be changed without encoding anew."""
     scaling_factor: PositiveFloat | None = None
     """That factor, where the autoencoder's files have none, or another."""
-    statistics: AnchoredPath | None = None
-    """A file with the mean and deviation of each channel, as they are published beside VA-VAE's and
-    REPA-E's weights."""
+    statistics: HubName | None = None
+    """A file with the mean and deviation of each channel, named likewise, as they are published
+    beside VA-VAE's and REPA-E's weights."""
     imported: bool = False
     """Whether the data set brings its latents along (the source `repa`), so that none are
     encoded."""
@@ -120,18 +120,6 @@ class LatentsSettings(Settings):
         except AutoencoderError as error:
             return str(error)
         return None
-
-    @property
-    def told(self) -> dict[str, RecipeValue]:
-        """What of the scaling is not left to the autoencoder's configuration.
-
-        Raises AutoencoderError if the file of statistics cannot be read.
-        """
-        if self.statistics is None:
-            return {} if self.scaling_factor is None else {FACTOR: self.scaling_factor, SHIFT: 0.0}
-        from stages.encode.networks.autoencoders.ldm import read_statistics
-
-        return {**read_statistics(self.statistics), FACTOR: self.scaling_factor or 1.0, SHIFT: 0.0}
 
 
 class EncoderSettings(Settings):

@@ -10,6 +10,7 @@ latent channels, h and w the latent's sides, N rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from cache.errors import IncompleteCacheError
 from cache.layout import Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
-from stages.latents import latent_shape, main_array, scaling_of
+from stages.latents import LatentScaling, latent_shape, main_array, scaling_of
 from stages.train.cached_captions import CachedCaptions
 from stages.train.train_settings import CachedTensors
 
@@ -121,8 +122,7 @@ class CachedData:
     encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
     [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
     column, and have a caption if they are read; latent_array: that holds latents; latent_shape:
-    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished, ScalingError if
-    it is not known how its latents are scaled.
+    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
     """
 
     def __init__(
@@ -145,13 +145,18 @@ class CachedData:
         latents = self.latents[0].column
         self.latent_array = main_array(latents).name
         self.latent_shape = latent_shape(latents)
-        self.scaling = scaling_of(latents, tensors.scaling)
+        self._rule = tensors.scaling
         self.fingerprints = {reader.column.name: reader.column.fingerprint for reader in readers}
         self.rows_identity = {"fingerprint": cache.rows.fingerprint, "valid": len(self.valid)}
         if self.captions is not None:
             column = self.captions.column
             self.fingerprints[f"{CAPTIONS}/{column.name}"] = column.fingerprint
             self.rows_identity[CAPTIONS] = self.captions.fingerprint
+
+    @cached_property
+    def scaling(self) -> LatentScaling:
+        """Of the latents. Raises ScalingError if it is not known."""
+        return scaling_of(self.latents[0].column, self._rule)
 
     def column(self, encoder: str) -> Column:
         """An encoder's, of the images as they are."""

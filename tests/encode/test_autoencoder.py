@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,15 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from cache.reader import Cache
+from pipeline.config import Config
+from stages.encode.build import build
 from stages.encode.images.sources.samples import open_photograph
 from stages.encode.network_settings import DEMO_AUTOENCODER, LatentsSettings
-from stages.encode.networks.autoencoder import Autoencoder, AutoencoderError, autoencoder_scaling
+from stages.encode.networks.autoencoder import Autoencoder, AutoencoderError
+from stages.encode.networks.autoencoder_configs import autoencoder_scaling
 from stages.encode.networks.demo_autoencoder.train import HELD_OUT, reconstruction_psnr
+from stages.latents import ScalingError, scaling_in, scaling_of
 from stages.vision import AutoencoderKL
 
 CPU = torch.device("cpu")
@@ -154,6 +160,55 @@ def test_another_kind_of_autoencoder_is_refused_before_anything_runs(damaged: Pa
     settings = LatentsSettings(vae=str(damaged))
     assert str(settings.problem).startswith(f"{damaged} holds a VQModel, expected one of ")
     assert settings.downsampling is None
+
+
+MEANS, DEVIATIONS = [0.0, 0.1, 0.2, 0.3], [1.0, 2.0, 4.0, 0.5]
+
+
+def test_a_configuration_that_allows_for_several_scalings_is_refused_until_one_is_named(
+    damaged: Path, tiny: Callable[..., Config]
+) -> None:
+    own = {"latents_mean": MEANS, "latents_std": DEVIATIONS, "shift_factor": 0.25}
+    rewrite_config(damaged, scaling_factor=0.5, **own)
+    vae = f"latents.vae={damaged}"
+    with pytest.raises(ScalingError, match=r"latents\.scaling: the autoencoder has both means and"):
+        build(tiny(vae).encode, CPU)
+    assert not Path("tiny.zarr").exists()
+    told = {}
+    for rule in ("factor", "channels", "channels-and-factor"):
+        config = tiny(vae, f"latents.scaling={rule}")
+        build(config.encode, CPU)
+        column = Cache(config.cache.path).column(config.latents.column).column
+        told[rule] = scaling_of(column, config.latents.scaling).told
+    means = pytest.approx(MEANS)
+    assert told == {
+        "factor": {"scale": 0.5, "shift": 0.25},
+        "channels": {"rule": "channels", "scale": [1, 0.5, 0.25, 2], "shift": means},
+        "channels-and-factor": {
+            "rule": "channels-and-factor",
+            "scale": [0.5, 0.25, 0.125, 1],
+            "shift": means,
+        },
+    }
+
+
+def test_means_and_deviations_alone_are_taken_and_what_has_none_has_no_such_rule(
+    damaged: Path, tiny_vae: Path
+) -> None:
+    rewrite_config(damaged, scaling_factor=None, latents_mean=MEANS, latents_std=DEVIATIONS)
+    assert scaling_in(Autoencoder(str(damaged), CPU).recipe()).rule == "channels"
+    with pytest.raises(ScalingError, match="has no mean and deviation of each channel"):
+        scaling_in(Autoencoder(str(tiny_vae), CPU).recipe(), "channels")
+
+
+def test_latents_of_another_deviation_than_one_are_told_of(
+    tiny: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tiny("latents.scaling_factor=40.0").encode, CPU)
+    said = capsys.readouterr().err
+    assert "latents/tiny-vae: its latents are scaled to a deviation of " in said
+    build(tiny("latents.scaling_factor=40.0", "latents.scaling=measured").encode, CPU)
+    assert "scaled to a deviation" not in capsys.readouterr().err
 
 
 def test_torn_and_missing_and_foreign_weights_are_refused_whole(damaged: Path) -> None:

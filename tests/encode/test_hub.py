@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
+from spaces import ldm_state
 
 from stages.encode.network_settings import LatentsSettings
-from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder_configs import autoencoder_scaling
 from stages.encode.networks.autoencoder_files import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import ENCODERS, EncoderError
+from stages.latents import scaling_in
 
 CPU = torch.device("cpu")
 VAE, COMMIT = "me/tiny-vae", "1" * 40
@@ -169,6 +174,17 @@ def hub(
         yield served
         server.shutdown()
         thread.join()
+
+
+def test_a_file_of_ldm_on_the_hub_is_downloaded_with_its_statistics(hub: Path, vavae: Any) -> None:
+    save_file(ldm_state(vavae, "f8d4"), hub / "vae.safetensors")
+    torch.save({"mean": torch.ones(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 2.0)}, hub / "s.pt")
+    latents = LatentsSettings(vae=f"{VAE}/vae.safetensors", statistics=f"{VAE}/s.pt")
+    assert latents.column == "latents/vae"
+    scaling = scaling_in(Autoencoder.of(latents, CPU).recipe())
+    assert scaling.told == {"rule": "channels", "scale": [0.5] * 4, "shift": [1.0] * 4}
+    with pytest.raises(AutoencoderError, match=r"has no other\.pt, on the hub or in its cache"):
+        Autoencoder(f"{VAE}/other.pt", CPU)
 
 
 @pytest.mark.usefixtures("hub")

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from places import GOLDEN
 from safetensors.torch import save_file
+from spaces import ldm_state
 from torch import Tensor
 
 from stages import vision
@@ -20,23 +20,6 @@ from stages.latents import DEVIATIONS, MEANS, ScalingError, scaling_in
 
 CPU = torch.device("cpu")
 NAMES = ("f16d32", "f8d4")
-
-
-def ldm_state(vavae: Any, name: str) -> dict[str, Tensor]:
-    """The weights that the golden tensors were made with."""
-    made = json.loads(vavae.metadata["config"])[name]
-    source, state = np.random.RandomState(made["seed"]), {}
-    for key, shape in sorted(made["shapes"].items()):
-        values = source.standard_normal(shape)
-        if len(shape) > 1:
-            values = values * 0.8 / np.sqrt(np.prod(shape[1:]))
-        else:
-            values = 1 + 0.2 * values if key.endswith("weight") else 0.1 * values
-        state[key] = torch.from_numpy(values).float()
-    for key, (total, first) in made["weight_checks"].items():
-        assert float(state[key].double().sum()) == pytest.approx(total)
-        assert float(state[key].flatten()[0]) == pytest.approx(first)
-    return state
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -144,7 +127,7 @@ def test_statistics_beside_a_file_scale_its_latents(
     alone = LatentsSettings(vae=str(path))
     with pytest.raises(ScalingError, match="does not tell how its latents are scaled"):
         scaling_in(Autoencoder.of(alone, CPU).recipe())
-    latents = alone.model_copy(update={"statistics": tmp_path / "stats.pt"})
+    latents = alone.model_copy(update={"statistics": str(tmp_path / "stats.pt")})
     autoencoder = Autoencoder.of(latents, CPU)
     recipe = autoencoder.recipe()
     assert recipe[MEANS] == pytest.approx(mean.flatten().tolist())

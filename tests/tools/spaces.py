@@ -1,9 +1,12 @@
-"""Tiny but real autoencoders of every family, of 32 px to 8 x 8 latents."""
+"""Tiny but real autoencoders of every family, of 32 px to 8 x 8 latents; LDM's golden ones."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -156,3 +159,20 @@ def pictures(name: str, model: Any, scaled: Tensor) -> Tensor:
         shift = model.bn.running_mean.view(1, -1, 1, 1)
         return model.decode(Flux2Pipeline._unpatchify_latents(scaled * deviation + shift)).sample
     return model.decode((scaled * std + mean).unsqueeze(2)).sample.squeeze(2)
+
+
+def ldm_state(vavae: Any, name: str) -> dict[str, Tensor]:
+    """The weights that the golden tensors were made with."""
+    made = json.loads(vavae.metadata["config"])[name]
+    source, state = np.random.RandomState(made["seed"]), {}
+    for key, shape in sorted(made["shapes"].items()):
+        values = source.standard_normal(shape)
+        if len(shape) > 1:
+            values = values * 0.8 / np.sqrt(np.prod(shape[1:]))
+        else:
+            values = 1 + 0.2 * values if key.endswith("weight") else 0.1 * values
+        state[key] = torch.from_numpy(values).float()
+    for key, (total, first) in made["weight_checks"].items():
+        assert float(state[key].double().sum()) == pytest.approx(total)
+        assert float(state[key].flatten()[0]) == pytest.approx(first)
+    return state

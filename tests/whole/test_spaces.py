@@ -132,6 +132,9 @@ def test_measured_latents_have_a_deviation_of_one_and_are_not_encoded_again(
     x = torch.stack(draws).movedim(2, 0).flatten(1)
     torch.testing.assert_close(x.mean(1), torch.zeros(channels), rtol=0, atol=0.02)
     torch.testing.assert_close(x.std(1), torch.ones(channels), rtol=0.02, atol=0)
+    cache = repa_cache.open(measured.cache.path)
+    batch = next(cache.batches(4, steps=1, scaling="measured", device="cpu"))
+    assert batch.latents.std() < 2
     repa_cache.train(measured)
     kept = newest(measured).state["scaling"]
     assert kept == scaling.told

@@ -27,7 +27,8 @@ from stages.encode.building.recipes import (
 )
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import Crops
-from stages.encode.networks.autoencoder import Autoencoder, autoencoder_scaling
+from stages.encode.networks.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder_configs import autoencoder_scaling
 from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import OVERFLOWN, FittingNetwork

@@ -31,7 +31,7 @@ from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import Source, SourceError
 from stages.encode.measuring.text_foresight import count_texts, foreseen_text_columns
-from stages.encode.networks.autoencoder import stored_shape
+from stages.encode.networks.autoencoder_configs import stored_shape
 
 META = torch.device("meta")
 # Where there is no data set to count: class folders and file names of ImageNet's kind.

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from cache.recipe import RecipeValue
 from stages.encode.network_settings import LatentsSettings, Precision
-from stages.encode.networks.autoencoder_files import (
-    HUB_CONFIGS,
-    HUB_SHAPES,
-    is_weight_file,
-    local_config,
-    whole_config,
+from stages.encode.networks.autoencoder_configs import (
+    CONFIG,
+    WEIGHTS,
+    Config,
+    checked_config,
+    located,
+    scaling_recipe,
+    shapes,
+    told_of,
 )
+from stages.encode.networks.autoencoder_files import is_weight_file, whole_config
 from stages.encode.networks.autoencoders import AutoencoderError, kind_of
 from stages.encode.networks.autoencoders.ldm import read_state
 from stages.encode.networks.frozen_networks import (
@@ -33,11 +37,6 @@ from stages.encode.networks.frozen_networks import (
 from stages.latents import EXACT, MOMENTS, LatentScaling, Rule, scaling_in
 
 Rounding = Literal["truncate", "round"]
-Config = Mapping[str, Any]
-
-# The files of an autoencoder in the diffusers format, under either of their names.
-CONFIG = ("config.json",)
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # Diffusers needs a number, and LDM's files have none.
 UNUSED_FACTOR = 1.0
 
@@ -63,7 +62,7 @@ class Autoencoder:
         untrained: bool = False,
     ) -> None:
         if untrained:
-            config = _shapes(location)
+            config = shapes(location)
             model = _create(config, device)
         else:
             config, model = _load(location)
@@ -98,7 +97,7 @@ class Autoencoder:
             latents.location,
             device,
             latents.precision,
-            told=latents.told,
+            told={} if untrained else told_of(latents),
             rule=latents.scaling,
             untrained=untrained,
         )
@@ -106,7 +105,7 @@ class Autoencoder:
     def recipe(self) -> dict[str, RecipeValue]:
         """What decides the bytes of the latents this model makes, and how they are scaled."""
         digest = UNTRAINED if self._is_untrained else weights_sha256(self._model)
-        return {**_scaling(self._config, self._told), "weights_sha256": digest}
+        return {**scaling_recipe(self._config, self._told), "weights_sha256": digest}
 
     @property
     def array(self) -> str:
@@ -144,7 +143,7 @@ class Autoencoder:
         if it is not known how they are scaled.
         """
         if self.scaling is None:
-            self.scaling = scaling_in(_scaling(self._config, self._told), self._rule)
+            self.scaling = scaling_in(scaling_recipe(self._config, self._told), self._rule)
         raw = self.scaling.to(self._device).raw(latents.to(self._device).float())
         with self._alone:
             pixels = compute(self._decoder, raw, "float32")["pixels"] * 127.5 + 127.5
@@ -158,75 +157,6 @@ class Autoencoder:
 
     def _pixels(self, latents: Tensor) -> dict[str, Tensor]:
         return {"pixels": self._family.decode(self._model, latents)}
-
-
-def autoencoder_scaling(latents: LatentsSettings) -> dict[str, RecipeValue]:
-    """How the latents of an autoencoder are scaled, from its configuration alone.
-
-    Raises AutoencoderError if that cannot be read.
-    """
-    location = latents.location
-    _, config = whole_config(_read_config(location), location)
-    return _scaling(config, latents.told)
-
-
-def stored_shape(location: str, side: int) -> tuple[str, tuple[int, int, int]]:
-    """The array that holds latents of an image of `side` px, and its shape, by configuration alone.
-
-    Raises AutoencoderError if that cannot be read.
-    """
-    family, config = whole_config(_shapes(location), location)
-    place = side // family.downsampling(config)
-    channels = family.channels(config)
-    if family.has_posterior:
-        return MOMENTS, (2 * channels, place, place)
-    return EXACT, (channels, place, place)
-
-
-def _scaling(config: Config, told: Mapping[str, RecipeValue]) -> dict[str, RecipeValue]:
-    """config: whole."""
-    family, _ = whole_config(config, "")
-    own = {"model": kind_of(config), "latent_channels": family.channels(config)}
-    return {**own, **family.scaling(config), **told}
-
-
-def _shapes(location: str) -> Config:
-    """A configuration by which shapes are right; of its scaling that may be missing."""
-    return HUB_SHAPES[location] if location in HUB_SHAPES else _read_config(location)
-
-
-def _read_config(location: str) -> Config:
-    """The configuration of an autoencoder of the hub, of a local folder, or of a file."""
-    if location in HUB_CONFIGS:
-        return HUB_CONFIGS[location]
-    return _checked_config(_local(location, CONFIG))
-
-
-def _checked_config(location: Path) -> Config:
-    try:
-        return local_config(location)
-    except AutoencoderError as error:
-        raise AutoencoderError(f"latents.vae: {error}.") from error
-
-
-def _local(location: str, *files: Sequence[str]) -> Path:
-    """A local folder or file, or the folder of the hub's cache with files of a repository."""
-    if Path(location).is_dir() or is_weight_file(location):
-        return Path(location)
-    from stages.encode.networks.hub import (  # half a second: only where one is loaded
-        HubError,
-        fetch,
-    )
-
-    try:
-        return fetch(location, *files)
-    except HubError as error:
-        name = Path(location).name
-        told = error.told(
-            f"Where there is no network, set latents.vae to a folder that diffusers saved, as "
-            f"./{name}, with these files"
-        )
-        raise AutoencoderError(f"latents.vae: cannot load {location!r}: {told}") from error
 
 
 def _create(config: Config, device: torch.device) -> Any:
@@ -249,8 +179,8 @@ def _for_diffusers(config: Config) -> dict[str, Any]:
 
 def _load(location: str) -> tuple[Config, Any]:
     """A network's configuration, and the network with its weights."""
-    place = _local(location, CONFIG, WEIGHTS)
-    config = _checked_config(place)
+    place = located(location, CONFIG, WEIGHTS)
+    config = checked_config(place)
     load = _load_file if is_weight_file(location) else _load_folder
     return config, load(place, config)
 

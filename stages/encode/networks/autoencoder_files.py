@@ -42,6 +42,7 @@ DC_AE: Mapping[str, Any] = {"_class_name": "AutoencoderDC"}
 # By name, those of which shapes are known, and not how they are scaled.
 HUB_SHAPES: Mapping[str, Mapping[str, Any]] = {
     **HUB_CONFIGS,
+    "hustvl/vavae-imagenet256-f16d32-dinov2/vavae-imagenet256-f16d32-dinov2.pt": VA_VAE,
     "REPA-E/e2e-vavae-hf": VA_VAE,
     "REPA-E/e2e-invae-hf": VA_VAE,
     "REPA-E/e2e-sdvae-hf": SD_VAE,
@@ -88,6 +89,11 @@ def local_config(location: Path) -> dict[str, Any]:
 def is_weight_file(location: str) -> bool:
     """Whether a location names a file of weights rather than a folder or a hub name."""
     return location.endswith(FILE_SUFFIXES)
+
+
+def is_hub_file(location: str) -> bool:
+    """Whether a location names a file of a repository on the hub."""
+    return location.count("/") == 2 and not location.startswith(("/", ".", "~", "$"))
 
 
 def whole_config(config: Mapping[str, Any], location: str) -> tuple[Family, Mapping[str, Any]]:
