@@ -231,10 +231,10 @@ class Cache:
 
         batch_size: over all ranks; encoders, class_tokens: whose tokens and class tokens
         are read; text: the text encoder whose tokens of a caption of each image are read;
-        scaling: of the latents, as `latents.scaling`; flip: whether half of the images are read mirrored; rank, world: which of how many
-        processes this is; steps: how many, by default without end; block_rows: that stay
-        together when an epoch is shuffled. Threads that read ahead end when it is closed or
-        collected.
+        scaling: of the latents, as `latents.scaling`; flip: whether half of the images are read
+        mirrored; rank, world: which of how many processes this is; steps: how many, by default
+        without end; block_rows: that stay together when an epoch is shuffled. Threads that read
+        ahead end when it is closed or collected.
         Raises Error if a column is missing or not finished, or if nothing can be read so.
         """
         from stages.placement import Placement, find_device

@@ -81,6 +81,11 @@ def vavae() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def jit() -> Golden:
+    return read_golden("jit")
+
+
+@pytest.fixture(scope="session")
 def methods() -> Golden:
     return read_golden("methods")
 

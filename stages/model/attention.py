@@ -75,6 +75,23 @@ class Rotary(nn.Module):
         return F.pad(cos, front, value=1.0), F.pad(sin, front)
 
 
+def turned_by_place(features: int, grid: int, front: int, device: torch.device) -> Rotation:
+    """The same without a table: cosine and sine for each pair of each token, [T, features / 2].
+
+    front: how many tokens stand in front of the grid's; they are not turned.
+    """
+    pairs = torch.arange(features // 4, dtype=torch.float32, device=device) / (features // 4)
+    angles = torch.arange(grid, dtype=torch.float32, device=device)[:, None] / 10_000**pairs
+    rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)
+    table = F.pad(torch.cat([rows, columns], dim=2).flatten(0, 1), (0, 0, front, 0))
+    return table.cos(), table.sin()
+
+
+def make_dropout(probability: float) -> nn.Module:
+    """Drops numbers with a probability, while it is trained."""
+    return nn.Dropout(probability) if probability else nn.Identity()
+
+
 def rotate(tokens: Tensor, rotation: Rotation) -> Tensor:
     """Queries or keys, [B, heads, T, features], turned by their positions."""
     cos, sin = rotation
@@ -88,7 +105,7 @@ class Attention(nn.Module):
     norm: of queries and keys in each head, by the model's kind, if they are normalised; fused:
     whether it is one kernel, which never holds the matrix of attention; mixes_values: whether the
     values of the first block are mixed into its own, which `v1_lambda` [1] weighs; projects:
-    whether anybody sees its output.
+    whether anybody sees its output; dropout: of its output.
     """
 
     def __init__(
@@ -100,6 +117,7 @@ class Attention(nn.Module):
         fused: bool = True,
         mixes_values: bool = False,
         projects: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -113,6 +131,7 @@ class Attention(nn.Module):
             self.v1_lambda = nn.Parameter(torch.full((1,), 0.5))
         if projects:
             self.proj = nn.Linear(width, width)
+        self.drop = make_dropout(dropout)
 
     def forward(
         self,
@@ -129,7 +148,7 @@ class Attention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         attend = F.scaled_dot_product_attention if self.fused else plain_attention
         output: Tensor = self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
-        return output, own
+        return self.drop(output), own
 
     def parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens, each [B, heads, T, W / heads]."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.model.attention import Attention, Rotation, make_norm
+from stages.model.attention import Attention, Rotation, make_dropout, make_norm
 
 FREQUENCIES = 256
 
@@ -64,7 +64,7 @@ class LabelEmbedding(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with a tanh-approximated GELU between them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.0) -> None:  # noqa: ARG002 - it has none
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
@@ -77,15 +77,16 @@ class MLP(nn.Module):
 class SwiGLU(nn.Module):
     """Two linear layers with a gate between them (arXiv 2002.05202), about as costly as an MLP."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         hidden = swiglu_width(width)
+        self.drop = make_dropout(dropout)
         self.w12 = nn.Linear(width, 2 * hidden)
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         gate, value = self.w12(tokens).chunk(2, dim=-1)
-        output: Tensor = self.w3(F.silu(gate) * value)
+        output: Tensor = self.w3(self.drop(F.silu(gate) * value))
         return output
 
 
@@ -119,11 +120,19 @@ class Layers:
 class Block(nn.Module):
     """A transformer block with adaLN-Zero (DiT, section 3.2).
 
-    is_first: whether it is the one that gives its values to the others, where they are mixed.
+    is_first: whether it is the one that gives its values to the others, where they are mixed;
+    dropout: of attention's output, and inside of a gated MLP.
     """
 
     def __init__(
-        self, width: int, heads: int, layers: Layers, *, fused_attention: bool, is_first: bool
+        self,
+        width: int,
+        heads: int,
+        layers: Layers,
+        *,
+        fused_attention: bool,
+        is_first: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.gives_values = layers.value_residual and is_first
@@ -134,9 +143,10 @@ class Block(nn.Module):
             norm=layers.norm if layers.qk_norm else None,
             fused=fused_attention,
             mixes_values=layers.value_residual and not is_first,
+            dropout=dropout,
         )
         self.norm2 = make_norm(layers.norm, width)
-        self.mlp = FEED_FORWARD[layers.mlp](width)
+        self.mlp = FEED_FORWARD[layers.mlp](width, dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(

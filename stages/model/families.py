@@ -5,12 +5,17 @@ from typing import Any
 import torch
 
 from stages.model.joint_transformer import JointTransformer
+from stages.model.pixel_transformer import PixelTransformer
 from stages.model.transformer import Transformer, TransformerConfig
 
 
 def make_transformer(config: TransformerConfig, **options: Any) -> Transformer:
     """A new transformer with random weights. options: of `Transformer`."""
-    kind = JointTransformer if config.context_features else Transformer
+    kind = Transformer
+    if config.context_features:
+        kind = JointTransformer
+    elif config.bottleneck:
+        kind = PixelTransformer
     return kind(config, **options)
 
 

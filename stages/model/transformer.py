@@ -24,7 +24,7 @@ from stages.model.blocks import (
     swiglu_width,
 )
 from stages.model.conditions import Condition
-from stages.model.sizes import LEARNS_SIGMA, MODELS
+from stages.model.sizes import LEARNS_SIGMA, MODELS, PIXEL_LAYERS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class TransformerConfig:
     kinds of layers, by the names of `stages.model.sizes`; rotary: whether queries and keys are
     turned by their positions, too; value_residual: whether the first block's values are mixed into
     those of the others; context_features: E of the tokens of captions, which stand in the place of
-    classes (MMDiT), 0 for none.
+    classes (MMDiT), 0 for none; bottleneck: numbers through which each patch goes when it becomes a
+    token (JiT), 0 for none; label_tokens, label_tokens_from: of a class, and behind how many blocks
+    they join those of patches; dropout: in the middle half of the blocks, while it is trained.
     """
 
     side: int
@@ -59,11 +61,22 @@ class TransformerConfig:
     rotary: bool = False
     value_residual: bool = False
     context_features: int = 0
+    bottleneck: int = 0
+    label_tokens: int = 0
+    label_tokens_from: int = 0
+    dropout: float = 0.0
 
     @property
     def family(self) -> str:
-        """SiT or DiT, whose objective and solvers it has."""
+        """SiT, DiT or JiT, whose objective and solvers it has."""
+        if self.bottleneck:
+            return "JiT"
         return "DiT" if self.learns_sigma else "SiT"
+
+    def dropout_in(self, depth: int) -> float:
+        """That of a block. depth: its number, from 0."""
+        quarter = self.depth // 4
+        return self.dropout if quarter <= depth < 3 * quarter else 0.0
 
     @property
     def grid(self) -> int:
@@ -88,9 +101,13 @@ class TransformerConfig:
 
 def config_named(model: str, **shape: Any) -> TransformerConfig:
     """The transformer of a name in `MODELS`; shape: all that the name does not decide."""
-    family, size, patch, _ = MODELS[model]
-    learns_sigma = LEARNS_SIGMA[family]
-    return TransformerConfig(patch=patch, **size._asdict(), learns_sigma=learns_sigma, **shape)
+    named = MODELS[model]
+    if named.of_pixels is not None:
+        shape |= {**named.of_pixels._asdict(), **PIXEL_LAYERS}
+    learns_sigma = LEARNS_SIGMA[named.family]
+    return TransformerConfig(
+        patch=named.patch, **named.size._asdict(), learns_sigma=learns_sigma, **shape
+    )
 
 
 class Output(NamedTuple):
@@ -138,7 +155,7 @@ class Transformer(nn.Module):
         self.config = config
         self.recompute = recompute
         width = config.width
-        self.x_embedder = PatchEmbedding(config.inputs, width, config.patch)
+        self.x_embedder: Any = self._embedding()
         self.t_embedder = TimeEmbedding(width)
         self._add_condition()
         places = self._places()
@@ -156,6 +173,10 @@ class Transformer(nn.Module):
         outputs = config.patch**2 * config.outputs
         self.final_layer = FinalLayer(width, outputs, config.class_features, config.norm)
         self._initialise()
+
+    def _embedding(self) -> nn.Module:
+        """What makes tokens of patches."""
+        return PatchEmbedding(self.config.inputs, self.config.width, self.config.patch)
 
     def _add_condition(self) -> None:
         """What embeds what is told of an image."""
@@ -175,6 +196,7 @@ class Transformer(nn.Module):
                 layers,
                 fused_attention=fused_attention,
                 is_first=depth == 0,
+                dropout=config.dropout_in(depth),
             )
             for depth in range(config.depth)
         )
@@ -206,12 +228,15 @@ class Transformer(nn.Module):
         condition, carried = self._conditioned(self.t_embedder(time), given)
         hidden: dict[int, Tensor] = {}
         for depth, block in enumerate(self.blocks, start=1):
+            tokens, carried = self._entering(depth, tokens, given, carried)
             tokens, made = self._run(block, tokens, condition, *carried)
             carried = self._carried(carried, made)
             if depth in depths:
                 # A view of its own: gradients from here join those of later blocks as one sum,
                 # so that it does not matter to the last bit when the tokens are used.
-                hidden[depth] = tokens.view_as(tokens)
+                seen = self._of_images(tokens, depth)
+                hidden[depth] = seen.view_as(seen)
+        tokens = self._of_images(tokens, len(self.blocks))
         patches, class_prediction = self.final_layer(tokens, condition)
         return Output(self._assemble(patches), hidden, class_prediction)
 
@@ -223,6 +248,20 @@ class Transformer(nn.Module):
         rotation = self.feat_rope(self.config.class_tokens) if self.feat_rope is not None else None
         return time + self.y_embedder(given), (rotation, None)
 
+    def _entering(
+        self,
+        depth: int,  # noqa: ARG002
+        tokens: Tensor,
+        given: Condition,  # noqa: ARG002
+        carried: Carried,
+    ) -> tuple[Tensor, Carried]:
+        """The tokens that a block is given, and what beside them. depth: its number, from 1."""
+        return tokens, carried
+
+    def _of_images(self, tokens: Tensor, depth: int) -> Tensor:  # noqa: ARG002
+        """The tokens behind a block without those of what is told of images."""
+        return tokens
+
     def _carried(self, before: Carried, made: Tensor | None) -> Carried:
         """What the next block is given, of what the last one was given and made."""
         rotation, first_values = before
@@ -232,8 +271,9 @@ class Transformer(nn.Module):
         """What a block makes of its inputs, as it says itself."""
         made: tuple[Tensor, Tensor | None]
         if self.recompute and torch.is_grad_enabled():
-            # No block draws random numbers whose state would have to be restored.
-            made = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            # No other block draws random numbers whose state would have to be restored.
+            draws = self.config.dropout > 0
+            made = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws)
         else:
             made = block(*inputs)
         return made
@@ -252,13 +292,16 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        self._initialise_embedding()
         zeros = ("adaLN_modulation", "final_layer.linear", "x_embedder.proj.bias")
         for name, parameter in self.named_parameters():
             if name.startswith(("y_embedder", "t_embedder")) and name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
             if any(part in name for part in zeros):
                 nn.init.zeros_(parameter)
+
+    def _initialise_embedding(self) -> None:
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
 
 
 def forward_flops(config: TransformerConfig, context_tokens: int = 0) -> float:
@@ -267,6 +310,8 @@ def forward_flops(config: TransformerConfig, context_tokens: int = 0) -> float:
     Counts matrix products, at two operations a multiplication. context_tokens: X of a caption.
     """
     tokens, width = config.grid**2 + config.class_tokens, config.width
+    if config.bottleneck:
+        return _pixel_flops(config)
     inside = 6 * swiglu_width(width) if config.mlp == "swiglu" else 16 * width
     every, streams = tokens + context_tokens, 2 if config.context_features else 1
     block = (8 * width + inside) * every * width + 4 * every**2 * width + streams * 12 * width**2
@@ -274,6 +319,22 @@ def forward_flops(config: TransformerConfig, context_tokens: int = 0) -> float:
     # Behind the last block, nobody sees the caption's tokens.
     unseen = (2 * width + inside) * context_tokens * width + (streams - 1) * 8 * width**2
     return float(config.depth * block + embedding - unseen)
+
+
+def _pixel_flops(config: TransformerConfig) -> float:
+    """The same of a JiT, whose first blocks have no tokens of the class."""
+    patches, width = config.grid**2, config.width
+    lone = config.label_tokens_from
+    total = 0.0
+    for tokens, blocks in (
+        (patches, lone),
+        (patches + config.label_tokens, config.depth - lone),
+    ):
+        layers = (8 * width + 6 * swiglu_width(width)) * tokens * width
+        total += blocks * (layers + 4 * tokens**2 * width + 12 * width**2)
+    patch = config.patch**2 * config.inputs
+    ends = config.bottleneck * (patch + width) + patch * width
+    return total + 2.0 * patches * ends
 
 
 def positions(width: int, grid: int) -> Tensor:

@@ -46,6 +46,7 @@ def config_for(
         mlp=settings.mlp,
         rotary=settings.rotary,
         value_residual=settings.value_residual,
+        dropout=settings.pixels.dropout,
     )
     for term in settings.align:
         config = replace(config, **term.model_options(shapes_for(term, config, shape)))

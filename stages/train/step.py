@@ -107,6 +107,8 @@ class Step:
             output = run.network(channels, time, given, terms.depths, class_token)
             projected = self._projected(output)
         predicted = predictions(output, run.model.config)
+        noisy = posed[LATENTS].noisy
+        predicted[LATENTS] = self._objective.compared(predicted[LATENTS], noisy, time)
         streams = {name: Streamed(*one, predicted[name]) for name, one in posed.items()}
         seen = Seen(batch, drawn, time, self._objective.level(time), streams, output.patches)
         taught = self._taught(seen, given)

@@ -74,6 +74,19 @@ class ComputeSettings(Settings):
     step instead of 68.3: SiT-XL/2, 32 images, H200)."""
 
 
+class PixelSettings(Settings):
+    """What JiT has of its own. The defaults are the paper's."""
+
+    noise_scale: PositiveFloat | Literal["auto"] = "auto"
+    """What noise is multiplied by; `auto` is the side of an image over 256."""
+    time_mean: float = -0.8
+    """Of the normals whose sigmoid times are, 1 being clean."""
+    time_deviation: PositiveFloat = 0.8
+    """Of these."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In the middle half of the blocks; the published H has 0.2."""
+
+
 class TrainSettings(Settings):
     """One run. The defaults are the paper's."""
 
@@ -81,7 +94,8 @@ class TrainSettings(Settings):
     """The run's folder; it keeps configuration, log, checkpoints and samples."""
     model: Annotated[str, OneOf("stages.model.sizes:MODELS")] = "SiT-XL/2"
     """Family (SiT, DiT, MMDiT), size (XS, Ti, S, B, L, XL) and side of a patch in latents (1, 2, 4,
-    8). An MMDiT reads captions, and the published one is the B."""
+    8). An MMDiT reads captions, and the published one is the B. Or JiT, of pixels: size (XS, Ti, B,
+    L, H, G) and side of a patch in px (4, 8, 16, 32, 64)."""
     qk_norm: bool = False
     """Whether queries and keys are normalised before attention."""
     norm: Literal["layer", "rms", "rms-affine"] = "layer"
@@ -163,6 +177,7 @@ class TrainSettings(Settings):
     device: str = "auto"
     """Where the model runs, as torch calls it: `cpu`, `cuda`, `mps`; `auto` takes a GPU if there
     is one."""
+    pixels: PixelSettings = PixelSettings()
     reading: ReadingSettings = ReadingSettings()
     compute: ComputeSettings = ComputeSettings()
 
@@ -197,7 +212,7 @@ class TrainSettings(Settings):
 
     @property
     def family(self) -> str:
-        """SiT or DiT, which decides the objective."""
+        """SiT, DiT or JiT, which decides the objective."""
         return MODELS[self.model].family
 
     @property

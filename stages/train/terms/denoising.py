@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import PositiveFloat
+
+from stages.model.clean_images import noise_scale_of, velocity_to
 from stages.model.interpolants import Shift, interpolate, lognormal_time, shift_of, shifted
 from stages.model.sizes import DIFFUSION_STEPS, LATENTS
 from stages.setting_types import OneOf
@@ -41,6 +44,10 @@ class Objective(Term):
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """The model's input, and what its prediction is to be. All but time: [B, C, h, w]."""
 
+    def compared(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:  # noqa: ARG002
+        """What of a prediction is compared with its target; noisy: what it was made of."""
+        return prediction
+
 
 class Velocity(Objective):
     """SiT: the velocity of an interpolant (arXiv 2401.08740, eq. 5)."""
@@ -75,6 +82,49 @@ class Velocity(Objective):
 
     def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         return interpolate(self.interpolant, clean, noise, time)
+
+    def losses(self, seen: Seen) -> Sequence[Tensor]:
+        latents = seen.streams[LATENTS]
+        return [squared_error(latents.prediction, latents.target)]
+
+
+class CleanImage(Objective):
+    """JiT: the clean image, compared as the velocity that it gives (arXiv 2511.13720).
+
+    In its code's direction: time 1 is clean and 0 is noise, and velocities lead to images.
+    """
+
+    kind: Literal["clean-image"] = "clean-image"
+    """Which loss it is."""
+    noise_scale: PositiveFloat | Literal["auto"] = "auto"
+    """What noise is multiplied by; `auto` is the side of an image over 256."""
+    time_mean: float = -0.8
+    """Of the normals whose sigmoid times are."""
+    time_deviation: PositiveFloat = 0.8
+    """Of these."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("denoising",)
+
+    def times(self, draw: DrawTimes, latent: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+        import torch
+
+        return (draw(torch.randn) * self.time_deviation + self.time_mean).sigmoid()
+
+    def level(self, time: Tensor) -> Tensor:
+        return 1 - time
+
+    def time(self, level: Tensor) -> Tensor:
+        return 1 - level
+
+    def pose(self, clean: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        at = time[:, None, None, None]
+        noisy = at * clean + (1 - at) * noise * noise_scale_of(self.noise_scale, clean.shape[-1])
+        return noisy, velocity_to(clean, noisy, time)
+
+    def compared(self, prediction: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        return velocity_to(prediction.float(), noisy, time)
 
     def losses(self, seen: Seen) -> Sequence[Tensor]:
         latents = seen.streams[LATENTS]

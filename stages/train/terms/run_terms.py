@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stages.train.terms.denoising import NoiseAndVariance, Objective, Velocity
+from stages.train.terms.denoising import CleanImage, NoiseAndVariance, Objective, Velocity
 from stages.train.terms.joint import Joint
 from stages.train.terms.term import Shapes, Term
 from stages.train.train_settings import TrainSettings
@@ -15,6 +15,13 @@ def objective_of(settings: TrainSettings) -> Objective:
     """The denoising objective of a run."""
     if settings.family == "DiT":
         return NoiseAndVariance()
+    if settings.family == "JiT":
+        own = settings.pixels
+        return CleanImage(
+            noise_scale=own.noise_scale,
+            time_mean=own.time_mean,
+            time_deviation=own.time_deviation,
+        )
     return Velocity(
         interpolant=settings.interpolant, distribution=settings.times, shift=settings.time_shift
     )

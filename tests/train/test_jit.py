@@ -1,0 +1,145 @@
+"""JiT against tensors of its published code: the network, its loss and their gradients."""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from places import GOLDEN
+from torch import Tensor
+from torch.testing import assert_close
+
+from stages.model.attention import rotate, turned_by_place
+from stages.model.families import make_transformer, without_storage
+from stages.model.pixel_transformer import PixelTransformer
+from stages.model.transformer import (
+    Transformer,
+    TransformerConfig,
+    config_named,
+    forward_flops,
+)
+from stages.train.terms.denoising import CleanImage, squared_error
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+SIZES = json.loads((GOLDEN / "official_jit.json").read_text())
+
+
+def small() -> TransformerConfig:
+    """The model of the golden tensors."""
+    return TransformerConfig(
+        side=32,
+        patch=8,
+        channels=3,
+        depth=3,
+        width=32,
+        heads=2,
+        classes=10,
+        has_null_class=True,
+        qk_norm=True,
+        norm="rms-affine",
+        mlp="swiglu",
+        bottleneck=6,
+        label_tokens=3,
+        label_tokens_from=2,
+    )
+
+
+@pytest.fixture
+def model(jit: Any) -> Transformer:
+    made = make_transformer(small())
+    assert isinstance(made, PixelTransformer)
+    made.load_state_dict(jit.below("model."))
+    return made
+
+
+def posed(jit: Any, prefix: str = "in") -> tuple[Tensor, Tensor, Tensor]:
+    """Model's input, target and time."""
+    objective, time = CleanImage(noise_scale=1.0), jit[f"{prefix}.t"]
+    noisy, target = objective.pose(jit["in.x"], jit["in.noise"], time)
+    return noisy, target, time
+
+
+def test_times_and_positions_are_those_of_the_published_code(jit: Any, model: Transformer) -> None:
+    for prefix in ("in", "clipped"):
+        normal = jit[f"{prefix}.time_normal"]
+        time = CleanImage().times(lambda _, normal=normal: normal, (3, 32, 32))
+        assert_close(time, jit[f"{prefix}.t"])
+    fresh = make_transformer(small())
+    assert_close(fresh.pos_embed, model.pos_embed)
+    assert_close(jit["in.pixels"].float() / 127.5 - 1, jit["in.x"], rtol=0, atol=2e-7)
+    for name, front in (("rope", 0), ("rope.in_context", 3)):
+        features = jit[f"{name}.in"].shape[-1]
+        turned = rotate(jit[f"{name}.in"], turned_by_place(features, 4, front, torch.device("cpu")))
+        assert_close(turned, jit[f"{name}.out"], **TOLERANCE)
+
+
+def test_a_block_is_that_of_the_published_code(jit: Any, model: Transformer) -> None:
+    embedded = model.x_embedder(jit["plain.model_input"]) + model.pos_embed
+    assert_close(embedded, jit["tokens_before_blocks"], **TOLERANCE)
+    rotation = turned_by_place(16, 4, 0, torch.device("cpu"))
+    out, _ = model.blocks[0](jit["block.x"], jit["block.condition"], rotation)
+    assert_close(out, jit["block.out"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "times"), [("plain", "in"), ("clipped", "clipped")])
+def test_predictions_and_losses_are_those_of_the_published_code(
+    jit: Any, model: Transformer, name: str, times: str
+) -> None:
+    noisy, target, time = posed(jit, times)
+    assert_close(noisy, jit[f"{name}.model_input"], **TOLERANCE)
+    assert_close(target, jit[f"{name}.velocity"], **TOLERANCE)
+    output = model(noisy, time, jit["in.labels_after_drop"])
+    assert_close(output.prediction, jit[f"{name}.prediction"], **TOLERANCE)
+    velocity = CleanImage().compared(output.prediction, noisy, time)
+    loss = squared_error(velocity, target)
+    assert_close(loss, jit[f"{name}.denoising_loss"], **TOLERANCE)
+    if name == "plain":
+        loss.mean().backward()
+        own = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        expected = jit.below("plain.grad.")
+        assert own.keys() == expected.keys()
+        for key, gradient in expected.items():
+            assert_close(own[key], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_noise_is_scaled_by_the_side_of_images(jit: Any, model: Transformer) -> None:
+    noisy, target = CleanImage(noise_scale=2.0).pose(jit["in.x"], jit["in.noise"], jit["in.t"])
+    prediction = model(noisy, jit["in.t"], jit["in.labels_after_drop"]).prediction
+    loss = squared_error(CleanImage().compared(prediction, noisy, jit["in.t"]), target)
+    assert_close(loss, jit["noise_scale_2.denoising_loss"], **TOLERANCE)
+    large = torch.zeros(1, 3, 512, 512)
+    scaled, _ = CleanImage().pose(large, torch.ones_like(large), torch.zeros(1))
+    assert_close(scaled, 2 * torch.ones_like(large))
+
+
+def test_hidden_tokens_are_of_patches_alone_before_and_behind_those_of_the_class(
+    jit: Any, model: Transformer
+) -> None:
+    noisy, _, time = posed(jit)
+    hidden = model(noisy, time, jit["in.labels_after_drop"], (1, 2, 3)).patches
+    assert [tokens.shape for tokens in hidden.values()] == [(3, 16, 32)] * 3
+    assert_close(hidden[2], jit["pixelrepa.hidden"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES["sizes"] if name.startswith("JiT-")])
+def test_sizes_and_names_are_the_published_ones(name: str) -> None:
+    patch = int(name.rpartition("/")[2])
+    config = config_named(name, side=16 * patch, channels=3, classes=1000, has_null_class=True)
+    model = without_storage(config)
+    published = SIZES["sizes"][name]
+    assert sum(parameter.numel() for parameter in model.parameters()) == published["total"]
+    assert config.label_tokens == published["in_context_len"]
+    dropped = replace(config, dropout=0.2)
+    having = [depth for depth in range(config.depth) if dropped.dropout_in(depth)]
+    assert [having[0], having[-1]] == published["dropout_blocks"]
+    if name == "JiT-B/16":
+        shapes = {
+            re.sub(r"blocks\.\d+", "blocks.{i}", key): list(value.shape)
+            for key, value in model.state_dict().items()
+        }
+        assert shapes == SIZES[f"{name} state_dict"]
+    # Two operations a multiplication; the paper counts one (section 3: 25, 88, 182, 383 GFLOP).
+    paper = {"B": 25, "L": 88, "H": 182, "G": 383}[name[4]]
+    assert forward_flops(config) / 2e9 == pytest.approx(paper, rel=0.03)
