@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from cache.errors import RepaCacheError
-from cache.metadata import read_group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,6 +115,8 @@ def scaling_of(column: Column, rule: Rule = "auto") -> LatentScaling:
     """The scaling of a column of latents. Raises ScalingError if its rule does not give any."""
     if rule != "measured":
         return replace(scaling_in(column.recipe, rule), is_drawn=is_drawn(column))
+    from cache.metadata import read_group  # half a second: not where only names are checked
+
     measured = read_group(column.folder).get(MEASURED)
     if measured is None:
         raise ScalingError(
