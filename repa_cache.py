@@ -195,11 +195,17 @@ class Cache:
         return Rows(reader.column, array, partial(reader.values, array))
 
     def _latents(self, vae: str | None) -> str:
-        """The column of a VAE's latents. Raises Error if none is named and there are several."""
-        from cache.layout import LATENTS
+        """The column of a VAE's latents, or of crops if there are no others or `vae` is `pixels`.
+
+        Raises Error if none is named and there are several.
+        """
+        from cache.layout import LATENTS, PIXELS
         from cache.metadata import column_names, titles
 
-        names = titles(column_names(self.path), LATENTS)
+        columns = column_names(self.path)
+        names = titles(columns, LATENTS)
+        if PIXELS in columns and (vae == "pixels" or (vae is None and not names)):
+            return PIXELS
         if vae is None and len(names) != 1:
             raise Error(
                 f"it has latents of {', '.join(names) or 'no VAE'}, expected those of one",

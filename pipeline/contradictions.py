@@ -10,6 +10,7 @@ from stages.encode.networks.registry import EncoderError, EncoderSpec, find_enco
 from stages.model.sizes import MODELS
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.setting_types import nearest
+from stages.train.terms.joint import Joint
 from stages.train.terms.redi import Redi
 from stages.train.terms.term import Term
 from stages.train.train_settings import ComputeSettings, TrainSettings
@@ -34,6 +35,7 @@ def contradictions(
     yield from _training(train)
     yield from _shares(train, world)
     yield from _sampling(config)
+    yield from _space(config)
     yield from _sources(config)
     yield from missing_files(config, needs)
     yield from _judges(config)
@@ -107,8 +109,8 @@ def _training(train: TrainSettings) -> Iterator[str]:
         for key, value in (("rotary", train.rotary), ("value_residual", train.value_residual)):
             if value:
                 yield f"train.{key}: {train.model} has no such layers"
-    if train.family == "DiT":
-        yield from _diffusion(train)
+    if (of_family := {"DiT": _diffusion, "JiT": _pixels}.get(train.family)) is not None:
+        yield from of_family(train)
 
 
 def _computing(compute: ComputeSettings) -> Iterator[str]:
@@ -132,6 +134,18 @@ def _diffusion(train: TrainSettings) -> Iterator[str]:
             yield f"train.{key}: {value!r} is for SiT; {train.model} has a schedule of its own"
 
 
+def _pixels(train: TrainSettings) -> Iterator[str]:
+    """What JiT has in its own way."""
+    layers = {"norm": "layer", "mlp": "gelu", "qk_norm": False, "rotary": False}
+    others = {"value_residual": False, "interpolant": "linear", "times": "uniform"}
+    for key, only in {**layers, **others, "time_shift": None}.items():
+        if (value := getattr(train, key)) != only:
+            yield f"train.{key}: {value!r} is not for {train.model}, which has its own"
+    for number, term in enumerate(train.align):
+        if isinstance(term, Joint) or term.kind == "contrastive":
+            yield f"train.align.{number}.kind: {term.kind!r} is not for {train.model}"
+
+
 def _sampling(config: "Config") -> Iterator[str]:
     sample, train, family = config.sample, config.train, config.train.family
     if sample.contrastive_correction and all(term.kind != "contrastive" for term in train.align):
@@ -139,6 +153,8 @@ def _sampling(config: "Config") -> Iterator[str]:
     # Samples may be drawn from other weights, but grids are of this run.
     if train.grid_every and sample.class_guidance is not None and not train.has_class_token:
         yield "sample.class_guidance: no entry of kind 'class-token' is there for the run's grids"
+    if sample.time_shift is not None and family == "JiT":
+        yield f"sample.time_shift: {train.model} has a grid of times of its own"
     if sample.solver != "auto" or family == "DiT":
         name = find_solver(sample.solver, family)
         if SOLVERS[name].family != family:
@@ -148,6 +164,17 @@ def _sampling(config: "Config") -> Iterator[str]:
             yield f"sample.steps: {problem}"
         elif sample.time_shift is not None and not SOLVERS[name].has_grid:
             yield f"sample.time_shift: {name!r} has no grid of times to shift"
+
+
+def _space(config: "Config") -> Iterator[str]:
+    """What is diffused, and by which models."""
+    train, latents = config.train, config.latents
+    if train.family == "JiT" and not latents.is_pixels:
+        yield f'train.model: {train.model} diffuses pixels; set latents.vae to "pixels"'
+    if latents.is_pixels and latents.scaling != "auto":
+        yield "latents.scaling: pixels have one of their own; leave it out"
+    if latents.is_pixels and latents.imported:
+        yield "latents.imported: there are no latents in the space of pixels"
 
 
 def _shares(train: TrainSettings, world: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
 from pipeline.required_files import EVERYTHING, Need
-from stages.encode.network_settings import DEMO_AUTOENCODER
+from stages.encode.network_settings import DEMO_AUTOENCODER, PIXEL_SPACE
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_types import Kinds, Settings, as_written, kinds_among, literal
 from stages.train.former_settings import in_todays_form
@@ -93,7 +93,8 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     by it. Raises NotACacheError if there is none, ConfigError for overrides that are not valid.
     """
     root, names = root_attributes(path), column_names(path)
-    latents = next((name for name in names if name.startswith(LATENTS)), LATENTS + "none")
+    own = [name.removeprefix(LATENTS) for name in names if name.startswith(LATENTS)]
+    vae = _vae_called(own[0], path.parent) if own else PIXEL_SPACE
     recipe = next(_recipes(path, names), {})
     runs = path.parent / "runs"
     document = {
@@ -108,7 +109,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             "rows_per_shard": root["rows_per_shard"],
             "seed": root["permutation_seed"],
         },
-        "latents": {"vae": _vae_called(latents.removeprefix(LATENTS), path.parent)},
+        "latents": {"vae": vae},
         "train": {
             "run": as_written((runs if runs.is_dir() else path.parent) / path.stem),
             "align": [{"kind": "repa", "encoder": encoder} for encoder in titles(names, FEATURES)],

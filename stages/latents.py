@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # The main array of a column: mean and deviation of a posterior, [N, 2C, h, w], or what an
 # autoencoder without one gives, [N, C, h, w].
 MOMENTS, EXACT = "moments", "latents"
+# That of crops, uint8 [N, 3, S, S], which are latents of their own.
+CROPS = "pixels"
+HALF = 127.5
 # Of a recipe: one factor and shift for all channels, and where the autoencoder has them the mean
 # and the deviation of each channel.
 FACTOR, SHIFT, MEANS, DEVIATIONS = "scaling_factor", "shift_factor", "latents_mean", "latents_std"
@@ -97,7 +100,7 @@ def scaling_told(told: Mapping[str, Any] | None) -> LatentScaling | None:
 
 def main_array(column: Column) -> ArraySpec:
     """The array of a column of latents that holds them."""
-    return next(array for array in column.arrays if array.name in (MOMENTS, EXACT))
+    return next(array for array in column.arrays if array.name in (MOMENTS, EXACT, CROPS))
 
 
 def is_drawn(column: Column) -> bool:
@@ -113,6 +116,8 @@ def latent_shape(column: Column) -> tuple[int, int, int]:
 
 def scaling_of(column: Column, rule: Rule = "auto") -> LatentScaling:
     """The scaling of a column of latents. Raises ScalingError if its rule does not give any."""
+    if main_array(column).name == CROPS:
+        return LatentScaling(1 / HALF, HALF, is_drawn=False)
     if rule != "measured":
         return replace(scaling_in(column.recipe, rule), is_drawn=is_drawn(column))
     from cache.metadata import read_group  # half a second: not where only names are checked

@@ -180,7 +180,7 @@ def gather_picture_data(
     with found.without("crops"):
         found.crops = read_crops(settings, contents.rows, rows)
     for held in shown:
-        if held.name == settings.latents.column:
+        if held.name == settings.latents.column and not settings.latents.is_pixels:
             with found.without("decoded latents"):
                 found.decoded = _decode(settings, held, rows, found.crops, device)
         elif held.name.startswith(FEATURES) and not held.name.endswith(FLIPPED):

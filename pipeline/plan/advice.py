@@ -115,7 +115,7 @@ def _precision(plan: Plan) -> Iterator[str]:
         return
     encoders, latents = plan.config.encoders, plan.config.latents
     ways = []
-    if latents.precision == "float32" and not latents.imported:
+    if latents.precision == "float32" and not (latents.imported or latents.is_pixels):
         ways.append('"tf32" for the VAE')
     if exact := [name for name, own in encoders.items() if own.precision == "float32"]:
         ways.append(f'"float16" for {", ".join(exact)}')

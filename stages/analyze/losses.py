@@ -57,7 +57,8 @@ def _losses(model: NoisedModel, noised: Noised) -> Tensor:
     """Of some images, [B]."""
     channels, class_token = noised.inputs
     output = model.model(channels, noised.time, noised.given, (), class_token)
-    predicted = predictions(output, model.model.config)[LATENTS]
+    found = predictions(output, model.model.config)[LATENTS]
+    predicted = model.objective.compared(found, noised.streams[LATENTS].noisy, noised.time)
     streams = {LATENTS: Streamed(*noised.streams[LATENTS], predicted)}
     seen = Seen({}, {}, noised.time, model.objective.level(noised.time), streams, {})
     return model.objective.losses(seen)[0]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cache.captions import CAPTIONS
 from cache.errors import StaleCacheError
-from cache.layout import FEATURES, LATENTS
+from cache.layout import FEATURES, LATENTS, PIXELS
 from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
@@ -84,7 +84,8 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     cache, built = Cache(path), found.state["columns"]
     names = find_encoders(path, encoders)
     readers = {name: cache.column(FEATURES + name) for name in names}
-    latents = cache.column(next(name for name in built if name.startswith(LATENTS)))
+    diffuses = next(name for name in built if name.startswith(LATENTS) or name == PIXELS)
+    latents = cache.column(diffuses)
     joint = RunTerms.of(found.settings).joint
     diffused = {name: cache.column(FEATURES + name) for term in joint for name in term.encoders}
     for reader in (latents, *diffused.values()):

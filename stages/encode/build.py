@@ -122,10 +122,11 @@ def build(
         # Before images, which take longer: what is done with needs no memory then.
         told = make_texts(making, texts, columns[0].shards, source)
         made = making.make(columns, makers, crops, source)
-        if settings.latents.scaling == "measured":
-            with locks.preparing(say):
-                keep_statistics(columns[0], rows)
-        say_how_far_from_one(columns[0], settings.latents.scaling, rows)
+        if not settings.latents.is_pixels:
+            if settings.latents.scaling == "measured":
+                with locks.preparing(say):
+                    keep_statistics(columns[0], rows)
+            say_how_far_from_one(columns[0], settings.latents.scaling, rows)
         derived, more = _make_components(making, rows, pool, damaged)
     waiting = len(components_columns(settings)) - len(derived)
     columns = (*columns, *derived)

@@ -81,6 +81,11 @@ class EncodeSettings(Settings):
     texts: dict[str, TextSettings] = Field(default_factory=dict)
     build: BuildSettings
 
+    @property
+    def stores_pixels(self) -> bool:
+        """Whether crops are a column."""
+        return self.dataset.pixels or self.latents.is_pixels
+
     def spec(self, encoder: str) -> EncoderSpec:
         """What an encoder is, by its section if it has one. Raises EncoderError if it is none."""
         own = self.encoders.get(encoder, EncoderSettings())

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cache.layout import LATENTS
+from cache.layout import LATENTS, PIXELS
 from cache.recipe import RecipeValue
 from stages.encode.networks.autoencoder_files import (
     FILE_SUFFIXES,
@@ -32,6 +32,8 @@ from stages.latents import Rule
 from stages.setting_types import AnchoredPath, Count, OneOf, Seed, Settings, expanded, nearest
 
 DEMO_AUTOENCODER = "demo-autoencoder"
+# In the place of an autoencoder: there is none, and crops are diffused.
+PIXEL_SPACE = "pixels"
 # In which a frozen network computes.
 Precision = Literal["float32", "tf32", "float16"]
 # Of encoders that are called otherwise than their models.
@@ -55,7 +57,8 @@ class LatentsSettings(Settings):
 
     vae: HubName = "stabilityai/sd-vae-ft-mse"
     """A hub name (`OWNER/NAME`, or with a file of LDM `OWNER/NAME/FILE.pt`), a local folder or file
-    that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`."""
+    that begins with `.`, `/`, `~` or `$`, or `demo-autoencoder`; `pixels` for none, where models
+    diffuse the crops themselves."""
     precision: Precision = "float32"
     """In which it computes; tf32 is float32 on a CPU."""
     scaling: Rule = "auto"
@@ -73,8 +76,15 @@ class LatentsSettings(Settings):
     encoded."""
 
     @property
+    def is_pixels(self) -> bool:
+        """Whether there is no autoencoder."""
+        return self.vae == PIXEL_SPACE
+
+    @property
     def column(self) -> str:
-        """The name of the column that holds its latents."""
+        """The name of the column that holds what is diffused."""
+        if self.is_pixels:
+            return PIXELS
         path = Path(self.vae)
         return LATENTS + (path.stem if path.suffix in FILE_SUFFIXES else path.name)
 
@@ -87,6 +97,8 @@ class LatentsSettings(Settings):
     @property
     def downsampling(self) -> int | None:
         """Pixels per latent along a side, as far as it is known without a download."""
+        if self.is_pixels:
+            return 1
         config = self._known
         if config is None:
             return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of images whose noise is not scaled.
+# Of the largest images whose noise is not scaled.
 PLAIN_SIDE = 256
 # Near the end, velocities are divided by no less.
 LEAST_TIME_LEFT = 0.05
@@ -18,7 +18,7 @@ LEAST_TIME_LEFT = 0.05
 
 def noise_scale_of(scale: float | str, side: int) -> float:
     """What noise is multiplied by, for images of `side` px if it is `auto`."""
-    return side / PLAIN_SIDE if isinstance(scale, str) else scale
+    return max(1.0, side / PLAIN_SIDE) if isinstance(scale, str) else scale
 
 
 def velocity_to(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cache.locks import claimed
 from stages.encode.network_settings import LatentsSettings
-from stages.encode.networks.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder import open_decoder
 from stages.evaluate.image_sets import write_images
 from stages.latents import LatentScaling
 from stages.model.transformer import TransformerConfig
@@ -129,8 +129,7 @@ def _draw(
     told: Told | None,
 ) -> None:
     model = make_sampled(weights.config, weights.load(), place.device)
-    autoencoder = Autoencoder.of(decoder, place.device)
-    autoencoder.scaling = weights.scaling
+    autoencoder = open_decoder(decoder, place.device, weights.scaling)
     correction = correction_for(settings, weights.contrast)
     sampler = Sampler(
         settings,
@@ -140,6 +139,7 @@ def _draw(
         place.device,
         told=told,
         correction=correction,
+        noise_scale=weights.noise_scale,
     )
     with (
         progress("sample", len(indices), "images", quiet=not place.is_main) as advance,
@@ -199,8 +199,7 @@ class GridDrawer:
             self._prompts = cached(train.text, recipe, source, settings.seed)
         self._train = train
         self._device = device
-        self._autoencoder = Autoencoder.of(decoder, device)
-        self._autoencoder.scaling = scaling
+        self._autoencoder = open_decoder(decoder, device, scaling)
 
     def __call__(self, step: int, weights: Mapping[str, Tensor], config: TransformerConfig) -> None:
         model = make_sampled(config, weights, self._device)
@@ -214,6 +213,7 @@ class GridDrawer:
             self._device,
             told=self._prompts.told if self._prompts else None,
             correction=correction,
+            noise_scale=train.pixels.noise_scale,
         )
         rows, columns = self._settings.grid
         shown = range(rows * columns)

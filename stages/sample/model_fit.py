@@ -1,6 +1,6 @@
 """Whether a model can be sampled as configured."""
 
-from stages.encode.networks.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder import Autoencoder, NoAutoencoder
 from stages.model.transformer import TransformerConfig
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
@@ -8,7 +8,7 @@ from stages.sample.solvers.solver import SampleError
 
 
 def check_fit(
-    settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder
+    settings: SampleSettings, config: TransformerConfig, autoencoder: Autoencoder | NoAutoencoder
 ) -> None:
     """Raise SampleError if a model cannot be sampled as configured."""
     _check_solver(settings, config)

@@ -21,8 +21,8 @@ class SampleSettings(SolverOptions):
     images: Count = 50_000
     """How many are drawn."""
     solver: Annotated[str, OneOf("stages.sample.solvers:NAMES")] = "auto"
-    """From noise to latents; `auto` is that of the model's paper, euler-maruyama for SiT and ddpm
-    for DiT."""
+    """From noise to latents; `auto` is that of the model's paper, euler-maruyama for SiT, ddpm for
+    DiT and jit-heun for JiT."""
     steps: Annotated[int, Field(gt=0, le=1_000_000)] = 250
     """How many the solver makes; dopri5 chooses its steps by itself."""
     time_shift: Shift | None = None

@@ -57,7 +57,7 @@ class SampledWeights:
     reads them; layout: whose code published ones are of; notes: what is to be said of them;
     contrast: that they were trained contrastively, if they were; text: the encoder by which they
     read captions, if they do, and its recipe; scaling: of the latents that they were trained on,
-    where it is by channels.
+    where it is by channels; noise_scale: of JiT, what noise is multiplied by.
     """
 
     path: Path
@@ -73,6 +73,7 @@ class SampledWeights:
     contrast: Contrast | None = None
     text: tuple[str, Recipe] | None = None
     scaling: LatentScaling | None = None
+    noise_scale: float | str = "auto"
 
     @property
     def sha256(self) -> str:
@@ -129,6 +130,7 @@ def _of_run(found: Checkpoint, weights: Weights) -> SampledWeights:
         contrast=contrast_of(settings, found.step),
         text=(text["encoder"], text["recipe"]) if text else None,
         scaling=scaling_told(found.state.get("scaling")),
+        noise_scale=settings.pixels.noise_scale,
     )
 
 

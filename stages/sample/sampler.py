@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from stages.encode.networks.autoencoder import Autoencoder
+from stages.encode.networks.autoencoder import Autoencoder, NoAutoencoder
+from stages.model.clean_images import noise_scale_of
 from stages.model.conditions import Condition, joined_conditions, mapped
 from stages.model.families import without_storage
 from stages.model.interpolants import shift_of
@@ -39,7 +40,7 @@ class Sampler:
     On a CPU an image does too; on a GPU its last bits also depend on the batch it is drawn in, and
     nothing waits for the device before a batch is decoded, but for `dopri5`. told: what the model
     is told of images, by default their classes; correction: of what a contrastive model predicts,
-    in guided steps.
+    in guided steps; noise_scale: of JiT, what noise is multiplied by, `auto` for images of a side.
 
     Raises SampleError if the model or the autoencoder does not suit the settings.
     """
@@ -49,11 +50,12 @@ class Sampler:
         settings: SampleSettings,
         model: Transformer,
         interpolant: str,
-        autoencoder: Autoencoder,
+        autoencoder: Autoencoder | NoAutoencoder,
         device: torch.device,
         *,
         told: Told | None = None,
         correction: Correction | None = None,
+        noise_scale: float | str = "auto",
     ) -> None:
         self._settings = settings
         self._told = told or by_label(settings, model.config.classes)
@@ -61,6 +63,7 @@ class Sampler:
         self._interpolant = interpolant
         self._autoencoder = autoencoder
         self._device = device
+        self._noise_scale = noise_scale
         # Apple's GPUs have no float64: the state of the solver stays on the CPU there.
         self._state_device = torch.device("cpu") if device.type == "mps" else device
         self._correction = correction and replace(
@@ -104,7 +107,7 @@ class Sampler:
         field = guided_field(self._predict, self._config, given, null, settings, self._correction)
         problem = Problem(
             field=field,
-            start=self._noise(indices, 0),
+            start=self._start(indices),
             steps=settings.steps,
             interpolant=self._interpolant,
             noise=lambda draw: self._noise(indices, draw + 1),
@@ -121,6 +124,13 @@ class Sampler:
         with autocast(self._precision, device):
             found = predicted(self._model, states.to(device), times.to(device), there)
         return found.to(states.device)
+
+    def _start(self, indices: Sequence[int]) -> Tensor:
+        """The noise that images are made of."""
+        noise = self._noise(indices, 0)
+        if self._config.family == "JiT":
+            noise *= noise_scale_of(self._noise_scale, self._config.side)
+        return noise
 
     def _noise(self, indices: Sequence[int], draw: int) -> Tensor:
         """Standard normals for one draw of each image, from the CPU whatever the device."""
@@ -166,10 +176,11 @@ def guided_field(
     scales, towards = _scales(config, settings), settings.representation_guidance
     latents = slice(config.channels * _channel_size(config))
     noise_time = DIFFUSION_STEPS if config.learns_sigma else 1
+    within = _strictly_within if config.family == "JiT" else _within
 
     def field(state: Tensor, time: Time, step_start: Time) -> Tensor:
         """The prediction in float64; only images whose step is guided pay for both classes."""
-        guided = _within(settings.guidance_interval, step_start / noise_time)
+        guided = within(settings.guidance_interval, step_start / noise_time)
         # What is predicted once more: without labels, and without components.
         by_label = guided if scales else NONE
         by_components = guided if towards != 1 else NONE
@@ -210,6 +221,13 @@ def _within(interval: tuple[float, float], level: Time) -> Some:
     if isinstance(level, Tensor):
         return ((level >= low) & (level <= high)).nonzero().flatten()
     return ALL if low <= level <= high else NONE
+
+
+def _strictly_within(interval: tuple[float, float], level: Time) -> Some:
+    """The same as JiT has it: without the interval's ends, but for pure noise."""
+    low, high = interval
+    assert isinstance(level, float), "its solvers have one level for all images"
+    return ALL if low < level and (level < high or high == 1) else NONE
 
 
 def _scales(config: TransformerConfig, settings: SampleSettings) -> list[tuple[slice, float]]:

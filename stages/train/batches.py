@@ -219,6 +219,9 @@ class CachedBatches:
         for decode in self._decoders:
             own = {name: arrays[encoder_of(decode.name), name] for name in decode.stored}
             decoders[decode.name] = partial(decode, own, views)
+        if self._cached.mirrors_pixels:
+            is_mirrored = (views == 1)[:, None, None, None]
+            moments = torch.where(is_mirrored, moments.flip(-1), moments)
         batch = {"moments": moments, "labels": self._labels[images]}
         if self._decode_captions is not None:
             batch |= self._decode_captions(dict(zip(self._of_captions, told, strict=True)))

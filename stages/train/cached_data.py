@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cache.captions import CAPTIONS
 from cache.errors import IncompleteCacheError
-from cache.layout import Column
+from cache.layout import PIXELS, Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
 from stages.latents import LatentScaling, latent_shape, main_array, scaling_of
@@ -121,7 +121,8 @@ class CachedData:
 
     encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
     [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
-    column, and have a caption if they are read; latent_array: that holds latents; latent_shape:
+    column, and have a caption if they are read; mirrors_pixels: whether what is read of mirrored
+    images has to be mirrored; latent_array: that holds latents; latent_shape:
     (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
     """
 
@@ -136,6 +137,7 @@ class CachedData:
         self.features = dict(zip(encoders, features, strict=True))
         readers = [reader for views in (self.latents, *features) for reader in views]
         self.flip = tensors.flip
+        self.mirrors_pixels = tensors.flip and tensors.latents == PIXELS
         self.labels, self.keys = cache.rows.label, cache.rows.key
         self.classes = len(cache.rows.classes)
         self.captions: CachedCaptions | None = None

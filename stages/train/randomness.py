@@ -32,6 +32,7 @@ class Stream(IntEnum):
     CLASSES = 7
     ANALYSIS = 8
     CAPTIONS = 9
+    DROPOUT = 10
 
 
 # Behind those that have a number, each name has a stream of its own.

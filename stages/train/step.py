@@ -26,6 +26,7 @@ from stages.train.optim import (
     set_learning_rate,
     update_weights,
 )
+from stages.train.randomness import Stream, seed_for
 from stages.train.run import Run
 from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
@@ -65,6 +66,7 @@ class Step:
             number: torch.tensor(share, device=place.device)
             for number, share in terms.shares(0).items()
         }
+        self._rank = place.rank
         self._compute: Compute = self._made
         if place.device.type == "cuda":
             make_replayable(run.optimiser)
@@ -77,6 +79,9 @@ class Step:
         set_learning_rate(run.optimiser, learning_rate(self._settings, run.step))
         for number, share in self._terms.shares(run.step).items():
             self._shares[number].fill_(share)
+        if run.model.config.dropout:
+            # Of each process its own; the same when a run goes on.
+            torch.manual_seed(seed_for(self._settings.seed, Stream.DROPOUT, run.step, self._rank))
         with attention_of(self._settings.compute.attention):
             measured = self._compute(batch, drawn)
         run.step += 1

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from cache.errors import RepaCacheError
-from cache.layout import FEATURES, FLIPPED
+from cache.layout import FEATURES, FLIPPED, PIXELS
 from stages.latents import Rule
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
@@ -78,7 +78,7 @@ class PixelSettings(Settings):
     """What JiT has of its own. The defaults are the paper's."""
 
     noise_scale: PositiveFloat | Literal["auto"] = "auto"
-    """What noise is multiplied by; `auto` is the side of an image over 256."""
+    """What noise is multiplied by; `auto` is the side of an image over 256, and 1 below that."""
     time_mean: float = -0.8
     """Of the normals whose sigmoid times are, 1 being clean."""
     time_deviation: PositiveFloat = 0.8
@@ -239,7 +239,10 @@ class CachedTensors:
     def columns(self, encoders: Sequence[str]) -> list[tuple[str, ...]]:
         """The names of the columns for latents and encoders, one for each view of an image."""
         names = (self.latents, *(FEATURES + encoder for encoder in encoders))
-        return [(name, name + FLIPPED) if self.flip else (name,) for name in names]
+        if not self.flip:
+            return [(name,) for name in names]
+        # Crops are mirrored when they are read.
+        return [(name, name if name == PIXELS else name + FLIPPED) for name in names]
 
 
 class RunError(RepaCacheError):

@@ -107,7 +107,14 @@ def test_every_section_is_described() -> None:
     assert list(SECTIONS) == [
         *("[dataset]", "[cache]", "[latents]", "[encoders.NAME]"),
         *("[texts.NAME]", "[components.NAME]", "[build]", "[train]"),
-        *("[[train.align]]", "[train.reading]", "[train.compute]", "[sample]", "[evaluate]"),
+        *(
+            "[[train.align]]",
+            "[train.pixels]",
+            "[train.reading]",
+            "[train.compute]",
+            "[sample]",
+            "[evaluate]",
+        ),
     ]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from places import GOLDEN
+from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
 
+from stages.encode.networks.autoencoder import NoAutoencoder
 from stages.model.attention import rotate, turned_by_place
 from stages.model.families import make_transformer, without_storage
 from stages.model.pixel_transformer import PixelTransformer
@@ -20,10 +22,14 @@ from stages.model.transformer import (
     config_named,
     forward_flops,
 )
+from stages.sample.sample_settings import SampleSettings
+from stages.sample.sampler import Sampler
 from stages.train.terms.denoising import CleanImage, squared_error
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 SIZES = json.loads((GOLDEN / "official_jit.json").read_text())
+with safe_open(GOLDEN / "jit.safetensors", "pt") as file:
+    RUNS = json.loads(file.metadata()["config"])["runs"]
 
 
 def small() -> TransformerConfig:
@@ -143,3 +149,38 @@ def test_sizes_and_names_are_the_published_ones(name: str) -> None:
     # Two operations a multiplication; the paper counts one (section 3: 25, 88, 182, 383 GFLOP).
     paper = {"B": 25, "L": 88, "H": 182, "G": 383}[name[4]]
     assert forward_flops(config) / 2e9 == pytest.approx(paper, rel=0.03)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_samples_are_those_of_the_published_sampler(
+    jit: Any, model: Transformer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = RUNS[name]
+    low, high = run["interval"]
+    settings = SampleSettings(
+        solver=f"jit-{run['method']}",
+        steps=run["steps"],
+        guidance=run["guidance"],
+        guidance_interval=(1 - high, 1 - low),
+        precision="float32",
+    )
+    told = by_given(jit["sampler.y"])
+    sampler = Sampler(
+        settings,
+        model.eval(),
+        "linear",
+        NoAutoencoder(),
+        torch.device("cpu"),
+        told=told,
+        noise_scale=run["noise_scale"],
+    )
+    monkeypatch.setattr(sampler, "_noise", lambda at, _: jit["sampler.noise"][list(at)].double())
+    found = sampler.latents([0, 1])
+    assert_close(found.float(), jit[f"sampler.{name}"], rtol=1e-4, atol=2e-4)
+    if name == "heun.interval":
+        pixels = NoAutoencoder().decode(jit[f"sampler.{name}"], "round")
+        assert torch.equal(pixels, jit[f"sampler.{name}.image"])
+
+
+def by_given(labels: Tensor) -> Any:
+    return lambda at: (labels[list(at)], torch.full((len(at),), 10))

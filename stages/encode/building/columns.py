@@ -125,14 +125,16 @@ def load_makers(
 
     untrained: with random weights, which need no file; on the meta device with shapes alone.
     """
-    makers = [load_latents_maker(settings, device, untrained=untrained)]
+    makers = []
+    if not settings.latents.is_pixels:
+        makers.append(load_latents_maker(settings, device, untrained=untrained))
     makers += [
         load_features_maker(settings, encoder, device, untrained=untrained)
         for encoder in settings.encoders
     ]
     if settings.dataset.flip:
         makers += [maker.flipped() for maker in makers]
-    if settings.dataset.pixels:
+    if settings.stores_pixels:
         recipe = pixels_recipe(settings)
         makers.append(Maker(PIXELS, "pixels", recipe, lambda crops: {"pixels": crops.images}))
     return makers

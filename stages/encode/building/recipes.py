@@ -5,7 +5,7 @@ from cache.layout import FEATURES, FLIPPED, PIXELS
 from cache.recipe import RecipeValue
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.images.crop import CROPS
-from stages.encode.network_settings import TextSettings
+from stages.encode.network_settings import LatentsSettings, TextSettings
 from stages.encode.networks.registry import EncoderError
 
 # Of what makes a column: a version is raised whenever the same settings give other bytes than
@@ -21,11 +21,8 @@ MIRRORED: dict[str, RecipeValue] = {"view": "mirrored"}
 
 def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValue]]:
     """What the configuration alone says of every column's recipe, without loading a network."""
-    image, latents = _image_recipe(settings), settings.latents
-    origin: dict[str, RecipeValue] = {"imported": True}
-    if not latents.imported:
-        origin = {"autoencoder_version": AUTOENCODER_VERSION, "compute": latents.precision}
-    recipes = {latents.column: image | {"storage": "float16"} | origin}
+    image = _image_recipe(settings)
+    recipes = {name: image | own for name, own in _latents_recipe(settings.latents).items()}
     for name, encoder in settings.encoders.items():
         spec = _encoder_recipe(settings, name)
         own: dict[str, RecipeValue] = {
@@ -36,7 +33,7 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
         recipes[features_column(name)] = image | spec | own
     if settings.dataset.flip:
         recipes |= {name + FLIPPED: recipe | MIRRORED for name, recipe in recipes.items()}
-    if settings.dataset.pixels:
+    if settings.stores_pixels:
         recipes[PIXELS] = pixels_recipe(settings)
     for name, text in settings.texts.items():
         recipes[text_column(name)] = _text_recipe(text)
@@ -46,6 +43,16 @@ def declared_recipes(settings: EncodeSettings) -> dict[str, dict[str, RecipeValu
             source |= {"components_version": COMPONENTS_VERSION, "storage": "float16"}
             recipes[features_column(name) + view] = source | components.recipe
     return recipes
+
+
+def _latents_recipe(latents: LatentsSettings) -> dict[str, dict[str, RecipeValue]]:
+    """What the configuration says of latents, by the name of their column, if there are any."""
+    if latents.is_pixels:
+        return {}
+    origin: dict[str, RecipeValue] = {"imported": True}
+    if not latents.imported:
+        origin = {"autoencoder_version": AUTOENCODER_VERSION, "compute": latents.precision}
+    return {latents.column: {"storage": "float16", **origin}}
 
 
 def _text_recipe(text: TextSettings) -> dict[str, RecipeValue]:

@@ -41,6 +41,30 @@ Rounding = Literal["truncate", "round"]
 UNUSED_FACTOR = 1.0
 
 
+class NoAutoencoder:
+    """Crops in the place of latents. scaling: of no use."""
+
+    channels = 3
+    scaling: LatentScaling | None = None
+
+    def decode(self, latents: Tensor, uint8: Rounding = "truncate") -> Tensor:
+        """Images, uint8 [B, 3, S, S] on the CPU, of what models make, [B, 3, S, S]."""
+        # In the order of JiT's code, whose values at a half then go the same way.
+        pixels = ((latents.float() + 1) / 2 * 255).clamp(0, 255)
+        return (pixels.round() if uint8 == "round" else pixels).to(torch.uint8).cpu()
+
+
+def open_decoder(
+    latents: LatentsSettings, device: torch.device, scaling: LatentScaling | None = None
+) -> "Autoencoder | NoAutoencoder":
+    """What makes images of what models make. scaling: of their latents, where that is another."""
+    if latents.is_pixels:
+        return NoAutoencoder()
+    autoencoder = Autoencoder.of(latents, device)
+    autoencoder.scaling = scaling
+    return autoencoder
+
+
 class Autoencoder:
     """A frozen autoencoder, never tiled and never sliced.
 

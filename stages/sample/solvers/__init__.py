@@ -8,7 +8,7 @@ checked against the names and options here.
 
 from collections.abc import Mapping
 
-from stages.sample.solvers import flow, respaced
+from stages.sample.solvers import clean, flow, respaced
 from stages.sample.solvers.solver import Solver
 
 # The first of a family is its paper's.
@@ -17,6 +17,8 @@ SOLVERS: Mapping[str, Solver] = {
     "euler": Solver("SiT", flow.euler, has_grid=True),
     "heun": Solver("SiT", flow.heun, has_grid=True),
     "dopri5": Solver("SiT", flow.dopri5, package="torchode", options=flow.Tolerances),
+    "jit-heun": Solver("JiT", clean.heun),
+    "jit-euler": Solver("JiT", clean.euler),
     "ddpm": Solver("DiT", respaced.ddpm, respaced.too_many_steps),
     "ddim": Solver("DiT", respaced.ddim, respaced.uneven_steps),
 }

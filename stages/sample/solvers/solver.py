@@ -51,7 +51,7 @@ class Problem:
 
 
 class Solver(NamedTuple):
-    """A solver for a family of models, SiT or DiT.
+    """A solver for a family of models: SiT, DiT or JiT.
 
     solve: gives clean latents [B, C, h, w] in float64; problem_with: what is wrong with a number
     of steps, if anything is; package: that it needs beyond those that are always installed;

@@ -97,7 +97,7 @@ class CleanImage(Objective):
     kind: Literal["clean-image"] = "clean-image"
     """Which loss it is."""
     noise_scale: PositiveFloat | Literal["auto"] = "auto"
-    """What noise is multiplied by; `auto` is the side of an image over 256."""
+    """What noise is multiplied by; `auto` is the side of an image over 256, and 1 below that."""
     time_mean: float = -0.8
     """Of the normals whose sigmoid times are."""
     time_deviation: PositiveFloat = 0.8
