@@ -188,31 +188,11 @@ class Cache:
         Of an autoencoder without a posterior: its latents, [N, C, h, w].
         """
         from cache.reader import Rows
-        from stages.latents import main_array
+        from stages.latents import latents_column, main_array
 
-        reader = self._cache.column(self._latents(None), verify=True)
+        reader = self._cache.column(latents_column(self.path, None), verify=True)
         array = main_array(reader.column).name
         return Rows(reader.column, array, partial(reader.values, array))
-
-    def _latents(self, vae: str | None) -> str:
-        """The column of a VAE's latents, or of crops if there are no others or `vae` is `pixels`.
-
-        Raises Error if none is named and there are several.
-        """
-        from cache.layout import LATENTS, PIXELS
-        from cache.metadata import column_names, titles
-
-        columns = column_names(self.path)
-        names = titles(columns, LATENTS)
-        if PIXELS in columns and (vae == "pixels" or (vae is None and not names)):
-            return PIXELS
-        if vae is None and len(names) != 1:
-            raise Error(
-                f"it has latents of {', '.join(names) or 'no VAE'}, expected those of one",
-                where=self.path,
-                remedy="Name the VAE." if names else "Run `repa-cache build` to add them.",
-            )
-        return LATENTS + (names[0] if vae is None else vae)
 
     def batches(
         self,
@@ -300,9 +280,10 @@ class Cache:
     def _tensors(
         self, vae: str | None, *, flip: bool, text: str | None = None, scaling: "Rule" = "auto"
     ) -> "CachedTensors":
+        from stages.latents import latents_column
         from stages.train.train_settings import CachedTensors
 
-        return CachedTensors(self.path, self._latents(vae), flip, text, scaling)
+        return CachedTensors(self.path, latents_column(self.path, vae), flip, text, scaling)
 
 
 def _dataset(path: Path, encoders: Sequence[str], **options: Any) -> "CachedImages":

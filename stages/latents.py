@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from cache.errors import RepaCacheError
+from cache.errors import IncompleteCacheError, RepaCacheError
+from cache.layout import LATENTS, PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import torch
     from torch import Tensor
@@ -188,3 +190,23 @@ def _by_channels(told: Mapping[str, Any], factor: float, rule: Rule) -> LatentSc
         torch.tensor(told[name], dtype=torch.float32)[:, None, None] for name in (MEANS, DEVIATIONS)
     )
     return LatentScaling(factor / deviation, mean, rule)
+
+
+def latents_column(path: Path, vae: str | None) -> str:
+    """The column of a VAE's latents in a cache, or of crops, as `pixels` or if there are no others.
+
+    Raises IncompleteCacheError if none is named and there are several, or if there are none.
+    """
+    from cache.metadata import column_names, titles
+
+    columns = column_names(path)
+    names = titles(columns, LATENTS)
+    if PIXELS in columns and (vae == CROPS or (vae is None and not names)):
+        return PIXELS
+    if vae is None and len(names) != 1:
+        raise IncompleteCacheError(
+            f"it has latents of {', '.join(names) or 'no VAE'}, expected those of one",
+            where=path,
+            remedy="Name the VAE." if names else "Run `repa-cache build` to add them.",
+        )
+    return LATENTS + (names[0] if vae is None else vae)

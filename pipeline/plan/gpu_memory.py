@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.train.compute import HALF_PRECISIONS
 from stages.train.run_model import count_parameters, make_modules
 from stages.train.terms.run_terms import RunTerms

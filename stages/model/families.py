@@ -6,7 +6,8 @@ import torch
 
 from stages.model.joint_transformer import JointTransformer
 from stages.model.pixel_transformer import PixelTransformer
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 
 
 def make_transformer(config: TransformerConfig, **options: Any) -> Transformer:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stages.model.sizes import CLASS_TOKEN, COMPONENTS, LATENTS
-from stages.model.transformer import Output, TransformerConfig
+from stages.model.transformer import Output
+from stages.model.transformer_config import TransformerConfig
 
 
 def joined(streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from stages.encode.network_settings import LatentsSettings
 from stages.encode.networks.autoencoder import open_decoder
 from stages.evaluate.image_sets import write_images
 from stages.latents import LatentScaling
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement, agreed, barrier
 from stages.progress import progress, say
 from stages.sample.correction import contrast_of, correction_for

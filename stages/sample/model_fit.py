@@ -1,7 +1,7 @@
 """Whether a model can be sampled as configured."""
 
 from stages.encode.networks.autoencoder import Autoencoder, NoAutoencoder
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.solvers import SOLVERS, find_solver
 from stages.sample.solvers.solver import SampleError

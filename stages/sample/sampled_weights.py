@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.recipe import Recipe
 from stages.latents import LatentScaling, scaling_told
 from stages.model.families import without_storage
-from stages.model.transformer import TransformerConfig, config_named
+from stages.model.transformer_config import TransformerConfig, config_named
 from stages.sample.correction import Contrast, contrast_of
 from stages.train.train_settings import TrainSettings
 from stages.weights.checkpoint import Checkpoint, find

@@ -18,7 +18,8 @@ from stages.model.families import without_storage
 from stages.model.interpolants import shift_of
 from stages.model.sizes import DIFFUSION_STEPS
 from stages.model.streams import packed, unpacked
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.sample.correction import Correction
 from stages.sample.model_fit import check_fit
 from stages.sample.sample_settings import SampleSettings

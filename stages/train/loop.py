@@ -17,7 +17,7 @@ from cache.errors import RepaCacheError
 from cache.files import write_atomically
 from cache.locks import claimed
 from cache.order import Rows
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement
 from stages.processes import InterruptedWorkError, stop_request
 from stages.progress import progress, say

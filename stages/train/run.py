@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
 from cache.recipe import differences, flatten, written
 from stages.model.families import make_transformer
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement
 from stages.train import compute
 from stages.train.cached_data import CachedData, notes_on_means

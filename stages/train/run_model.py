@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stages.model.families import make_transformer
-from stages.model.transformer import TransformerConfig, config_named, forward_flops
+from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
 from stages.train.cached_data import CachedData
 from stages.train.terms.run_terms import RunTerms
 from stages.train.terms.term import Shapes, Term

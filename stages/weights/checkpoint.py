@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from cache.errors import RepaCacheError
 from cache.files import atomic_folder
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement, agreed, barrier
 from stages.train.compute import whole
 from stages.train.train_settings import TrainSettings, stored_settings

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from cache.files import atomic_file
 from stages.model.sizes import MODELS
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.train.terms.term import Alignment
 from stages.train.train_settings import TrainSettings
 from stages.weights import published

@@ -1,6 +1,6 @@
 """Whose code a file of weights is of, which decides its names and its direction of time."""
 
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.weights.export_options import Layout
 from stages.weights.model_shape import shape_in
 from stages.weights.published import CLASS_TOKENS, PROJECTOR, PROJECTORS, Found, WeightsError

@@ -11,7 +11,8 @@ import torch
 from stages.model.joint_transformer import TABLE
 from stages.model.projectors import ConvProjection
 from stages.model.sizes import MODELS
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement
 from stages.progress import say
 from stages.weights import published

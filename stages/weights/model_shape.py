@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.weights.published import CLASS_TOKENS, HEAD, Found, WeightsError, count_below
 
 PATCHES = "x_embedder.proj.weight"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.errors import RepaCacheError
 from stages.model.blocks import time_frequencies
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.weight_files import read_weight_file, reading
 from stages.weights import checkpoint
 from stages.weights.checkpoint import Checkpoint

@@ -31,7 +31,8 @@ from stages.encode.network_settings import Precision
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.registry import find_encoder
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler
 from stages.train.train_settings import (

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.vision import timm
 
 layers: Any = timm.models.vision_transformer

@@ -25,7 +25,7 @@ from plain_sampling import sample
 from plain_training import SiT
 
 from stages.encode.networks.autoencoder import Autoencoder
-from stages.model.transformer import TransformerConfig, config_named
+from stages.model.transformer_config import TransformerConfig, config_named
 from stages.placement import find_device
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler, make_sampled, sampling_precision

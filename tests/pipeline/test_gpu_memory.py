@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline.plan.gpu_memory import Footprint, find_footprint, gpu_memory, ways_to_fit
 from stages.model.blocks import Block, Layers
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.train.run_model import config_for
 from stages.train.train_settings import TrainSettings
 

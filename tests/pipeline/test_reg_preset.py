@@ -11,7 +11,7 @@ from pipeline.commands.init import PRESETS
 from pipeline.config import Config, load_config
 from pipeline.plan.advice import advice
 from pipeline.plan.outline import make_plan
-from stages.model.transformer import config_named, forward_flops
+from stages.model.transformer_config import config_named, forward_flops
 
 Configure = Callable[..., Config]
 MEAN = f"{TINY} has no class token: the mean of its tokens stands for it."

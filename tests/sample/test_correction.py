@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pipeline.config import Config
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.sample.correction import Correction
 from stages.sample.generate import GridDrawer
 from stages.sample.sample_settings import SampleSettings

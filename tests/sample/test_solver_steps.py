@@ -10,7 +10,7 @@ from methods import BASE, LAYERS
 from strict import META, Strict
 
 from stages.model.families import without_storage
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 from stages.sample.correction import Correction
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler

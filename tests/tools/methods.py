@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from stages.model.transformer import TransformerConfig
+from stages.model.transformer_config import TransformerConfig
 
 BASE = TransformerConfig(
     side=8, patch=2, channels=4, depth=2, width=32, heads=4, classes=10, has_null_class=True

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.model.blocks import MLPProjector
-from stages.model.transformer import MakeLists, Transformer, TransformerConfig, config_named
+from stages.model.transformer import MakeLists, Transformer
+from stages.model.transformer_config import TransformerConfig, config_named
 
 
 def published(name: str) -> "Described":

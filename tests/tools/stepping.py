@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stages.latents import LatentScaling
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement
 from stages.train.compute import make_scaler
 from stages.train.optim import Average, make_optimiser

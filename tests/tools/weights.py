@@ -15,7 +15,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from pipeline.commands import app
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.weights.fitting import start_from
 
 State = dict[str, Tensor]

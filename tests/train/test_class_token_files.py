@@ -18,7 +18,8 @@ from weights import State, a_model, assert_equal, fresh, saved, started
 
 from stages.model.sizes import MODELS, Model, Size
 from stages.model.streams import packed, unpacked
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.sample.sampled_weights import SampledWeights, SampleOptions, find_weights
 from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings

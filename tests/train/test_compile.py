@@ -16,7 +16,8 @@ from runs import log_values, trained
 
 from pipeline.config import Config
 from stages.model.blocks import MLPProjector
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.placement import Placement
 from stages.sample.generate import GridDrawer
 from stages.train.compute import compile_blocks

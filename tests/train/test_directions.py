@@ -14,7 +14,8 @@ from solving import guided, solved
 from weights import State, assert_equal, export, fresh
 
 from pipeline.config import Config
-from stages.model.transformer import Transformer, TransformerConfig
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig
 from stages.train.loop import train
 from stages.train.train_settings import RunError
 from stages.weights.export_options import Layout

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Linear
 
 from pipeline.config import Config
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.train.float8 import use_float8
 from stages.train.train_settings import RunError
 

@@ -19,7 +19,8 @@ from weights import assert_equal, export, fresh
 from pipeline.config import Config, ConfigError
 from stages.model.blocks import MLPProjector
 from stages.model.projectors import ConvProjection, MLPProjection
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.train.terms.irepa import IRepa, spatially_normalised
 from stages.weights.fitting import start_from
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from methods import assert_gradients
 from places import GOLDEN
 from safetensors import safe_open
+from stepping import settings_of
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,15 +18,13 @@ from stages.encode.networks.autoencoder import NoAutoencoder
 from stages.model.attention import rotate, turned_by_place
 from stages.model.families import make_transformer, without_storage
 from stages.model.pixel_transformer import PixelTransformer
-from stages.model.transformer import (
-    Transformer,
-    TransformerConfig,
-    config_named,
-    forward_flops,
-)
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampler import Sampler
+from stages.train.run_model import make_modules
 from stages.train.terms.denoising import CleanImage, squared_error
+from stages.train.terms.term import Alignment
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 SIZES = json.loads((GOLDEN / "official_jit.json").read_text())
@@ -184,3 +184,35 @@ def test_samples_are_those_of_the_published_sampler(
 
 def by_given(labels: Tensor) -> Any:
     return lambda at: (labels[list(at)], torch.full((len(at),), 10))
+
+
+@pytest.mark.parametrize(("kind", "depth"), [("repa", 2), ("irepa", 3)])
+def test_alignments_are_those_of_irepa_s_code_for_jit(jit: Any, kind: str, depth: int) -> None:
+    own = {"projector_width": 32} if kind == "repa" else {"alpha": 0.8}
+    align = [{"kind": kind, "encoder": f"e{n}", "depth": depth, **own} for n in range(2)]
+    settings = settings_of(align, model="JiT-XS/8")
+    targets = [jit[f"in.target_tokens.{n}"] for n in range(2)]
+    modules, lists = make_modules(settings, small(), lambda name: targets[int(name[1])].shape[1:])
+    model = make_transformer(small(), make_lists=lambda: lists)
+    model.load_state_dict({**jit.below("model."), **named(jit.below(f"{kind}.model."), kind)})
+    noisy, target, time = posed(jit)
+    output = model(noisy, time, jit["in.labels_after_drop"], (depth,))
+    losses = []
+    for number, term in enumerate(settings.align):
+        assert isinstance(term, Alignment)
+        projected = modules[number + 1](output.patches[depth])
+        assert_close(projected, jit[f"{kind}.projected.{number}"], **TOLERANCE)
+        losses.append(term.loss(projected, term.targets(targets[number], {})).mean())
+    loss = torch.stack(losses).mean()
+    assert_close(loss, jit[f"{kind}.projection_loss"], rtol=0, atol=1e-6)
+    denoising = squared_error(CleanImage().compared(output.prediction, noisy, time), target).mean()
+    assert_close(denoising + 0.5 * loss, jit[f"{kind}.loss"], **TOLERANCE)
+    loss.backward()
+    assert_gradients(model, named(jit.below(f"{kind}.projection_grad."), kind))
+
+
+def named(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Tensors by the names of this project, which are REPA's for the layers of REPA."""
+    if kind == "irepa":
+        return tensors
+    return {name.replace("projection_layer.", ""): tensor for name, tensor in tensors.items()}

@@ -21,7 +21,8 @@ from weights import fresh
 from pipeline.config import Config, ConfigError
 from stages.model.attention import RMSNorm, Rotary, rotate
 from stages.model.blocks import Block, SwiGLU
-from stages.model.transformer import Transformer, TransformerConfig, forward_flops
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig, forward_flops
 from stages.sample.solvers.solver import SampleError
 
 OPTIONS: dict[str, dict[str, Any]] = {

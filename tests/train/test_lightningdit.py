@@ -24,7 +24,8 @@ from weights import assert_equal, export, run_with
 from stages.model.attention import rotate
 from stages.model.interpolants import shifted
 from stages.model.sizes import MODELS, Model, Size
-from stages.model.transformer import Transformer, config_named
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import config_named
 from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import make_sampled
 from stages.train.train_settings import TrainSettings

@@ -19,7 +19,8 @@ from stages.model.blocks import MLPProjector
 from stages.model.conditions import Context
 from stages.model.families import make_transformer, without_storage
 from stages.model.interpolants import interpolate
-from stages.model.transformer import Transformer, TransformerConfig, config_named, forward_flops
+from stages.model.transformer import Transformer
+from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
 from stages.train.step import Step
 from stages.train.terms.denoising import squared_error
 from stages.train.terms.repa import minus_mean_cosine
