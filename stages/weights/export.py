@@ -59,7 +59,10 @@ FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
     Layout.REDI: ("SiT", lambda state, _: published.as_redi(state)),
     Layout.DIT: ("DiT", lambda state, _: published.without_projectors(state)),
     Layout.LIGHTNINGDIT: ("SiT", lambda state, _: _of_sit(state)),
+    Layout.JIT: ("JiT", lambda state, _: published.as_jit(state)),
 }
+# Under which names a file of JiT's code has weights, where other code looks for "ema".
+OF_JIT = ("model", published.FIRST_AVERAGE, "model_ema2")
 # Settings of layers, with the values that every code knows, and those that LightningDiT's does.
 OF_ALL: dict[str, tuple[Any, ...]] = {
     "norm": ("layer",),
@@ -90,7 +93,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
     layout = options.layout or _usual_layout(model)
     _check_layout(layout, model, name, run)
     state = FORMS[layout][1](source.weights(options.weights), model.patch)
-    _write(path, state, source.step)
+    _write(path, state, source.step, OF_JIT if layout is Layout.JIT else ("ema",))
     parameters = sum(tensor.numel() for tensor in state.values())
     loaded_by = _loaded_by(layout, model, settings, state)
     return Exported(path, source.step, name, layout, len(state), parameters, loaded_by)
@@ -118,7 +121,8 @@ def _check_layout(layout: Layout, model: TransformerConfig, name: str, run: Path
             f"The code of the layout {layout} reads no captions, as {run} does",
             remedy=f"Take the layout {Layout.REPA}, that of REPA's MMDiT.",
         )
-    if layout is not Layout.REPA and (foreign := _foreign(model, layout)):
+    is_checked = layout not in (Layout.REPA, Layout.JIT)
+    if is_checked and (foreign := _foreign(model, layout)):
         raise WeightsError(
             f"The code of the layout {layout} has no {', '.join(foreign)}, as {run} has",
             remedy="Take the layout repa, which keeps all names.",
@@ -138,18 +142,18 @@ def _foreign(model: TransformerConfig, layout: Layout) -> list[str]:
 
 
 def _usual_layout(model: TransformerConfig) -> Layout:
-    if model.learns_sigma:
-        return Layout.DIT
+    if model.bottleneck or model.learns_sigma:
+        return Layout.JIT if model.bottleneck else Layout.DIT
     is_redi = model.joint_channels and not model.context_features
     return Layout.REDI if is_redi else Layout.REPA
 
 
-def _write(path: Path, state: State, step: int) -> None:
+def _write(path: Path, state: State, step: int, names: tuple[str, ...]) -> None:
     with atomic_file(path) as stream:
         if path.suffix == ".safetensors":
             stream.write(save(state, metadata={"format": "pt"}))
         else:
-            torch.save({"ema": state, "steps": step}, stream)
+            torch.save({**dict.fromkeys(names, state), "steps": step}, stream)
 
 
 def _loaded_by(
@@ -161,6 +165,8 @@ def _loaded_by(
         return "SiT's samplers with --ckpt, whose time 0 is noise"
     if layout is Layout.DIT:
         return "DiT's samplers with --ckpt"
+    if layout is Layout.JIT:
+        return f"JiT's main_jit.py with --resume, and --model {settings.model}"
     if layout is Layout.LIGHTNINGDIT:
         return f"LightningDiT's inference.py, whose time 0 is noise, with {_switches(model)}"
     if layout is Layout.REDI:

@@ -18,7 +18,8 @@ class Layout(StrEnum):
     repa: that of REPA, with projectors or without; dit: that of DiT; sit: that of SiT with its
     defaults, in whose published files half of the output's channels are dropped; sit-no-sigma:
     that of SiT with learn_sigma=False, which its samplers use for a file of one's own;
-    lightningdit: that of LightningDiT; redi: that of ReDi, with one projector or none. In SiT's,
+    lightningdit: that of LightningDiT; redi: that of ReDi, with one projector or none; jit: that of
+    JiT, and of iREPA and PixelREPA for it. In SiT's,
     LightningDiT's and ReDi's code time runs from noise to data, in REPA's and here from data to
     noise: names and shapes are the same, numbers are not.
     """
@@ -29,11 +30,12 @@ class Layout(StrEnum):
     DIT = "dit"
     LIGHTNINGDIT = "lightningdit"
     REDI = "redi"
+    JIT = "jit"
 
     @property
     def has_time_reversed(self) -> bool:
-        """Whether time 0 is noise."""
-        return self not in (Layout.REPA, Layout.DIT)
+        """Whether time 0 is noise there, and not here."""
+        return self not in (Layout.REPA, Layout.DIT, Layout.JIT)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class ExportOptions:
     """What to export and where to.
 
     path: the file to write; step: of the checkpoint, by default the newest; layout: by default
-    that of REPA for SiT, of DiT for DiT, and of ReDi for a SiT that diffuses components along.
+    that of REPA for SiT, of DiT for DiT, of JiT for JiT, and of ReDi for a SiT that diffuses
+    components along.
     """
 
     path: Path

@@ -38,6 +38,8 @@ def possible_layouts(found: Found, config: TransformerConfig) -> tuple[tuple[Lay
     """The layouts that weights may have, and what tells so."""
     if config.context_features:
         return (Layout.REPA,), "it reads captions, as only REPA's MMDiT does"
+    if shape_in(found).bottleneck:
+        return (Layout.JIT,), "its patches go through few numbers, as only JiT's do"
     if config.learns_sigma:
         return (Layout.DIT,), "it is read as a DiT, as train.model says"
     if told := _told(found):

@@ -119,6 +119,8 @@ def _is_table(shape: Shape) -> bool:
 
 
 def _advice(theirs: Shape, ours: Shape) -> str:
+    if bool(theirs.bottleneck) != bool(ours.bottleneck):
+        return "Set train.model to a JiT for pixels, to a SiT or DiT for latents."
     if theirs.side != ours.side:
         return "Positions are not resampled: take weights of the cache's resolution."
     if theirs.context_features != ours.context_features:
@@ -127,7 +129,7 @@ def _advice(theirs: Shape, ours: Shape) -> str:
         return "Set train.model to an MMDiT for captions, to a SiT or DiT for classes."
     if theirs.class_features != ours.class_features:
         return _advice_on_class_tokens(theirs)
-    family = "DiT" if theirs.learns_sigma else "SiT"
+    family = "DiT" if theirs.learns_sigma else "JiT" if theirs.bottleneck else "SiT"
     wanted = (family, theirs.depth, theirs.width, theirs.patch)
     for name, own in MODELS.items():
         if (own.family, *own.size[:2], own.patch) == wanted and not own.reads_text:

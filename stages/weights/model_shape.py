@@ -7,12 +7,17 @@ from stages.model.transformer_config import TransformerConfig
 from stages.weights.published import CLASS_TOKENS, HEAD, Found, WeightsError, count_below
 
 PATCHES = "x_embedder.proj.weight"
+# Of a JiT: from a patch to few numbers, from these to the width, and tokens of a class.
+NARROW, WIDE = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
+LABEL_TOKENS = "in_context_posemb"
 POSITIONS = "pos_embed"
 LABELS = "y_embedder.embedding_table.weight"
 # Of an MMDiT, which has no labels.
 CONTEXT = "context_embedder.weight"
 # The tensors that tell the shape of a model, and their number of axes.
-TELLING = {PATCHES: 4, POSITIONS: 3, HEAD[0]: 2, HEAD[1]: 1}
+TELLING = {POSITIONS: 3, HEAD[0]: 2, HEAD[1]: 1}
+OF_PATCHES = {PATCHES: 4}
+OF_PIXELS = {NARROW: 4, WIDE: 4, LABEL_TOKENS: 3}
 # Of SD-VAE, whose latents the published checkpoints are of.
 PIXELS_PER_LATENT, CHANNELS = 8, 4
 
@@ -23,7 +28,7 @@ class Shape:
 
     channels: of latents and of components behind them; side: of the latents it is for; norm: None
     if unsaid; class_features: D of its class token, 0 for none; context_features: of the tokens of
-    captions that it reads, 0 for none.
+    captions that it reads, 0 for none; bottleneck, label_tokens: of a JiT.
     """
 
     depth: int
@@ -39,6 +44,8 @@ class Shape:
     value_residual: bool
     class_features: int
     context_features: int
+    bottleneck: int
+    label_tokens: int
 
     @property
     def has_only_layers_of_sit(self) -> bool:
@@ -67,6 +74,9 @@ class Shape:
             f"captions of {self.context_features} features"
             if self.context_features
             else "classes instead of captions",
+            f"patches through {self.bottleneck} numbers, {self.label_tokens} class tokens (JiT)"
+            if self.bottleneck
+            else "patches at once (no JiT)",
         ]
 
 
@@ -74,13 +84,16 @@ def shape_in(found: Found) -> Shape:
     """The shape that weights have; raises WeightsError if they are of another kind of model."""
     state = found.state
     given = {CONTEXT if CONTEXT in state else LABELS: 2}
-    for name, axes in {**TELLING, **given}.items():
+    is_of_pixels = NARROW in state
+    own = OF_PIXELS if is_of_pixels else OF_PATCHES
+    for name, axes in {**own, **TELLING, **given}.items():
         if name not in state or state[name].ndim != axes:
             raise WeightsError(
-                f"{found.path} holds no weights of a SiT, DiT or MMDiT: {name} with {axes} axes is "
-                f"not among them, but {', '.join(sorted(state)[:4])}."
+                f"{found.path} holds no weights of a SiT, DiT, MMDiT or JiT: {name} with {axes} "
+                f"axes is not among them, but {', '.join(sorted(state)[:4])}."
             )
-    width, channels, patch, _ = state[PATCHES].shape
+    first, channels, patch, _ = state[NARROW if is_of_pixels else PATCHES].shape
+    width = len(state[WIDE]) if is_of_pixels else first
     class_features = state[CLASS_TOKENS].shape[-1] if CLASS_TOKENS in state else 0
     # The class token has a place of its own, in front of those of patches.
     places = state[POSITIONS].shape[1] - int(class_features > 0)
@@ -98,6 +111,8 @@ def shape_in(found: Found) -> Shape:
         value_residual=any(name.endswith(".v1_lambda") for name in state),
         class_features=class_features,
         context_features=state[CONTEXT].shape[1] if CONTEXT in state else 0,
+        bottleneck=first if is_of_pixels else 0,
+        label_tokens=state[LABEL_TOKENS].shape[1] if is_of_pixels else 0,
     )
 
 

@@ -34,6 +34,10 @@ LAYER = "projection_layer"
 PROJECTOR = "projector."
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
 TIMES = "t_embedder.mlp.0.weight"
+# Of JiT's code: before all names, and what its checkpoints call the first moving average.
+NET, FIRST_AVERAGE = "net.", "model_ema1"
+# What PixelREPA trains beside JiT, the frozen encoder among it.
+BESIDE_JIT = (*("mask_token", "masked_transformer_adapter.", "repa_model.", "scale.", "de_scale."),)
 # What takes in a class token, in REG's code: from its features to the width.
 CLASS_TOKENS = "cls_projectors2.weight"
 
@@ -97,6 +101,8 @@ def _part(content: Any, which: str, path: Path) -> Mapping[Any, Any]:
     entries = {name: value for name, value in content.items() if isinstance(value, Mapping)}
     if not entries:
         return content
+    if which == "ema" and which not in entries and FIRST_AVERAGE in entries:
+        return entries[FIRST_AVERAGE]
     if which not in entries:
         raise WeightsError(
             f"{path} has no weights {which!r}, but {_listed(content)}",
@@ -114,13 +120,15 @@ def _listed(content: Mapping[Any, Any]) -> str:
 def own_names(state: Mapping[str, Tensor]) -> State:
     """The names of this project, which are those that REPA, SiT and DiT publish.
 
-    Without the prefixes of parallel training and compilation, and with the blocks behind the
-    projectors (`decoder_blocks`, in older checkpoints of REPA) counted on from those before.
+    Without the prefixes of parallel training, compilation and JiT's code, without what PixelREPA
+    trains beside the model, and with the blocks behind the projectors (`decoder_blocks`, in older
+    checkpoints of REPA) counted on from those before.
     """
     plain = {
-        name.replace("_orig_mod.", "").removeprefix("module."): tensor
+        name.replace("_orig_mod.", "").removeprefix("module.").removeprefix(NET): tensor
         for name, tensor in state.items()
     }
+    plain = _without(plain, *BESIDE_JIT)
     before = count_below("blocks.", plain)
     return {
         re.sub(
@@ -184,6 +192,11 @@ def _renamed(state: State, prefix: str, other: str) -> State:
         f"{other}{name.removeprefix(prefix)}" if name.startswith(prefix) else name: tensor
         for name, tensor in state.items()
     }
+
+
+def as_jit(state: State) -> State:
+    """Weights by the names of JiT's code, without projectors."""
+    return {f"{NET}{name}": tensor for name, tensor in without_projectors(state).items()}
 
 
 def without_projectors(state: Mapping[str, Tensor]) -> State:

@@ -1,30 +1,42 @@
 """JiT against tensors of its published code: the network, its loss and their gradients."""
 
+import argparse
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from methods import assert_gradients
 from places import GOLDEN
+from runs import CPU, image_bytes, newest, trained
 from safetensors import safe_open
 from stepping import settings_of
 from torch import Tensor
 from torch.testing import assert_close
 
+from pipeline.config import Config
+from stages.encode.build import build
 from stages.encode.networks.autoencoder import NoAutoencoder
 from stages.model.attention import rotate, turned_by_place
 from stages.model.families import make_transformer, without_storage
 from stages.model.pixel_transformer import PixelTransformer
 from stages.model.transformer import Transformer
 from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
+from stages.sample.generate import sample
 from stages.sample.sample_settings import SampleSettings
+from stages.sample.sampled_weights import SampleOptions
 from stages.sample.sampler import Sampler
+from stages.sample.samples import Samples
 from stages.train.run_model import make_modules
 from stages.train.terms.denoising import CleanImage, squared_error
 from stages.train.terms.term import Alignment
+from stages.weights.export import export
+from stages.weights.export_options import ExportOptions, Layout, Weights
+from stages.weights.published import WeightsError
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 SIZES = json.loads((GOLDEN / "official_jit.json").read_text())
@@ -216,3 +228,53 @@ def named(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     if kind == "irepa":
         return tensors
     return {name.replace("projection_layer.", ""): tensor for name, tensor in tensors.items()}
+
+
+def test_files_of_jit_s_code_are_read_and_written(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    """As JiT, iREPA and PixelREPA publish them: under `net.`, with all that is trained beside."""
+    config = tiny("latents.vae=pixels", "train.model=JiT-XS/8", "sample.solver=jit-heun")
+    build(config.encode, CPU.device)
+    trained(config)
+    own = newest(config)
+    path = tmp_path / "checkpoint-last.pth"
+    exported = export(config.train.run, ExportOptions(path))
+    assert (exported.layout, exported.model) == (Layout.JIT, "JiT-XS/8")
+    content = torch.load(path, weights_only=True)
+    names = {name for name in own.weights("ema") if not name.startswith("projectors.")}
+    for part in ("model", "model_ema1", "model_ema2"):
+        assert content[part].keys() == {f"net.{name}" for name in names}
+    beside = {
+        "net.mask_token": torch.zeros(1, 1, 128),
+        "masked_transformer_adapter.blocks.0.x": torch.zeros(1),
+        "repa_model.x": torch.zeros(1),
+        "scale.mean": torch.zeros(1),
+    }
+    published = {
+        "model": {**content["model"], **beside},
+        "model_ema1": content["model_ema1"],
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": 3,
+        "args": argparse.Namespace(model="JiT-XS/8"),
+    }
+    torch.save(published, path)
+    place = CPU.device
+    for which in (Weights.EMA, Weights.MODEL):
+        options = SampleOptions(official=path, weights=which, folder=tmp_path / which)
+        drawn = sample(config.sample, options, config.train, config.decoder, CPU)
+        assert drawn.images == config.sample.images
+    run = sample(config.sample, SampleOptions(), config.train, config.decoder, CPU)
+    other = Samples(tmp_path / "ema", config.sample.images)
+    assert image_bytes(run.samples) == image_bytes(other)
+    started = tiny(
+        "latents.vae=pixels",
+        "train.model=JiT-XS/8",
+        f"train.init_from={path}",
+        f"train.run={tmp_path / 'started'}",
+    )
+    trained(started)
+    wrong = tiny("train.model=SiT-XS/2", f"train.init_from={path}", "train.run=wrong")
+    build(wrong.encode, place)
+    with pytest.raises(WeightsError, match=r"another model.* Set train\.model to a JiT"):
+        trained(wrong)

@@ -149,7 +149,7 @@ def test_torn_files_are_named(suffix: str, kept: int, sit_repa: Any, tmp_path: P
         ({}, "holds no tensors of a model, but nothing"),
         (
             {"cls_token": torch.ones(3)},
-            "of a SiT, DiT or MMDiT: x_embedder.proj.weight .*cls_",
+            "of a SiT, DiT, MMDiT or JiT: x_embedder.proj.weight .*cls_",
         ),
     ],
 )
