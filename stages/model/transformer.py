@@ -210,7 +210,8 @@ class Transformer(nn.Module):
         self._initialise_embedding()
         zeros = ("adaLN_modulation", "final_layer.linear", "x_embedder.proj.bias")
         for name, parameter in self.named_parameters():
-            if name.startswith(("y_embedder", "t_embedder")) and name.endswith("weight"):
+            is_embedding = not {"y_embedder", "t_embedder"}.isdisjoint(name.split("."))
+            if is_embedding and name.endswith("weight"):
                 nn.init.normal_(parameter, std=0.02)
             if any(part in name for part in zeros):
                 nn.init.zeros_(parameter)

@@ -58,7 +58,7 @@ def shapes_for(
 ) -> Shapes:
     """The sizes that a term depends on. shape: of an array that it reads."""
     latent = (config.channels, config.side, config.side)
-    return Shapes(config.width, latent, {name: shape(name) for name in term.arrays})
+    return Shapes(config.width, latent, {name: shape(name) for name in term.arrays}, config)
 
 
 def make_modules(

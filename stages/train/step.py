@@ -110,7 +110,7 @@ class Step:
         with autocast(self._precision, self._device):
             channels, class_token = joined({name: one.noisy for name, one in posed.items()})
             output = run.network(channels, time, given, terms.depths, class_token)
-            projected = self._projected(output)
+            projected = self._projected(output, drawn, given)
         predicted = predictions(output, run.model.config)
         noisy = posed[LATENTS].noisy
         predicted[LATENTS] = self._objective.compared(predicted[LATENTS], noisy, time)
@@ -151,7 +151,7 @@ class Step:
             reshard(teacher)
         return taught
 
-    def _projected(self, output: Output) -> dict[int, Tensor]:
+    def _projected(self, output: Output, drawn: Named, given: Condition) -> dict[int, Tensor]:
         """What the terms' modules make of hidden tokens, by the terms' numbers."""
         modules, projected = self._run.modules, {}
         # What terms share is computed once.
@@ -161,8 +161,9 @@ class Step:
                 continue
             key = modules[number], term.depths, term.sees_class_token
             if key not in made:
-                hidden = output.hidden if term.sees_class_token else output.patches
-                made[key] = modules[number](*(hidden[depth] for depth in term.depths))
+                seen = output.hidden if term.sees_class_token else output.patches
+                told = (*term.told(drawn), drawn["time"], given) if term.is_told else ()
+                made[key] = modules[number](*(seen[depth] for depth in term.depths), *told)
             projected[number] = made[key]
         return projected
 

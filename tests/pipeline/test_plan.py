@@ -132,6 +132,7 @@ def test_every_preset_is_planned_without_data_weights_and_network(
         "demo": 23.7,
         "demo-text": 87.9,
         "demo-pixels": 25.4,
+        "imagenet256-jit-b16": 620,
         "imagenet256-lightningdit-xl2": 42.1,
         "imagenet256-lightningdit-xl1-vavae": 84.1,
         "imagenet256-sit-xl1-e2e-vavae": 296.6,

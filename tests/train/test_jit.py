@@ -12,33 +12,36 @@ import pytest
 import torch
 from methods import assert_gradients
 from places import GOLDEN
-from runs import CPU, image_bytes, newest, trained
+from runs import CPU, image_bytes, newest, trained, trained_in_parts
 from safetensors import safe_open
 from stepping import settings_of
 from torch import Tensor
 from torch.testing import assert_close
 
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from stages.encode.build import build
 from stages.encode.networks.autoencoder import NoAutoencoder
 from stages.model.attention import rotate, turned_by_place
 from stages.model.families import make_transformer, without_storage
+from stages.model.masked_adapter import MaskedAdapter
 from stages.model.pixel_transformer import PixelTransformer
 from stages.model.transformer import Transformer
 from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
 from stages.sample.generate import sample
 from stages.sample.sample_settings import SampleSettings
 from stages.sample.sampled_weights import SampleOptions
-from stages.sample.sampler import Sampler
+from stages.sample.sampler import Sampler, make_sampled
 from stages.sample.samples import Samples
 from stages.train.run_model import make_modules
 from stages.train.terms.denoising import CleanImage, squared_error
+from stages.train.terms.pixel_repa import PixelRepa
 from stages.train.terms.term import Alignment
 from stages.weights.export import export
 from stages.weights.export_options import ExportOptions, Layout, Weights
 from stages.weights.published import WeightsError
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+MASK = "mask_token"
 SIZES = json.loads((GOLDEN / "official_jit.json").read_text())
 with safe_open(GOLDEN / "jit.safetensors", "pt") as file:
     RUNS = json.loads(file.metadata()["config"])["runs"]
@@ -278,3 +281,67 @@ def test_files_of_jit_s_code_are_read_and_written(
     build(wrong.encode, place)
     with pytest.raises(WeightsError, match=r"another model.* Set train\.model to a JiT"):
         trained(wrong)
+
+
+def adapted(jit: Any, features: int) -> tuple[Tensor, MaskedAdapter, PixelRepa]:
+    """What the adapter makes of hidden tokens that have gradients."""
+    term = PixelRepa(encoder="e", depth=2)
+    adapter = MaskedAdapter(small(), term.blocks, features)
+    below = "pixelrepa.masked_transformer_adapter."
+    published = {**jit.below(below), "mask_token": jit["pixelrepa.model.mask_token"]}
+    adapter.load_state_dict({name: published[name] for name in adapter.state_dict()})
+    hidden = jit["pixelrepa.hidden"].clone().requires_grad_()
+    masked = jit["pixelrepa.in.mask_uniform"].flatten(1) <= term.masked
+    expected = jit["pixelrepa.adapter_input"]
+    assert_close(torch.where(masked[..., None], adapter.mask_token, hidden), expected, **TOLERANCE)
+    return adapter(hidden, masked, jit["in.t"], jit["in.labels_after_drop"]), adapter, term
+
+
+def test_the_adapter_of_pixel_repa_is_that_of_its_code(jit: Any, model: Transformer) -> None:
+    found, adapter, term = adapted(jit, 24)
+    assert_close(found, jit["pixelrepa.adapted"], **TOLERANCE)
+    noisy, target, time = posed(jit)
+    given = jit["in.labels_after_drop"]
+    output = model(noisy, time, given, (2,))
+    masked = jit["pixelrepa.in.mask_uniform"].flatten(1) <= term.masked
+    projected = adapter(output.patches[2], masked, time, given)
+    loss = term.loss(projected, jit["pixelrepa.in.target_tokens"]).mean()
+    assert_close(loss, jit["pixelrepa.alignment_loss"], **TOLERANCE)
+    denoising = squared_error(CleanImage().compared(output.prediction, noisy, time), target).mean()
+    assert_close(denoising, jit["pixelrepa.denoising_loss"], **TOLERANCE)
+    assert_close(denoising + term.weight * loss, jit["pixelrepa.loss"], **TOLERANCE)
+    loss.backward()
+    expected = jit.below("pixelrepa.alignment_grad.")
+    below = "masked_transformer_adapter."
+    assert_gradients(
+        adapter, {n.removeprefix(below): t for n, t in expected.items() if below in n or n == MASK}
+    )
+    assert_gradients(model, {n: t for n, t in expected.items() if below not in n and n != MASK})
+
+
+def test_an_encoder_as_wide_as_the_model_needs_no_head(jit: Any) -> None:
+    found, adapter, term = adapted(jit, 32)
+    assert adapter.projection_layer is None
+    assert_close(found, jit["pixelrepa.same_width.adapted"], **TOLERANCE)
+    loss = term.loss(found, jit["pixelrepa.same_width.target_tokens"]).mean()
+    assert_close(loss, jit["pixelrepa.same_width.alignment_loss"], **TOLERANCE)
+    loss.backward()
+    gradient = adapter.mask_token.grad
+    assert_close(gradient, jit["pixelrepa.same_width.grad_mask_token"], rtol=1e-3, atol=1e-6)
+
+
+def test_pixel_repa_masks_anew_at_every_step_and_sees_no_encoder_outside_of_it(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    entry = "train.align=[{kind='pixel-repa', encoder='efficientnet-lite0', depth=2}]"
+    own = ("latents.vae=pixels", "train.model=JiT-XS/8", entry)
+    build(tiny(*own).encode, CPU.device)
+    whole = trained_in_parts(lambda *more: tiny(*own, *more), tmp_path)
+    assert not any("projectors" in name for name in make_sampled_names(whole))
+    with pytest.raises(ConfigError, match="'pixel-repa' is for a JiT, not for SiT-XS/2"):
+        tiny(entry)
+
+
+def make_sampled_names(config: Config) -> set[str]:
+    found = newest(config)
+    return set(make_sampled(found.model, found.weights("ema"), CPU.device).state_dict())

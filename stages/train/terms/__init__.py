@@ -11,6 +11,7 @@ from stages.train.terms.dispersive import Dispersive
 from stages.train.terms.irepa import IRepa
 from stages.train.terms.joint import ClassToken
 from stages.train.terms.nt_xent import NTXent
+from stages.train.terms.pixel_repa import PixelRepa
 from stages.train.terms.redi import Redi
 from stages.train.terms.repa import Repa
 from stages.train.terms.sra import SelfAlignment
@@ -26,6 +27,7 @@ TERMS: dict[str, type[Term]] = {
     "class-token": ClassToken,
     "direction": Direction,
     "redi": Redi,
+    "pixel-repa": PixelRepa,
     "contrastive": Contrastive,
     "dispersive": Dispersive,
     "sra": SelfAlignment,

@@ -20,6 +20,7 @@ from stages.train.terms.time_weights import AnyTimeWeight, Uniform
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from stages.model.transformer_config import TransformerConfig
     from stages.train.train_settings import TrainSettings
 
 # Images of a step and what is drawn for them are asked for by name.
@@ -31,12 +32,13 @@ class Shapes:
     """The sizes that a term depends on.
 
     width: W; latent: (C, h, w); arrays: of an image, by the names of the arrays that the term
-    reads.
+    reads; model: of the transformer, so far as terms before have not changed it.
     """
 
     width: int
     latent: tuple[int, ...]
     arrays: Mapping[str, tuple[int, ...]]
+    model: TransformerConfig | None = None
 
 
 class Posed(NamedTuple):
@@ -92,13 +94,15 @@ class Term(Settings, ABC):
     module_list: the list of the model's that holds the term's module, by the name that published
     code gives it; is_maximised: whether its losses are subtracted from the total; least_images:
     that a process has to have at a step; needs_latent_mean: whether sampling from the run takes the
-    mean of the latents that it was trained on.
+    mean of the latents that it was trained on; is_told: whether its module is given, behind hidden
+    tokens, what `told` makes, the time and what the model is told of the images.
     """
 
     module_list: ClassVar[str] = "projectors"
     is_maximised: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
     needs_latent_mean: ClassVar[bool] = False
+    is_told: ClassVar[bool] = False
 
     kind: str
     """Which loss it is."""
@@ -168,6 +172,10 @@ class Term(Settings, ABC):
     def draws(self, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
         """Standard normal numbers that it needs: for each name the shape for one image."""
         return {}
+
+    def told(self, drawn: Named) -> Sequence[Tensor]:  # noqa: ARG002
+        """What its module is given behind hidden tokens, of what it drew, if it is told."""
+        return ()
 
     def model_options(self, shapes: Shapes) -> Mapping[str, Any]:  # noqa: ARG002
         """Fields of the transformer's configuration that it decides."""
