@@ -292,8 +292,8 @@ def test_guidance_needs_a_null_class(trainable: Callable[..., Config], tmp_path:
         drawn_into(tmp_path / "samples", config)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_draws_images(
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if not name.startswith("jit-")])
+def test_every_solver_of_latents_draws_images(
     drawable: Callable[..., Config], solver: str, tmp_path: Path
 ) -> None:
     run = SOLVERS[solver].family.lower()
