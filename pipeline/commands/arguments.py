@@ -37,7 +37,8 @@ CheckpointStep = Annotated[
     typer.Option("--checkpoint", metavar="STEP", help="Of which step; default: the newest."),
 ]
 WhichWeights = Annotated[
-    Weights, typer.Option(help="The moving average, or the weights as trained.")
+    Weights,
+    typer.Option(help="The moving average, the weights as trained, or the second moving average."),
 ]
 ChosenRun = Annotated[
     Path | None,

@@ -25,6 +25,8 @@ CARD_BYTES = 80e9
 USABLE = 0.92
 # Of a parameter: itself, its moving average and AdamW's two, float32; and its gradient.
 STATE_BYTES, GRADIENT_BYTES = 16, 4
+# Of a second moving average.
+AVERAGE_BYTES = 4
 # Workspaces of libraries, latents, and whatever is too small to be counted.
 FIXED_BYTES = 0.25e9
 # How often an array that a loss reads is there in float32: of this step and of the next one, what
@@ -157,7 +159,7 @@ def gpu_memory(footprint: Footprint, settings: TrainSettings, gpus: int) -> GpuM
     copy_bytes = footprint.copy_bytes or 4 * is_sharded
     images = ceil(settings.batch_size / (gpus * compute.micro_batches))
     return GpuMemory(
-        states=STATE_BYTES * held,
+        states=(STATE_BYTES + AVERAGE_BYTES * (settings.second_ema_decay is not None)) * held,
         gradients=GRADIENT_BYTES * held,
         activations=images * (image + footprint.beside),
         copies=copy_bytes * copied * footprint.parameters,

@@ -85,7 +85,9 @@ class Run:
             # No backward pass of the teacher would end what is whole of it.
             self._prepare(self.teacher, precision, reshard=True)
         self.network = compute.replicate(self.model, place)
-        self.average = Average(self.model, settings.ema_decay, self.teacher)
+        self.averages = {"ema": Average(self.model, settings.ema_decay, self.teacher)}
+        if settings.second_ema_decay is not None:
+            self.averages["ema2"] = Average(self.model, settings.second_ema_decay)
         if self.teacher is not None:
             # Nobody sees what the blocks behind would make.
             self.teacher.keep_blocks(depth)
@@ -129,12 +131,15 @@ class Run:
         return lists
 
     def _restore(self, found: Checkpoint) -> None:
-        weights = found.weights("ema")
-        shapes = {name: tensor.shape for name, tensor in self.average.tensors.items()}
-        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-            checkpoint.check_whole(found, "ema.safetensors does not hold the tensors of the model")
-        for name, tensor in weights.items():
-            compute.fill(self.average.tensors[name], tensor)
+        for title, average in self.averages.items():
+            weights = found.weights(title)
+            shapes = {name: tensor.shape for name, tensor in average.tensors.items()}
+            if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+                checkpoint.check_whole(
+                    found, f"{title}.safetensors does not hold the tensors of the model"
+                )
+            for name, tensor in weights.items():
+                compute.fill(average.tensors[name], tensor)
         state = optimiser_state(self.model, self.optimiser)
         found.load_optimiser(state, is_sharded=self._is_sharded)
         set_optimizer_state_dict(self.model, self.optimiser, state)
@@ -156,7 +161,8 @@ class Run:
 
     def whole_average(self) -> dict[str, Tensor]:
         """The moving average; all processes have to ask together."""
-        return {name: compute.whole(tensor) for name, tensor in self.average.tensors.items()}
+        tensors = self.averages["ema"].tensors
+        return {name: compute.whole(tensor) for name, tensor in tensors.items()}
 
     def save(self, meter: Meter) -> None:
         """Write a checkpoint of the present step, unless there is one."""
@@ -167,7 +173,10 @@ class Run:
         checkpoint.save(
             path,
             self._place,
-            weights={"model": dict(self.model.named_parameters()), "ema": self.average.tensors},
+            weights={
+                "model": dict(self.model.named_parameters()),
+                **{title: average.tensors for title, average in self.averages.items()},
+            },
             optimiser=optimiser_state(self.model, self.optimiser),
             measured=meter.state,
             state={

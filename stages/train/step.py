@@ -196,7 +196,8 @@ class Step:
         run.scaler.unscale_(run.optimiser)
         norm = gradient_norm(run.optimiser)
         update_weights(run.optimiser, run.scaler, norm, self._settings.gradient_clip)
-        run.average.update()
+        for average in run.averages.values():
+            average.update()
         return norm
 
 

@@ -126,8 +126,8 @@ class TrainSettings(Settings):
     """Whether labels are dropped twice, as in the first runs of the published code."""
     init_from: AnchoredPath | None = None
     """Weights to start from: a run, a checkpoint of any run, or a published file."""
-    init_weights: Literal["ema", "model"] = "ema"
-    """Which of these: the moving average, or the weights as trained."""
+    init_weights: Literal["ema", "model", "ema2"] = "ema"
+    """Which of these: the moving average, the weights as trained, or a second moving average."""
     init_layout: Layout | None = None
     """Whose code the file is of, if it does not tell."""
     batch_size: Count = 256
@@ -152,6 +152,8 @@ class TrainSettings(Settings):
     """The largest norm of a gradient; inf for none."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the moving average of the weights, a step."""
+    second_ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of a second one that is kept beside it (`ema2`), as JiT does with 0.9996; by default none."""
     precision: Literal["auto", "bfloat16", "float16", "float8", "tf32", "float32"] = "auto"
     """Of matrix products; `auto` is bfloat16 on GPUs and float32 elsewhere. The loss is scaled for
     float16. `float8` is for GPUs like the H100, and only of the blocks' products; a CPU imitates

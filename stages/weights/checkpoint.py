@@ -72,10 +72,17 @@ class Checkpoint:
         return run_folder.step_of(self.folder.name)
 
     def weights_file(self, name: str) -> Path:
+        """The file of some weights. Raises CheckpointError if the run keeps none such."""
+        if name == "ema2" and self.settings.second_ema_decay is None:
+            raise CheckpointError(
+                "it has no second moving average",
+                where=self.folder,
+                remedy="Set train.second_ema_decay in a new run.",
+            )
         return run_folder.weights_path(self.folder, name)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model` or `ema`, on the CPU."""
+        """The tensors of `model`, `ema` or `ema2`, on the CPU."""
         with reading_of(self):
             return load_file(self.weights_file(name))
 
@@ -178,7 +185,7 @@ def save(
 ) -> None:
     """Write a checkpoint in one step; all processes have to if they hold parts of its tensors.
 
-    weights: of `model` and `ema`; optimiser: its state dict; measured: [steps, values].
+    weights: of `model` and moving averages; optimiser: its state dict; measured: [steps, values].
     """
     if not (place.is_main or is_sharded):
         return

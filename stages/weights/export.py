@@ -62,7 +62,7 @@ FORMS: dict[Layout, tuple[str, Callable[[State, int], State]]] = {
     Layout.JIT: ("JiT", lambda state, _: published.as_jit(state)),
 }
 # Under which names a file of JiT's code has weights, where other code looks for "ema".
-OF_JIT = ("model", published.FIRST_AVERAGE, "model_ema2")
+OF_JIT = ("model", *published.AVERAGES.values())
 # Settings of layers, with the values that every code knows, and those that LightningDiT's does.
 OF_ALL: dict[str, tuple[Any, ...]] = {
     "norm": ("layer",),

@@ -10,6 +10,7 @@ class Weights(StrEnum):
 
     EMA = "ema"
     MODEL = "model"
+    EMA2 = "ema2"
 
 
 class Layout(StrEnum):

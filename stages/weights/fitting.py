@@ -35,7 +35,7 @@ def start_from(
 ) -> None:
     """Give a new model the weights at a path, and say which of its parts start anew.
 
-    which: `ema` or `model`; layout: whose code they are of, if they do not tell. Raises
+    which: `ema`, `model` or `ema2`; layout: whose code they are of, if they do not tell. Raises
     WeightsError if they cannot be read or are of another model.
     """
     found = published.read_weights(path, which)

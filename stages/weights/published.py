@@ -34,8 +34,8 @@ LAYER = "projection_layer"
 PROJECTOR = "projector."
 # The layer behind the sinusoids of a time: columns of their cosines, then of their sines.
 TIMES = "t_embedder.mlp.0.weight"
-# Of JiT's code: before all names, and what its checkpoints call the first moving average.
-NET, FIRST_AVERAGE = "net.", "model_ema1"
+# Of JiT's code: before all names, and what its checkpoints call moving averages.
+NET, AVERAGES = "net.", {"ema": "model_ema1", "ema2": "model_ema2"}
 # What PixelREPA trains beside JiT, the frozen encoder among it.
 BESIDE_JIT = (*("mask_token", "masked_transformer_adapter.", "repa_model.", "scale.", "de_scale."),)
 # What takes in a class token, in REG's code: from its features to the width.
@@ -101,13 +101,13 @@ def _part(content: Any, which: str, path: Path) -> Mapping[Any, Any]:
     entries = {name: value for name, value in content.items() if isinstance(value, Mapping)}
     if not entries:
         return content
-    if which == "ema" and which not in entries and FIRST_AVERAGE in entries:
-        return entries[FIRST_AVERAGE]
+    if which not in entries and AVERAGES.get(which) in entries:
+        return entries[AVERAGES[which]]
     if which not in entries:
         raise WeightsError(
             f"{path} has no weights {which!r}, but {_listed(content)}",
             remedy=(
-                "Choose `ema` or `model`, whichever it has (train.init_weights, or --weights)."
+                "Choose `ema`, `model` or `ema2`, whichever it has (train.init_weights, --weights)."
             ),
         )
     return entries[which]

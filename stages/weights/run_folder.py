@@ -11,7 +11,7 @@ RUN/
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def _faults(checkpoint: Path) -> Iterator[str]:
+    state: dict[str, Any] = {}
     try:
         state = read_state(checkpoint)
         if missing := sorted(STATE.difference(state)):
@@ -67,7 +68,7 @@ def _faults(checkpoint: Path) -> Iterator[str]:
         yield "state.json is missing"
     except (OSError, ValueError, TypeError) as error:
         yield f"state.json cannot be read ({error})"
-    for name in TENSORS:
+    for name in (*TENSORS, *_more(state)):
         path = weights_path(checkpoint, name)
         try:
             with safe_open(path, "np"):
@@ -80,6 +81,13 @@ def _faults(checkpoint: Path) -> Iterator[str]:
         yield "optimizer/.metadata is missing"
 
 
+def _more(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Further files of tensors that a checkpoint has by what it says of itself."""
+    settings = state.get("settings")
+    has_second = isinstance(settings, Mapping) and settings.get("second_ema_decay") is not None
+    return ("ema2",) if has_second else ()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: step, settings, model, fingerprints of the columns."""
     content: dict[str, Any] = json.loads((checkpoint / "state.json").read_bytes())
@@ -87,7 +95,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def weights_path(checkpoint: Path, name: str) -> Path:
-    """The weights in a checkpoint, `model` or `ema`."""
+    """The weights in a checkpoint: `model`, `ema`, or `ema2` if it has a second average."""
     return checkpoint / f"{name}.safetensors"
 
 

@@ -219,7 +219,9 @@ def test_init_writes_a_preset_and_never_over_a_file(
     written = (tmp_path / "pipeline.toml").read_text()
     assert written == PRESETS["imagenet256-sit-xl2"].read_text()
     assert "exists already" in invoke("init", status=1)
-    named = re.findall(r"(?:imagenet|cifar|coco)[\w-]+|demo(?:-text|-pixels)?", invoke("init", "--help"))
+    named = re.findall(
+        r"(?:imagenet|cifar|coco)[\w-]+|demo(?:-text|-pixels)?", invoke("init", "--help")
+    )
     assert set(named) == set(PRESETS)
     output = invoke("init", "--preset", "imagenet256-sit-xl", "--config", "x.toml", status=1)
     assert "did you mean 'imagenet256-sit-xl2'?" in output

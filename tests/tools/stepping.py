@@ -30,7 +30,7 @@ def fresh_run(model: Transformer, settings: TrainSettings) -> Any:
         network=model,
         teacher=None,
         modules=dict(enumerate(model.projectors, start=1)),
-        average=Average(model, settings.ema_decay),
+        averages={"ema": Average(model, settings.ema_decay)},
         optimiser=make_optimiser(model, settings),
         scaler=make_scaler("float32", CPU.device),
         step=0,

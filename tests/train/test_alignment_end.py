@@ -90,7 +90,7 @@ def test_the_model_of_before_is_gone_when_that_of_after_is_made(
     def made(run: Run, *arguments: Any, **options: Any) -> None:
         alive.append(sum(tensor() is not None for tensor in tensors))
         real(run, *arguments, **options)
-        held = [*run.model.parameters(), *run.average.tensors.values()]
+        held = [*run.model.parameters(), *run.averages["ema"].tensors.values()]
         tensors.extend(weakref.ref(tensor) for tensor in held)
 
     monkeypatch.setattr(Run, "__init__", made)

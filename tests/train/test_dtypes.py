@@ -58,7 +58,7 @@ def dtypes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, set[torch.dtyp
         measured, run = real_step(own, *arguments), own._run
         note("measured", measured)
         note("weights", list(run.model.parameters()))
-        note("average", run.average.tensors)
+        note("average", run.averages["ema"].tensors)
         note("optimiser", list(run.optimiser.state.values()))
         return measured
 

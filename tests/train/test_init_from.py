@@ -43,7 +43,7 @@ def test_a_run_starts_with_the_weights_it_is_given(
     settings = (f"train.init_from={places[kind]}", f"train.init_weights={entry}")
     run = begun(trainable(*settings))
     assert run.step == 0
-    for state in (run.model.state_dict(), run.average.tensors):
+    for state in (run.model.state_dict(), run.averages["ema"].tensors):
         assert_equal(state, source.weights(which))
 
 

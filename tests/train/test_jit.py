@@ -36,6 +36,7 @@ from stages.train.run_model import make_modules
 from stages.train.terms.denoising import CleanImage, squared_error
 from stages.train.terms.pixel_repa import PixelRepa
 from stages.train.terms.term import Alignment
+from stages.weights.checkpoint import CheckpointError
 from stages.weights.export import export
 from stages.weights.export_options import ExportOptions, Layout, Weights
 from stages.weights.published import WeightsError
@@ -345,3 +346,26 @@ def test_pixel_repa_masks_anew_at_every_step_and_sees_no_encoder_outside_of_it(
 def make_sampled_names(config: Config) -> set[str]:
     found = newest(config)
     return set(make_sampled(found.model, found.weights("ema"), CPU.device).state_dict())
+
+
+def test_a_second_moving_average_is_kept_beside_the_first(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    own = ("latents.vae=pixels", "train.model=JiT-XS/8", "train.ema_decay=0.5")
+    build(tiny(*own).encode, CPU.device)
+    second = (*own, "train.second_ema_decay=0.25")
+    whole = trained_in_parts(lambda *more: tiny(*second, *more), tmp_path)
+    first = tiny(*own, f"train.run={tmp_path / 'first'}", "train.ema_decay=0.25")
+    trained(first)
+    # The first of a run whose decay is that of the second.
+    expected, found = newest(first).weights("ema"), newest(whole).weights("ema2")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any((found[n] != t).any() for n, t in newest(whole).weights("ema").items())
+    drawn = sample(
+        whole.sample, SampleOptions(weights=Weights.EMA2), whole.train, whole.decoder, CPU
+    )
+    assert drawn.samples.folder.name == "step-00000004-ema2"
+    with pytest.raises(CheckpointError, match=r"it has no second moving average\. Set train"):
+        newest(first).weights("ema2")
+    (newest(whole).folder / "ema2.safetensors").unlink()
+    assert newest(whole).fault == "ema2.safetensors is missing"

@@ -150,7 +150,7 @@ def test_three_steps_of_training_are_those_of_the_published_code(mmdit: Any) -> 
     for name, expected in mmdit.below("train.final.").items():
         assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=2e-6, msg=name)
     for name, expected in mmdit.below("train.ema.").items():
-        assert_close(run.average.tensors[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+        assert_close(run.averages["ema"].tensors[name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_latents_are_drawn_from_moments_of_either_form(mmdit: Any) -> None:

@@ -125,7 +125,7 @@ def test_five_steps_of_training_are_those_of_the_published_code(
     for name, expected in sit_repa.below("train.final.").items():
         assert_close(run.model.state_dict()[name], expected, rtol=1e-5, atol=2e-6, msg=name)
     for name, expected in sit_repa.below("train.ema.").items():
-        assert_close(run.average.tensors[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+        assert_close(run.averages["ema"].tensors[name], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_the_variational_loss_of_dit_is_that_of_the_published_code(dit: Any) -> None:

@@ -128,7 +128,7 @@ def test_the_teacher_is_the_moving_average_itself(
         assert len(run.teacher.blocks) == 3
         held = dict(run.teacher.named_parameters())
         measured = real(step, *arguments)
-        average = run.average.tensors
+        average = run.averages["ema"].tensors
         seen.append(all(torch.equal(p, average[name]) for name, p in held.items()))
         own = dict(run.model.named_parameters())
         name = "x_embedder.proj.weight"
