@@ -14,7 +14,7 @@ from stages.analyze.noised import Noised, NoisedModel
 from stages.analyze.subject import Subject
 from stages.model.sizes import LATENTS
 from stages.model.streams import predictions
-from stages.train.terms.term import Seen, Streamed
+from stages.train.terms.seen import Seen, Streamed
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from stages.train.compute import arithmetic
 from stages.train.randomness import Stream, seed_for, stream_named
 from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
-from stages.train.terms.term import Posed
+from stages.train.terms.seen import Posed
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 # Of an image: what its latent is drawn with, and what is added to it.

@@ -10,7 +10,8 @@ from stages.model.families import make_transformer
 from stages.model.transformer_config import TransformerConfig, config_named, forward_flops
 from stages.train.cached_data import CachedData
 from stages.train.terms.run_terms import RunTerms
-from stages.train.terms.term import Shapes, Term
+from stages.train.terms.seen import Shapes
+from stages.train.terms.term import Term
 from stages.train.train_settings import TrainSettings
 
 

@@ -30,7 +30,7 @@ from stages.train.randomness import Stream, seed_for
 from stages.train.run import Run
 from stages.train.terms.joint import noise_of
 from stages.train.terms.run_terms import RunTerms, objective_of
-from stages.train.terms.term import Posed, Seen, Streamed
+from stages.train.terms.seen import Posed, Seen, Streamed
 from stages.train.train_settings import TrainSettings
 
 # What a step is made of on the device, from a batch and what is drawn: no number that the host

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from stages.train.terms import TERMS
-from stages.train.terms.term import Alignment, Seen, Streamed
+from stages.train.terms.seen import Seen, Streamed
+from stages.train.terms.term import Alignment
 
 ALIGNMENTS = [name for name, kind in TERMS.items() if issubclass(kind, Alignment)]
 

@@ -18,7 +18,7 @@ from stages.model.interpolants import interpolate
 from stages.model.sizes import LATENTS
 from stages.train.terms.contrastive import NEGATIVES, Contrastive
 from stages.train.terms.denoising import squared_error
-from stages.train.terms.term import Seen, Streamed
+from stages.train.terms.seen import Seen, Streamed
 
 TERM = 'train.align.1={kind = "contrastive"}'
 

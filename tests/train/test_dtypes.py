@@ -18,7 +18,7 @@ from stages.train.compute import HALF_PRECISIONS
 from stages.train.meter import Measured
 from stages.train.step import Step
 from stages.train.terms.repa import Repa
-from stages.train.terms.term import Seen
+from stages.train.terms.seen import Seen
 
 IN_HALF = {
     *("PatchEmbedding", "TimeEmbedding", "Linear", "Attention", "FinalLayer", "MLPProjector"),

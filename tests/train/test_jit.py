@@ -16,7 +16,9 @@ from runs import CPU, image_bytes, newest, trained, trained_in_parts
 from safetensors import safe_open
 from stepping import settings_of
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
@@ -35,6 +37,7 @@ from stages.sample.samples import Samples
 from stages.train.run_model import make_modules
 from stages.train.terms.denoising import CleanImage, squared_error
 from stages.train.terms.pixel_repa import PixelRepa
+from stages.train.terms.seen import Shapes
 from stages.train.terms.term import Alignment
 from stages.weights.checkpoint import CheckpointError
 from stages.weights.export import export
@@ -318,6 +321,19 @@ def test_the_adapter_of_pixel_repa_is_that_of_its_code(jit: Any, model: Transfor
         adapter, {n.removeprefix(below): t for n, t in expected.items() if below in n or n == MASK}
     )
     assert_gradients(model, {n: t for n, t in expected.items() if below not in n and n != MASK})
+
+
+@pytest.mark.parametrize("features", [32, 24])
+def test_the_operations_of_the_adapter_are_counted(features: int) -> None:
+    term = PixelRepa(encoder="e", depth=2)
+    shapes = Shapes(32, (3, 32, 32), {term.tokens: (16, features)}, small())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        masked = torch.zeros(1, 16, dtype=torch.bool)
+        time, given = torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        term.make_module(shapes)(torch.zeros(1, 16, 32), masked, time, given)
+    # Embeddings of time are not counted, as in the model.
+    embedding = 2 * (256 + 32) * 32
+    assert term.module_flops(shapes, 16) == pytest.approx(counter.get_total_flops() - embedding)
 
 
 def test_an_encoder_as_wide_as_the_model_needs_no_head(jit: Any) -> None:

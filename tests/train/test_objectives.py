@@ -17,7 +17,7 @@ from stages.train.batches import Named
 from stages.train.step import Step
 from stages.train.terms.denoising import NoiseAndVariance, Velocity
 from stages.train.terms.run_terms import RunTerms
-from stages.train.terms.term import Seen, Streamed
+from stages.train.terms.seen import Seen, Streamed
 from stages.train.train_settings import TrainSettings
 
 CPU = Placement(torch.device("cpu"))

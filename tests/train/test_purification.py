@@ -16,7 +16,7 @@ from stages.model.sizes import LATENTS
 from stages.train.terms.irepa import spatially_normalised
 from stages.train.terms.purification import purified
 from stages.train.terms.run_terms import RunTerms
-from stages.train.terms.term import Streamed
+from stages.train.terms.seen import Streamed
 
 PURIFY = "train.align.0.purify=true"
 

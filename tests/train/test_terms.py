@@ -19,7 +19,8 @@ from stages.train.batches import CachedBatches
 from stages.train.terms import TERMS
 from stages.train.terms.repa import Repa
 from stages.train.terms.run_terms import RunTerms
-from stages.train.terms.term import Alignment, Seen, Shapes, Term
+from stages.train.terms.seen import Seen, Shapes
+from stages.train.terms.term import Alignment, Term
 
 ENCODER = "efficientnet-lite0"
 

@@ -11,12 +11,14 @@ from stages.model.clean_images import noise_scale_of, velocity_to
 from stages.model.interpolants import Shift, interpolate, lognormal_time, shift_of, shifted
 from stages.model.sizes import DIFFUSION_STEPS, LATENTS
 from stages.setting_types import OneOf
-from stages.train.terms.term import Seen, Term
+from stages.train.terms.term import Term
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from stages.train.terms.seen import Seen
 
     # torch.rand or torch.randn to the draws of the images of a rank, [B].
     DrawTimes = Callable[[Callable[..., Tensor]], Tensor]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Seen
+    from stages.train.terms.seen import Seen
     from stages.train.train_settings import TrainSettings
 
 

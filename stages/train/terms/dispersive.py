@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Seen
+    from stages.train.terms.seen import Seen
 
 # What each of the published programs has, and the share of all blocks that come before the loss.
 RECIPES: Mapping[str, Mapping[str, float]] = {

@@ -15,7 +15,7 @@ from stages.train.terms.term import Alignment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from stages.train.terms.term import Named, Shapes
+    from stages.train.terms.seen import Named, Shapes
 
 # What is added to the standard deviation of a feature, as in the published code.
 EPSILON = 1e-6

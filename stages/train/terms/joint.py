@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Named, Posed, Seen, Shapes
+    from stages.train.terms.seen import Named, Posed, Seen, Shapes
     from stages.train.train_settings import TrainSettings
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from stages.train.terms.term import Named, Shapes
+    from stages.train.terms.seen import Named, Shapes
     from stages.train.train_settings import TrainSettings
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.train.terms.term import Named
+    from stages.train.terms.seen import Named
     from stages.train.train_settings import TrainSettings
 
 

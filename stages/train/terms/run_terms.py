@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from stages.train.terms.denoising import CleanImage, NoiseAndVariance, Objective, Velocity
 from stages.train.terms.joint import Joint
-from stages.train.terms.term import Shapes, Term
+from stages.train.terms.seen import Shapes
+from stages.train.terms.term import Term
 from stages.train.train_settings import TrainSettings
 
 

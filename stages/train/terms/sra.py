@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from stages.train.terms.term import Named, Seen, Shapes
+    from stages.train.terms.seen import Named, Seen, Shapes
     from stages.train.train_settings import TrainSettings
 
 INTERVAL = "sra/interval"
