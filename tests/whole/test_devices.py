@@ -11,6 +11,7 @@ from runs import watched_step
 from strict import META, PLACE, Strict, on_meta
 
 from pipeline.config import Config, load_config
+from stages.encode.build import build
 from stages.encode.building.columns import load_makers
 from stages.encode.images.crop_batches import Crops
 from stages.encode.networks.frozen_encoder import FrozenEncoder
@@ -36,6 +37,10 @@ OF_SIT = {
 }
 OF_DIT = {
     **dict.fromkeys(("repa", "irepa", "nt-xent"), ALIGNED),
+    **{kind: OF_SIT[kind] for kind in ("token-similarity", "dispersive", "sra")},
+}
+OF_JIT = {
+    **dict.fromkeys(("repa", "irepa", "pixel-repa"), f"{ENCODER}, depth = 2"),
     **{kind: OF_SIT[kind] for kind in ("token-similarity", "dispersive", "sra")},
 }
 WEIGHTED = [f'{ALIGNED}, time_weight = {{kind = "{kind}"}}' for kind in TIME_WEIGHTS.classes]
@@ -68,7 +73,20 @@ def test_a_step_of_training_stays_on_its_device(
 
 
 def test_every_loss_is_among_them() -> None:
-    assert OF_SIT.keys() == TERMS.keys()
+    assert OF_SIT.keys() | OF_JIT.keys() == TERMS.keys()
+
+
+def test_a_step_on_pixels_stays_on_its_device(tiny: Callable[..., Config]) -> None:
+    config = tiny(
+        *("latents.vae=pixels", "dataset.flip=true", "train.model=JiT-XS/8"),
+        *("train.pixels.dropout=0.1", align(*OF_JIT.items())),
+    )
+    build(config.encode, torch.device("cpu"))
+    watch = Strict()
+    with on_meta():
+        watched_step(config, watch, PLACE)
+    assert watch.operations > 500
+    assert watch.copies == []
 
 
 @pytest.mark.parametrize("name", few_fast(ENCODERS, 2))
