@@ -93,7 +93,7 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     by it. Raises NotACacheError if there is none, ConfigError for overrides that are not valid.
     """
     root, names = root_attributes(path), column_names(path)
-    own = [name.removeprefix(LATENTS) for name in names if name.startswith(LATENTS)]
+    own = titles(names, LATENTS) or (["none"] if PIXELS not in names else [])
     vae = _vae_called(own[0], path.parent) if own else PIXEL_SPACE
     recipe = next(_recipes(path, names), {})
     runs = path.parent / "runs"

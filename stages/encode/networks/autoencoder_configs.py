@@ -17,7 +17,7 @@ from stages.encode.networks.autoencoder_files import (
     local_config,
     whole_config,
 )
-from stages.encode.networks.autoencoders import AutoencoderError, kind_of
+from stages.encode.networks.autoencoders import AutoencoderError, family_of, kind_of
 from stages.encode.networks.autoencoders.ldm import read_statistics
 from stages.latents import EXACT, FACTOR, MOMENTS, SHIFT
 
@@ -53,7 +53,7 @@ def stored_shape(location: str, side: int) -> tuple[str, tuple[int, int, int]]:
 
 def scaling_recipe(config: Config, told: Mapping[str, RecipeValue]) -> dict[str, RecipeValue]:
     """config: whole."""
-    family, _ = whole_config(config, "")
+    family = family_of(config, "")
     own = {"model": kind_of(config), "latent_channels": family.channels(config)}
     return {**own, **family.scaling(config), **told}
 
