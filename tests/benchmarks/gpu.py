@@ -1,12 +1,13 @@
 """How fast this project is on a GPU: one page, part by part, within ten minutes.
 
-    python tests/benchmarks/gpu.py FOLDER [--parts train,profile,encode,sample] [--device cuda]
+    python tests/benchmarks/gpu.py FOLDER [--parts train,options,profile,encode,sample] [--device cuda]
         [--small] [--out FILE]
 
 - train: steps from the cache, against plain_training.py in the same run, without an encoder and
   with DINOv2-B, which it then runs in every step, on images that lie on the device. That both
   compute the same loss is checked first. They alternate, round after round; a gain is the median
   over the rounds;
+- options: a step from the cache with other settings of its computation;
 - profile: for what the device spends the time of a step;
 - encode: the forward passes of SD-VAE and DINOv2-B, in every precision;
 - sample: latents by Euler-Maruyama with guidance on an interval, and their decoding.

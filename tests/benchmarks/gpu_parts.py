@@ -23,6 +23,7 @@ from training_loops import (
     cached_loop,
     check_agreement,
     flops_of,
+    measure,
     published_loop,
     write_cache,
 )
@@ -176,6 +177,37 @@ def train(bench: Bench) -> Iterator[str]:
             )
 
 
+# What a step's computation may be set to, beside what it is by default.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "the defaults": {},
+    "deterministic = false": {"compute": {"deterministic": False}},
+    'precision = "float8"': {"precision": "float8"},
+}
+OPTIONS_OF_GPUS: Mapping[str, Mapping[str, Any]] = {
+    'attention = "cudnn", not deterministic': {
+        "compute": {"deterministic": False, "attention": "cudnn"}
+    },
+    'compile = "max-autotune", not deterministic': {
+        "compute": {"deterministic": False, "compile": "max-autotune"}
+    },
+}
+
+
+def options(bench: Bench) -> Iterator[str]:
+    settings, steps = bench.settings(bench.sizes.models[0]), bench.sizes.steps
+    yield from table_head(f"{settings.model}, {settings.batch_size}", "step", "of the defaults")
+    first, more = None, OPTIONS_OF_GPUS if bench.device.type == "cuda" else {}
+    for name, changed in {**OPTIONS, **more}.items():
+        told = TrainSettings.model_validate({**settings.model_dump(), **changed})
+        loop = OwnLoop(told, bench.tensors)
+        with loop._arithmetic, closing(loop._batches):
+            # The first steps compile, and are recorded.
+            measure(loop, bench.device, UNTIMED_STEPS)
+            seconds = measure(loop, bench.device, steps).seconds / steps
+        first = first or seconds
+        yield row(name, f"{1e3 * seconds:.1f} ms", f"{seconds / first:.2f}")
+
+
 def profile(bench: Bench) -> Iterator[str]:
     is_cuda = bench.device.type == "cuda"
     settings, steps = bench.settings(bench.sizes.models[0]), bench.sizes.steps
@@ -247,6 +279,7 @@ def sample(bench: Bench) -> Iterator[str]:
 
 PARTS: Mapping[str, Callable[[Bench], Iterator[str]]] = {
     "train": train,
+    "options": options,
     "profile": profile,
     "encode": encode,
     "sample": sample,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from class_tokens import entries
 from compiling import COMPILING
+from on_gpu import GPU, STEPS, assert_never_waits, assert_recorded_as_made
 from runs import CPU, assert_equal_runs, cached_batches, log_values, trained
 
 from pipeline.config import Config
@@ -14,11 +15,9 @@ from stages.placement import Placement
 from stages.sample.sampled_weights import SampleOptions, find_weights
 from stages.sample.sampler import Sampler, make_sampled
 from stages.train.randomness import Randomness
-from stages.train.step import Step
 
 pytestmark = [pytest.mark.gpu, *COMPILING]
 
-GPU = Placement(torch.device("cuda"))
 # Every option of alignments that computes something of its own.
 ALIGNED = (
     "train.align.0.purify=true",
@@ -71,22 +70,7 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(trainable: Callable[..., Config
 def test_a_step_never_waits_for_the_gpu(
     trainable: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
-    real, calls = Step.__call__, 0
-
-    def watched(step: Step, *arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        # The first steps compile, and fill caches; the next one is recorded.
-        torch.cuda.set_sync_debug_mode("error" if calls > 4 else "default")
-        try:
-            return real(step, *arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Step, "__call__", watched)
-    more = ("train.device=cuda", "train.steps=8", "train.log_every=8")
-    trained(trainable(*more, *settings), GPU)
-    assert calls == 8
+    assert_never_waits(trainable(*STEPS, *settings), monkeypatch)
 
 
 def test_training_starts_after_another_network_has_used_the_gpu(
@@ -140,10 +124,7 @@ def test_a_graph_makes_the_steps_that_it_records(
     trainable: Callable[..., Config], tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     more = ("train.device=cuda", "train.steps=8", *settings)
-    plain = trainable(f"train.run={tmp_path / 'plain'}", "train.compute.graph=false", *more)
-    trained(plain, GPU)
-    trained(trainable(*more), GPU)
-    assert_equal_runs(plain, trainable(*more))
+    assert_recorded_as_made(trainable, tmp_path, *more)
 
 
 def test_float32_on_the_gpu_trains_as_on_the_cpu(
