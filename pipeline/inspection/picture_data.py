@@ -36,7 +36,7 @@ from stages.encode.building.columns import load_features_maker
 from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_crops, open_source
 from stages.encode.images.index import is_in_place
-from stages.encode.images.sources import Source
+from stages.encode.images.sources import Source, SourceError
 from stages.encode.measuring.fidelity import encoded_again
 from stages.encode.networks.autoencoder import Autoencoder
 from stages.latents import main_array, scaling_of
@@ -197,10 +197,12 @@ def read_crops(settings: EncodeSettings, table: RowTable, rows: RowNumbers) -> T
     with ThreadPoolExecutor(settings.build.decoding_threads()) as pool:
         # No network waits for these: they stay in ordinary memory, on the CPU.
         stored = open_crops(settings, None, table, pool, torch.device("cpu"))
-        crops = replace(stored, with_moments=False)
+        crops = replace(stored, with_latents=False)
         wanted = rows.tolist()
         if crops.stored_rows(wanted) != frozenset(wanted):
             source = open_source(settings)
+            if source is not None and not source.has_images:
+                raise SourceError(f"{settings.dataset.path} has latents alone, and no images.")
             if source is not None:
                 crops = replace(crops, source=source, rows=_placed(table, rows, source))
         return torch.cat([batch.images for batch in crops.batches(wanted)])

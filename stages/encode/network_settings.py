@@ -72,8 +72,8 @@ class LatentsSettings(Settings):
     """A file with the mean and deviation of each channel, named likewise, as they are published
     beside VA-VAE's and REPA-E's weights."""
     imported: bool = False
-    """Whether the data set brings its latents along (the source `repa`), so that none are
-    encoded."""
+    """Whether the data set brings its latents along (the sources `repa`, `u-vit` and
+    `lightningdit`), so that none are encoded."""
 
     @property
     def is_pixels(self) -> bool:

@@ -1,7 +1,7 @@
 """How fast this project is on a GPU: one page, part by part, within ten minutes.
 
-    python tests/benchmarks/gpu.py FOLDER [--parts train,options,profile,encode,sample] [--device cuda]
-        [--small] [--out FILE]
+    python tests/benchmarks/gpu.py FOLDER [--parts train,options,profile,encode,sample]
+        [--device cuda] [--small] [--out FILE]
 
 - train: steps from the cache, against plain_training.py in the same run, without an encoder and
   with DINOv2-B, which it then runs in every step, on images that lie on the device. That both

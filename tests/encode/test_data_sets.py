@@ -1,6 +1,7 @@
 """Every kind of data set through the whole of stage one."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from stages.encode.networks.autoencoder import Autoencoder
 
 CPU = torch.device("cpu")
 LATENTS = "latents/tiny-vae"
-PACKED = [name for name in packing.PACKERS if name not in {"imagefolder", "sample_photos"}]
+OTHERS = {"imagefolder", "lightningdit", "sample_photos"}
+PACKED = [name for name in packing.PACKERS if name not in OTHERS]
 
 
 def moments_by_image(config: Config, contents: dict[str, bytes]) -> dict[str, np.ndarray]:
@@ -111,16 +113,28 @@ def test_rows_of_parquet_files_lie_by_row_groups(
     assert index.tolist() != sorted(index)
 
 
-@pytest.fixture
-def published(images: Path, tmp_path: Path, tiny: Callable[..., Config]) -> Config:
-    """What REPA's preprocessing left, with moments of the right size, and a configuration."""
+@pytest.fixture(params=["folders", "hdf5"])
+def published(
+    request: pytest.FixtureRequest, images: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> Config:
+    """What REPA's or REPA-E's preprocessing left, with moments of the right size."""
     packed = packing.repa(images, tmp_path / "repa")
     generator = np.random.default_rng(0)
     for file in (packed.path / "vae-sd").rglob("*.npy"):
         np.save(file, abs(generator.normal(size=(8, 8, 8))).astype(np.float32))
+    name = "vae-sd"
+    if request.param == "hdf5":
+        packing.into_hdf5(packed.path / "images")
+        shutil.rmtree(packed.path / "images")
+        (packed.path / "vae-sd").rename(packed.path / "invae")
+        packing.into_hdf5(packed.path / "invae")
+        # What is compared with.
+        (packed.path / "invae").rename(packed.path / "vae-sd")
+        name = "invae"
     return tiny(
         "dataset.source=repa",
         f"dataset.path={packed.path}",
+        f"dataset.moments={name}",
         "latents.imported=true",
         "dataset.pixels=true",
     )
@@ -147,17 +161,20 @@ def test_moments_of_the_published_preprocessing_are_kept_and_not_made_again(
 
 
 def test_moments_of_another_size_are_refused(published: Config) -> None:
-    for file in (published.dataset.path / "vae-sd").rglob("*.npy"):
+    folder = published.dataset.path / "vae-sd"
+    for file in folder.rglob("*.npy"):
         np.save(file, np.ones((8, 4, 4), np.float32))
+    if published.dataset.moments == "invae":
+        packing.into_hdf5(folder).replace(folder.with_name("invae.h5"))
     with pytest.raises(Exception, match=r"\[8, 4, 4\].* \[8, 8, 8\]"):
         build(published.encode, CPU)
 
 
 def test_imported_latents_need_a_source_that_has_them(tiny: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"latents\.imported: only the sources 'repa' and"):
+    with pytest.raises(ConfigError, match=r"latents\.imported: only the sources 'repa', 'u-vit', "):
         tiny("latents.imported=true")
     with pytest.raises(ConfigError, match=r"no imported latents of mirrored images"):
-        tiny("latents.imported=true", "dataset.flip=true")
+        tiny("latents.imported=true", "dataset.flip=true", "dataset.source=repa")
 
 
 @pytest.mark.slow

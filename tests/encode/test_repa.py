@@ -43,9 +43,9 @@ def test_moments_belong_to_the_image_with_their_number(data: Path) -> None:
         moments_file(data, number).rename(target)
     (data / "vae-sd" / "dataset.json").unlink()
     source = opened(data)
-    assert source.moments is not None
+    assert source.latents is not None
     with ThreadPoolExecutor(8) as pool:
-        for index, moments in enumerate(pool.map(source.moments, range(21))):
+        for index, moments in enumerate(pool.map(source.latents, range(21))):
             assert moments.dtype == np.float32
             np.testing.assert_array_equal(moments, np.full((8, 4, 4), index))
     assert source.keys[20] == "00002/img00000020.jpg"
@@ -53,7 +53,7 @@ def test_moments_belong_to_the_image_with_their_number(data: Path) -> None:
 
 def test_half_precision_and_a_batch_of_one_are_accepted(data: Path) -> None:
     np.save(moments_file(data, 5), np.full((1, 8, 4, 4), 5, np.float16))
-    moments = opened(data).moments
+    moments = opened(data).latents
     assert moments is not None
     assert moments(5).dtype == np.float32
     np.testing.assert_array_equal(moments(5), moments(4) + 1)
@@ -61,7 +61,7 @@ def test_half_precision_and_a_batch_of_one_are_accepted(data: Path) -> None:
 
 def test_without_moments_there_are_none(data: Path) -> None:
     shutil.rmtree(data / "vae-sd")
-    assert opened(data).moments is None
+    assert opened(data).latents is None
 
 
 def test_the_listing_may_lie_beside_the_images(data: Path) -> None:
@@ -87,9 +87,9 @@ def test_the_listing_may_lie_beside_the_images(data: Path) -> None:
 def test_misshapen_moments_are_refused_by_name(data: Path, moments: np.ndarray) -> None:
     source = opened(data)
     np.save(moments_file(data, 7), moments)
-    assert source.moments is not None
+    assert source.latents is not None
     with pytest.raises(SourceError, match=r"img-mean-std-00000007\.npy"):
-        source.moments(7)
+        source.latents(7)
 
 
 def _lost(path: Path) -> None:
@@ -125,9 +125,9 @@ def _garbled(path: Path) -> None:
 def test_a_file_that_is_no_array_is_refused_by_name(data: Path, plant: object) -> None:
     source = opened(data)
     plant(moments_file(data, 7))
-    assert source.moments is not None
+    assert source.latents is not None
     with pytest.raises(SourceError, match=r"img-mean-std-00000007\.npy"):
-        source.moments(7)
+        source.latents(7)
 
 
 def test_images_and_moments_have_to_be_of_each_other(data: Path) -> None:

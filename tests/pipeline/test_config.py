@@ -83,8 +83,8 @@ def test_each_mistake_has_a_message_of_its_own(
         (
             ["dataset.source=sample-photos"],
             [
-                "dataset.path: only the sources arrow, imagefolder, parquet, repa, tar, u-vit, zip "
-                "take this, not 'sample-photos'"
+                "dataset.path: only the sources arrow, imagefolder, lightningdit, parquet, repa, "
+                "tar, u-vit, zip take this, not 'sample-photos'"
             ],
         ),
         (

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
 from stages.encode.images.sources import SOURCES, Source, open_dataset
 
@@ -322,6 +325,50 @@ def repa(images: Path, folder: Path) -> Packed:
     return Packed("repa", folder, files, classes)
 
 
+def repa_e(images: Path, folder: Path) -> Packed:
+    """The same in HDF5, where bytes are numpy's strings or numbers."""
+    packed = repa(images, folder)
+    for name in ("images", "vae-sd"):
+        into_hdf5(folder / name)
+        shutil.rmtree(folder / name)
+    return packed
+
+
+def into_hdf5(folder: Path) -> Path:
+    """What lies in a folder as REPA-E keeps it beside that, `.npy` as arrays."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.*") if file.is_file()]
+    path = folder.with_name(f"{folder.name}.h5")
+    with h5py.File(path, "w") as file:
+        for number, name in enumerate(names):
+            content = (folder / name).read_bytes()
+            stored: Any = np.array(content, "S") if number % 2 else np.frombuffer(content, np.uint8)
+            file.create_dataset(
+                name, data=np.load(folder / name) if name.endswith(".npy") else stored
+            )
+    path.with_name(f"{path.stem}_h5.json").write_text(json.dumps(names[::-1]))
+    return path
+
+
+def lightningdit(images: Path, folder: Path) -> Packed:
+    """Latents of the images' number, and no images: the bytes tell them apart."""
+    files = tree(images)
+    labels = numbers(files)
+    contents, classes = {}, {}
+    for shard, part in enumerate(np.array_split(np.arange(len(files)), 3)):
+        name = f"latents_rank00_shard{shard:03}"
+        latents = np.broadcast_to(part[:, None, None, None], (len(part), 4, 8, 8))
+        tensors = {
+            "latents": latents.astype(np.float32),
+            "latents_flip": -latents.astype(np.float32),
+            "labels": np.array([labels[number] for number in part.tolist()]),
+        }
+        save_file(tensors, folder / f"{name}.safetensors")
+        for place, number in enumerate(part.tolist()):
+            contents[f"{name}/{place:06}"] = tensors["latents"][place].tobytes()
+            classes[f"{name}/{place:06}"] = str(labels[number])
+    return Packed("lightningdit", folder, contents, classes)
+
+
 def u_vit(images: Path, folder: Path) -> Packed:
     """Crops and their features by number: moments, the tokens of two captions, and of none."""
     contents = {}
@@ -363,6 +410,8 @@ PACKERS: Mapping[str, Callable[[Path, Path], Packed]] = {
         parquet_of_bytes,
         arrow_of_datasets,
         repa,
+        repa_e,
+        lightningdit,
         u_vit,
         unpacked_edm2,
         sample_photos,

@@ -27,12 +27,13 @@ from stages.encode.building.recipes import (
 )
 from stages.encode.building.token_batches import Batch, Reader
 from stages.encode.images.crop_batches import Crops
+from stages.encode.images.sources import SOURCES
 from stages.encode.networks.autoencoder import Autoencoder
-from stages.encode.networks.autoencoder_configs import autoencoder_scaling
+from stages.encode.networks.autoencoder_configs import autoencoder_scaling, stored_shape
 from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.frozen_encoder import FrozenEncoder
 from stages.encode.networks.frozen_networks import OVERFLOWN, FittingNetwork
-from stages.latents import MOMENTS, scaling_in
+from stages.latents import EXACT, MOMENTS, scaling_in
 
 Tensors = Mapping[str, Tensor]
 # Constants of a column, wherever they lie.
@@ -149,9 +150,9 @@ def load_latents_maker(
     """
     latents, recipe = settings.latents, declared_recipes(settings)[settings.latents.column]
     if latents.imported:
+        array, shape = imported_shape(settings)
         scaling = autoencoder_scaling(latents)
-        imported = _imported_moments(latents.downsampling)
-        return Maker(latents.column, MOMENTS, recipe | scaling, imported)
+        return Maker(latents.column, array, recipe | scaling, _imported(array, shape))
     autoencoder = Autoencoder.of(latents, device, untrained=untrained)
     own = autoencoder.recipe()
     if latents.scaling != "measured" and not untrained:
@@ -162,21 +163,29 @@ def load_latents_maker(
     )
 
 
-def _imported_moments(downsampling: int | None) -> Callable[[Crops], Tensors]:
-    """Takes moments from crops. Raises AutoencoderError if they are not of the crops' size."""
+def imported_shape(settings: EncodeSettings) -> tuple[str, tuple[int, ...]]:
+    """The array of latents that the data set brings along, and its shape for an image."""
+    latents, brought = settings.latents, SOURCES[settings.dataset.source].brings
+    assert brought is not None, "the data set brings no latents along"
+    array, (channels, *sides) = stored_shape(latents.location, settings.dataset.resolution)
+    if brought == EXACT and array == MOMENTS:
+        # Drawn from the posterior, once and for all.
+        channels //= 2
+    return brought, (channels, *sides)
+
+
+def _imported(array: str, shape: tuple[int, ...]) -> Callable[[Crops], Tensors]:
+    """Takes latents from crops. Raises AutoencoderError if they are not of the shape."""
 
     def network(crops: Crops) -> Tensors:
-        assert crops.moments is not None, "crops were read without moments"
-        channels, *found = crops.moments.shape[1:]
-        wanted = (
-            [side // downsampling for side in crops.images.shape[2:]] if downsampling else found
-        )
-        if found != wanted:
+        assert crops.latents is not None, "crops were read without latents"
+        found = crops.latents.shape[1:]
+        if found != shape:
             raise AutoencoderError(
-                f"latents.imported: the data set's moments are {[channels, *found]}, expected "
-                f"{[channels, *wanted]} for this resolution and autoencoder."
+                f"latents.imported: the data set's {array} are {list(found)}, expected "
+                f"{list(shape)} for this resolution and autoencoder."
             )
-        return {MOMENTS: crops.moments}
+        return {array: crops.latents}
 
     return network
 

@@ -49,29 +49,35 @@ class Crops:
     """A batch.
 
     images: uint8 [B, 3, S, S]; valid: bool [B], False where an image could not be decoded, which
-    is black then; moments: float32 [B, 2C, h, w] that the data set brought along, or None.
+    is black then; latents: float32 [B, 2C, h, w] or [B, C, h, w] that the data set brought along,
+    or None, and mirrored_latents those of the mirror images. Without images S is 0.
     """
 
     images: Tensor
     valid: npt.NDArray[np.bool_]
-    moments: Tensor | None = None
+    latents: Tensor | None = None
+    mirrored_latents: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
 
     def __getitem__(self, part: slice | npt.NDArray[np.intp]) -> "Crops":
-        moments = None if self.moments is None else self.moments[part]
-        return Crops(self.images[part], self.valid[part], moments)
+        of_part = (one if one is None else one[part] for one in self._brought)
+        return Crops(self.images[part], self.valid[part], *of_part)
 
     def to(self, device: torch.device) -> "Crops":
         """The same with its tensors on a device; pinned images are copied without waiting."""
-        moments = None if self.moments is None else self.moments.to(device)
-        return replace(self, images=self.images.to(device, non_blocking=True), moments=moments)
+        there = (one if one is None else one.to(device) for one in self._brought)
+        return Crops(self.images.to(device, non_blocking=True), self.valid, *there)
 
     def mirrored(self) -> "Crops":
         """The mirror images."""
-        return replace(self, images=self.images.flip(-1))
+        return Crops(self.images.flip(-1), self.valid, self.mirrored_latents, self.latents)
+
+    @property
+    def _brought(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.latents, self.mirrored_latents
 
     @classmethod
     def of(cls, images: Tensor) -> "Crops":
@@ -86,8 +92,8 @@ class CropReader:
     source: the data set, or None if only stored crops are left of it; resolution: side of the
     crops in px; batch_size: images per batch; crop_kind: how they are made; skip: whether an image
     that cannot be decoded becomes an invalid row rather than an error; stored: the column of crops,
-    if there is one, which is read instead of files as far as it is finished; with_moments: whether
-    batches have the moments that the source brings along; pin_memory: whether images lie in memory
+    if there is one, which is read instead of files as far as it is finished; with_latents: whether
+    batches have the latents that the source brings along; pin_memory: whether images lie in memory
     from which a GPU copies by itself; failures: the reason by the key of an image that could not be
     decoded, filled on the way.
     """
@@ -100,7 +106,7 @@ class CropReader:
     crop_kind: str = "adm"
     skip: bool = False
     stored: PartialReader | None = None
-    with_moments: bool = False
+    with_latents: bool = False
     pin_memory: bool = False
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -131,7 +137,7 @@ class CropReader:
         crop = self._stored_crop(row) if is_stored else None
         if crop is None:
             crop = self._decoded_crop(row)
-        return replace(crop, moments=self._moments(row)) if self.with_moments else crop
+        return self._with_latents(crop, row) if self.with_latents else crop
 
     def _stored_crop(self, row: int) -> "_Crop | None":
         """The crop in the cache; None if it is damaged, and its image can be decoded again."""
@@ -155,7 +161,7 @@ class CropReader:
         try:
             content = self.source.read(int(self.rows.source_index[row]))
             digest = content_hash(content)
-            pixels = CROPS[self.crop_kind].crop(decode(content), self.resolution)
+            pixels = self._pixels(content)
         except IMAGE_ERRORS as error:
             problem = error
         if digest != self.rows.hash_of(row):
@@ -171,19 +177,31 @@ class CropReader:
         black = np.zeros((self.resolution, self.resolution, 3), np.uint8)
         return _Crop(black, is_valid=False)
 
-    def _moments(self, row: int) -> npt.NDArray[np.float32]:
-        if self.source is None or self.source.moments is None:
-            raise ImageError(f"{self.rows.key[row]}: the data set brings no moments along.")
-        return self.source.moments(int(self.rows.source_index[row]))
+    def _pixels(self, content: bytes) -> Pixels:
+        if self.source is not None and not self.source.has_images:
+            return np.empty((0, 0, 3), np.uint8)
+        return CROPS[self.crop_kind].crop(decode(content), self.resolution)
+
+    def _with_latents(self, crop: "_Crop", row: int) -> "_Crop":
+        source, place = self.source, int(self.rows.source_index[row])
+        if source is None or source.latents is None:
+            raise ImageError(f"{self.rows.key[row]}: the data set brings no latents along.")
+        mirrored = source.mirrored_latents
+        return replace(
+            crop,
+            latents=source.latents(place),
+            mirrored_latents=mirrored(place) if mirrored is not None else None,
+        )
 
 
 @dataclass(frozen=True)
 class _Crop:
-    """pixels: [S, S, 3]; moments: [2C, h, w] or None."""
+    """pixels: [S, S, 3]; latents, mirrored_latents: [2C, h, w], [C, h, w] or None."""
 
     pixels: Pixels
     is_valid: bool = True
-    moments: npt.NDArray[np.float32] | None = None
+    latents: npt.NDArray[np.float32] | None = None
+    mirrored_latents: npt.NDArray[np.float32] | None = None
 
 
 class Pending(Protocol[Whole]):
@@ -240,7 +258,6 @@ class _Batch:
 
 def _assemble(parts: Sequence[Future[_Crop]], *, pin_memory: bool) -> Crops:
     crops = [part.result() for part in parts]
-    moments = [crop.moments for crop in crops if crop.moments is not None]
     # Wherever they come from, all batches have the same layout in memory: it decides how a
     # network computes, and with that the last bits.
     shape = (len(crops), *crops[0].pixels.shape)
@@ -249,5 +266,11 @@ def _assemble(parts: Sequence[Future[_Crop]], *, pin_memory: bool) -> Crops:
     return Crops(
         images=images.permute(0, 3, 1, 2),
         valid=np.array([crop.is_valid for crop in crops]),
-        moments=torch.from_numpy(np.stack(moments)) if moments else None,
+        latents=_stacked([crop.latents for crop in crops]),
+        mirrored_latents=_stacked([crop.mirrored_latents for crop in crops]),
     )
+
+
+def _stacked(parts: Sequence[npt.NDArray[np.float32] | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.from_numpy(np.stack(there)) if there else None

@@ -70,7 +70,7 @@ def open_crops(
         dataset.crop,
         skip=dataset.on_error == "skip",
         stored=stored_crops(settings.cache.path, pixels_recipe(settings), rows),
-        with_moments=settings.latents.imported,
+        with_latents=settings.latents.imported,
         pin_memory=device.type == "cuda",
     )
 

@@ -19,7 +19,7 @@ from cache.rows import CHUNK_ROWS, RowTable, read_rows
 from cache.sizes import sample_table
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.cache_setup import check_layout
-from stages.encode.building.columns import Maker, column_of, load_makers
+from stages.encode.building.columns import Maker, column_of, imported_shape, load_makers
 from stages.encode.building.components import (
     check_components,
     components_columns,
@@ -31,7 +31,6 @@ from stages.encode.images.crop_batches import Crops
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import Source, SourceError
 from stages.encode.measuring.text_foresight import count_texts, foreseen_text_columns
-from stages.encode.networks.autoencoder_configs import stored_shape
 
 META = torch.device("meta")
 # Where there is no data set to count: class folders and file names of ImageNet's kind.
@@ -150,13 +149,13 @@ def _foreseen(
 
 
 def _sample(settings: EncodeSettings) -> Crops:
-    """One image without pixels, and the moments it brings along."""
-    side, latents = settings.dataset.resolution, settings.latents
+    """One image without pixels, and the latents it brings along."""
+    side = settings.dataset.resolution
     crops = Crops.of(torch.empty(1, 3, side, side, dtype=torch.uint8, device=META))
-    if not latents.imported:
+    if not settings.latents.imported:
         return crops
-    _, shape = stored_shape(latents.location, side)
-    return replace(crops, moments=torch.empty(1, *shape, device=META))
+    brought = torch.empty(1, *imported_shape(settings)[1], device=META)
+    return replace(crops, latents=brought, mirrored_latents=brought)
 
 
 def _sketch(

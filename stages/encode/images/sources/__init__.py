@@ -8,13 +8,15 @@ it names in `Source.left_out`.
 from collections.abc import Mapping
 
 from stages.encode.images.sources.folders import image_folder
-from stages.encode.images.sources.repa import repa_folder
+from stages.encode.images.sources.lightningdit import lightningdit_folder
+from stages.encode.images.sources.repa import RepaSettings, repa_folder
 from stages.encode.images.sources.samples import EmbeddedSettings, sample_photos
 from stages.encode.images.sources.source import DatasetSettings, Source, SourceError, SourceKind
 from stages.encode.images.sources.tables import TableSettings, arrow_rows, parquet_rows
 from stages.encode.images.sources.tars import tar_archive
 from stages.encode.images.sources.u_vit import u_vit_folder
 from stages.encode.images.sources.zips import zip_archive
+from stages.latents import EXACT, MOMENTS
 from stages.packages import is_installed, needs
 
 __all__ = ["SOURCES", "Source", "SourceError", "open_dataset"]
@@ -25,8 +27,15 @@ SOURCES: Mapping[str, SourceKind] = {
     "tar": SourceKind(tar_archive),
     "parquet": SourceKind(parquet_rows, TableSettings, "pyarrow"),
     "arrow": SourceKind(arrow_rows, TableSettings, "pyarrow"),
-    "repa": SourceKind(repa_folder, reads_folder=True),
-    "u-vit": SourceKind(u_vit_folder, reads_folder=True),
+    "repa": SourceKind(repa_folder, RepaSettings, reads_folder=True, brings=MOMENTS),
+    "u-vit": SourceKind(u_vit_folder, reads_folder=True, brings=MOMENTS),
+    "lightningdit": SourceKind(
+        lightningdit_folder,
+        reads_folder=True,
+        brings=EXACT,
+        has_images=False,
+        brings_mirrored=True,
+    ),
     "sample-photos": SourceKind(sample_photos, EmbeddedSettings, "skimage"),
 }
 

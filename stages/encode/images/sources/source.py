@@ -172,15 +172,16 @@ class Source:
     an image, by its position; stamp: a number that changes whenever that content does, or 0 if
     nothing but reading it tells; block_rows: how many consecutive images are stored together
     and cheap to read together; are_keys_places: whether keys may tell where images lie, so that
-    they change when files are written anew; moments: float32 [2C, h, w], mean and standard
-    deviation that a VAE gave for an image, if the data set brings them along; captions: the texts
-    that tell of an image, if there are any; contexts: their tokens, if the data set brings them
-    along; left_out: whatever else lies in the data set, so that
-    no image is missing without a word.
+    they change when files are written anew; latents: what an autoencoder gave for an image, if the
+    data set brings it along: float32 [2C, h, w], mean and standard deviation, or [C, h, w] of
+    latents without these; mirrored_latents: the same of the mirrored image; has_images: whether
+    `read` gives images, and not merely what tells latents apart; captions: the texts that tell of
+    an image, if there are any; contexts: their tokens, if the data set brings them along; left_out:
+    whatever else lies in the data set, so that no image is missing without a word.
 
     All functions are safe to call from several threads, and in a forked process. They
     raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
-    one: if the data set is another than was opened, or moments are missing or misshapen.
+    one: if the data set is another than was opened, or latents are missing or misshapen.
     """
 
     keys: Sequence[str]
@@ -190,7 +191,9 @@ class Source:
     stamp: Callable[[int], int] = lambda _index: 0
     block_rows: int = 1
     are_keys_places: bool = False
-    moments: Callable[[int], npt.NDArray[np.float32]] | None = None
+    latents: Callable[[int], npt.NDArray[np.float32]] | None = None
+    mirrored_latents: Callable[[int], npt.NDArray[np.float32]] | None = None
+    has_images: bool = True
     captions: Callable[[int], Sequence[str]] | None = None
     contexts: Contexts | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -234,13 +237,18 @@ class SourceKind(NamedTuple):
 
     open: the data set of the settings; settings: their class; package: that it needs beyond those
     that are always installed, as it is imported; reads_folder: whether `dataset.path` is always a
-    folder, and never a part of an archive or a pattern.
+    folder, and never a part of an archive or a pattern; brings: the array of latents that it may
+    bring along, as in a cache; has_images: whether it has images beside them; brings_mirrored:
+    whether also latents of mirrored images.
     """
 
     open: Callable[[Any], Source]
     settings: type[DatasetSettings] = FileSettings
     package: str | None = None
     reads_folder: bool = False
+    brings: str | None = None
+    has_images: bool = True
+    brings_mirrored: bool = False
 
 
 def is_image(name: str) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.encode.images.sources.folders import file_stamp, files_below
+from stages.encode.images.sources.named_files import checked_array, stored_array
 from stages.encode.images.sources.names import of_one_class
-from stages.encode.images.sources.repa import load_array
 from stages.encode.images.sources.source import (
     Contexts,
     FileSettings,
@@ -67,11 +67,11 @@ def u_vit_folder(dataset: FileSettings) -> Source:
         classes=classes,
         read=lambda index: (path / f"{numbers[index]}.png").read_bytes(),
         stamp=lambda index: file_stamp(path / f"{numbers[index]}.png"),
-        moments=lambda index: _moments(path / f"{numbers[index]}.npy"),
+        latents=lambda index: _moments(path / f"{numbers[index]}.npy"),
         captions=lambda index: captions.get(numbers[index], ()),
         contexts=Contexts(
-            read=lambda name: load_array(path / f"{name}.npy", axes=2),
-            empty=lambda: load_array(_empty(path), axes=2),
+            read=lambda name: _load(path / f"{name}.npy", axes=2),
+            empty=lambda: _load(_empty(path), axes=2),
         ),
         left_out=left_out,
     )
@@ -91,7 +91,12 @@ def _empty(path: Path) -> Path:
     return next((place for place in places if place.is_file()), places[1])
 
 
+def _load(path: Path, axes: int) -> npt.NDArray[np.float32]:
+    """An array of so many axes from a file. Raises SourceError."""
+    return checked_array(stored_array(path), axes, path)
+
+
 def _moments(path: Path) -> npt.NDArray[np.float32]:
     """Mean and standard deviation, [2C, h, w], of a file of means and log-variances."""
-    mean, log_variance = np.split(load_array(path, axes=3), 2)
+    mean, log_variance = np.split(_load(path, axes=3), 2)
     return np.concatenate([mean, np.exp(0.5 * np.clip(log_variance, *LOG_VARIANCES))])
