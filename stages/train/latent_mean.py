@@ -40,9 +40,10 @@ def keep_mean(run: Path, cached: CachedData, place: Placement) -> None:
 
 
 def recipe_of(cached: CachedData) -> dict[str, Any]:
-    """What decides the mean: the columns of latents, the rows, and their scaling."""
+    """What decides the mean: the columns of latents, the rows, their views and their scaling."""
     columns = {reader.column.name: reader.column.fingerprint for reader in cached.latents}
-    return {"columns": columns, "rows": dict(cached.rows_identity), **cached.scaling.told}
+    recipe = {"columns": columns, "rows": dict(cached.rows_identity), **cached.scaling.told}
+    return {**recipe, "mirrored": True} if cached.mirrors_pixels else recipe
 
 
 def mean_of(cached: CachedData, place: Placement) -> Tensor:
@@ -66,6 +67,8 @@ def mean_of(cached: CachedData, place: Placement) -> Tensor:
         torch.distributed.all_reduce(there)
         summed = there.cpu()
     mean = summed / (len(cached.valid) * len(cached.latents))
+    if cached.mirrors_pixels:
+        mean = (mean + mean.flip(-1)) / 2
     return (mean - cached.scaling.shift) * cached.scaling.scale
 
 

@@ -33,7 +33,9 @@ from stages.analyze.losses import measure_losses
 from stages.analyze.subject import open_subject
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions
+from stages.train.latent_mean import read_mean
 from stages.train.terms.denoising import CleanImage
+from stages.weights.run_folder import latent_mean_path
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,19 @@ def test_mirrored_images_are_read_from_the_same_crops(configured: Callable[..., 
             views.add(view)
     batches.close()
     assert views == {0, 1}
+
+
+def test_the_mean_image_of_both_views_is_its_own_mirror_image(
+    configured: Callable[..., Config],
+) -> None:
+    config = configured("train.model=SiT-XS/2", "train.align=[{kind='contrastive'}]")
+    trained(config)
+    mean = read_mean(latent_mean_path(config.train.run))
+    stored = repa_cache.open(config.cache.path).latents[range(21)]
+    images = torch.from_numpy(stored).double() / 127.5 - 1
+    assert torch.equal(mean, mean.flip(-1))
+    both = torch.cat([images, images.flip(-1)]).mean(dim=0)
+    torch.testing.assert_close(mean, both)
 
 
 def test_a_run_learns_resumes_bit_for_bit_and_is_drawn_and_measured(
