@@ -28,6 +28,8 @@ DOCUMENTS = [
     *sorted((ROOT / "stages").rglob("README.md")),
     *(ROOT / "tests/benchmarks" / name for name in ("README.md", "gpu.md")),
 ]
+# Whose commands take hours.
+PAGES = [*DOCUMENTS, ROOT / "tests/experiments/README.md"]
 CI = (ROOT / ".ci/run").read_text()
 # How the two commands begin that need nothing but a clean clone.
 INSTALLING = "python3 -m venv .venv"
@@ -83,7 +85,7 @@ FIRST = [
 
 
 def test_every_link_to_a_file_or_section_leads_there() -> None:
-    for document in DOCUMENTS:
+    for document in PAGES:
         for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
             if link.startswith("https://"):
                 continue
@@ -97,7 +99,7 @@ def test_every_link_to_a_file_or_section_leads_there() -> None:
 
 
 def test_every_module_that_is_named_is_there() -> None:
-    for document in DOCUMENTS:
+    for document in PAGES:
         for path in re.findall(
             r"`((?:cache|stages|pipeline|tests)/[\w/.]+)`", document.read_text()
         ):
