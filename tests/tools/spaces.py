@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import TINY, write_images
 from torch import Tensor
 
+from pipeline.config import load_config
 from stages import vision
+from stages.encode.build import build
 
 CHANNELS = 4
 MEAN, STD = [0.1, -0.2, 0.3, 0.4], [0.5, 2.0, 1.0, 0.25]
@@ -176,3 +179,13 @@ def ldm_state(vavae: Any, name: str) -> dict[str, Tensor]:
         assert float(state[key].double().sum()) == pytest.approx(total)
         assert float(state[key].flatten()[0]) == pytest.approx(first)
     return state
+
+
+def build_pixels(folder: Path) -> Path:
+    """A finished cache of crops and of tokens of both views, and a JiT's configuration of it."""
+    path = folder / "pipeline.toml"
+    write_images(folder / "images")
+    document = TINY.format(vae="pixels").replace("SiT-XS/2", "JiT-XS/8")
+    path.write_text(document.replace("resolution = 32", "resolution = 32\nflip = true"))
+    build(load_config(path).encode, torch.device("cpu"))
+    return path

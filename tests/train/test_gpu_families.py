@@ -7,6 +7,7 @@ import pytest
 from compiling import COMPILING
 from on_gpu import STEPS, assert_never_waits, assert_recorded_as_made
 from runs import CPU
+from spaces import build_pixels
 from texts import TEXTS, WITH_TEXT, save_text_model, write_beside
 from tiny import TINY, write_images
 
@@ -40,13 +41,7 @@ PLAIN = "train.compute.compile=false"
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pixels")
-    write_images(folder / "images")
-    document = TINY.format(vae="pixels").replace("SiT-XS/2", "JiT-XS/8")
-    flipped = document.replace("resolution = 32", "resolution = 32\nflip = true")
-    (folder / "pipeline.toml").write_text(flipped)
-    build(load_config(folder / "pipeline.toml").encode, CPU.device)
-    return folder / "pipeline.toml"
+    return build_pixels(tmp_path_factory.mktemp("pixels"))
 
 
 @pytest.fixture(scope="module", params=["clip", "bert"])

@@ -18,7 +18,7 @@ from runs import (
     trained,
     trained_in_parts,
 )
-from tiny import TINY, write_images
+from spaces import build_pixels
 from typer.testing import CliRunner
 
 import repa_cache
@@ -42,11 +42,7 @@ from stages.weights.run_folder import latent_mean_path
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished cache of crops and of tokens of both views."""
     folder = tmp_path_factory.mktemp("pixels")
-    write_images(folder / "images")
-    document = TINY.format(vae="pixels").replace("SiT-XS/2", "JiT-XS/8")
-    flipped = document.replace("resolution = 32", "resolution = 32\nflip = true")
-    (folder / "pipeline.toml").write_text(flipped)
-    build(load_config(folder / "pipeline.toml").encode, CPU.device)
+    build_pixels(folder)
     return folder
 
 

@@ -86,24 +86,24 @@ def told_of(latents: LatentsSettings) -> dict[str, RecipeValue]:
     if latents.statistics is None:
         factor = latents.scaling_factor
         return {} if factor is None else {FACTOR: factor, SHIFT: 0.0}
-    statistics = read_statistics(located(latents.statistics))
+    statistics = read_statistics(located(latents.statistics, setting="latents.statistics"))
     return {**statistics, FACTOR: latents.scaling_factor or 1.0, SHIFT: 0.0}
 
 
-def located(location: str, *files: Sequence[str]) -> Path:
+def located(location: str, *files: Sequence[str], setting: str = "latents.vae") -> Path:
     """A local folder or file, or what stands for it in the hub's cache.
 
-    files: of a repository that is a folder.
+    files: of a repository that is a folder; setting: that names it. Raises AutoencoderError.
     """
     if is_weight_file(location) and is_hub_file(location):
         repository, _, name = location.rpartition("/")
-        return _fetched(repository, (name,)) / name
+        return _fetched(repository, (name,), setting=setting) / name
     if Path(location).is_dir() or is_weight_file(location):
         return Path(location)
-    return _fetched(location, *files)
+    return _fetched(location, *files, setting=setting)
 
 
-def _fetched(location: str, *files: Sequence[str]) -> Path:
+def _fetched(location: str, *files: Sequence[str], setting: str) -> Path:
     from stages.encode.networks.hub import (  # half a second: only where one is loaded
         HubError,
         fetch,
@@ -114,7 +114,7 @@ def _fetched(location: str, *files: Sequence[str]) -> Path:
     except HubError as error:
         name = Path(location).name
         told = error.told(
-            f"Where there is no network, set latents.vae to a folder that diffusers saved, as "
+            f"Where there is no network, set {setting} to a folder that diffusers saved, as "
             f"./{name}, with these files"
         )
-        raise AutoencoderError(f"latents.vae: cannot load {location!r}: {told}") from error
+        raise AutoencoderError(f"{setting}: cannot load {location!r}: {told}") from error
