@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny import COMPONENTS, TINY, write_images
 from torch import Tensor
 
+from cache.stores import StorePath
 from pipeline.config import Config, load_config
 from stages.placement import Placement
 
@@ -205,6 +206,15 @@ def trainable(built: Path, tmp_path: Path) -> Callable[..., Config]:
     return lambda *overrides: load_config(
         built / "pipeline.toml", [f"train.run={tmp_path / 'run'}", *overrides]
     )
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorePath]:
+    """A bucket in a real object store."""
+    from object_store import running
+
+    with running(tmp_path_factory.mktemp("store")):
+        yield StorePath("s3://bucket")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,338 @@
+"""Places in object stores, as `s3://bucket/imagenet256.zarr`, called as pathlib calls files.
+
+A store knows whole objects by their keys, and no folders: a folder is there as long as an object
+lies below it. Writing an object is one step: readers see what was there before, or all of it.
+Credentials and endpoints are found as the store's own tools find them, in the environment or on
+the machine; nothing here tells of them.
+"""
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+
+from cache.errors import RepaCacheError
+
+SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
+ADDRESS = re.compile(rf"(?P<root>(?:{'|'.join(SCHEMES)})://[^/]+)(?:/(?P<key>.*))?")
+# What may be signed, in an address that an error tells of.
+QUERY = re.compile(r"\?[^\s)\"']*")
+# Of small objects that are asked for at the same time.
+IN_FLIGHT = 64
+# Of what the library does by itself when a server is busy or a connection breaks.
+RETRIES = {
+    "max_retries": 8,
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+    "retry_timeout": timedelta(minutes=2),
+}
+CLIENT = {"allow_http": True, "connect_timeout": timedelta(seconds=10)}
+# Attempts to read what arrived cut short, and the first pause between them in seconds.
+ATTEMPTS, PAUSE_SECONDS = 6, 0.1
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class StoreError(OSError):
+    """What a store answered, with the address that was asked for."""
+
+    def __init__(self, address: str, error: Exception) -> None:
+        # Behind the first paragraph the library shows its own structures.
+        told = QUERY.sub("", str(error).partition("\n\n")[0])
+        super().__init__(f"{address}: {told}")
+        self.strerror = f"{address}: {told}"
+
+
+class AddressError(RepaCacheError):
+    """An address that nothing can be at."""
+
+
+@dataclass(frozen=True)
+class ObjectStatus:
+    """What a store says of an object. version: changes whenever its content does."""
+
+    st_size: int
+    version: str
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a place in a store, and no path."""
+    return ADDRESS.fullmatch(text) is not None
+
+
+class StorePath:
+    """A place in a store, which may be an object or a folder of objects.
+
+    Has of pathlib's methods those that caches need. They raise FileNotFoundError where there is no
+    object, and StoreError for whatever else a store refuses. May be sent to another process.
+    """
+
+    def __init__(self, address: str) -> None:
+        match = ADDRESS.fullmatch(address)
+        if match is None:
+            raise AddressError(f"{address!r} is no address in a store, as s3://bucket/name")
+        self._root = match["root"]
+        self._key = "/".join(part for part in (match["key"] or "").split("/") if part)
+
+    def __reduce__(self) -> tuple[type["StorePath"], tuple[str]]:
+        return StorePath, (str(self),)
+
+    def __str__(self) -> str:
+        return f"{self._root}/{self._key}" if self._key else self._root
+
+    def __repr__(self) -> str:
+        return f"StorePath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorePath) and str(other) == str(self)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: "StorePath") -> bool:
+        return str(self) < str(other)
+
+    def __truediv__(self, name: str | PurePosixPath) -> "StorePath":
+        return StorePath(f"{self}/{name}")
+
+    @property
+    def key(self) -> str:
+        """Its name within the bucket."""
+        return self._key
+
+    @property
+    def name(self) -> str:
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        return self._pure.suffix
+
+    @property
+    def parent(self) -> "StorePath":
+        return self._at(self._key.rpartition("/")[0])
+
+    @property
+    def parents(self) -> Sequence["StorePath"]:
+        return [self._at("" if str(one) == "." else str(one)) for one in self._pure.parents]
+
+    def with_name(self, name: str) -> "StorePath":
+        return self.parent / name
+
+    def relative_to(self, other: "StorePath") -> PurePosixPath:
+        return self._pure.relative_to(PurePosixPath(other.key))
+
+    def as_posix(self) -> str:
+        return str(self)
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self._key)
+
+    def _at(self, key: str) -> "StorePath":
+        return StorePath(f"{self._root}/{key}")
+
+    @property
+    def store(self) -> Any:
+        """What the library reads and writes this place's bucket with."""
+        return _opened(self._root)
+
+    def stat(self) -> ObjectStatus:
+        from obstore import head
+
+        found = self._asked(lambda: head(self.store, self._key))
+        version = found["version"] or found["e_tag"] or found["last_modified"].isoformat()
+        return ObjectStatus(found["size"], version)
+
+    def is_file(self) -> bool:
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        return next(self._listed(1), None) is not None
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def read_bytes(self) -> bytes:
+        from obstore import get
+
+        def read() -> bytes:
+            found = get(self.store, self._key)
+            content = bytes(found.bytes())
+            if len(content) != found.meta["size"]:
+                raise EOFError(f"{len(content)} of {found.meta['size']} bytes arrived")
+            return content
+
+        return self._asked(read)
+
+    def read_range(self, start: int, size: int) -> memoryview:
+        """So many bytes from a place on. Raises StoreError if there are fewer."""
+        from obstore import get_range
+
+        def read() -> memoryview:
+            content = memoryview(get_range(self.store, self._key, start=start, length=size))
+            if len(content) != size:
+                raise EOFError(f"{len(content)} of {size} bytes arrived")
+            return content
+
+        return self._asked(read)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Its content, of which parts are read as they are asked for."""
+        if mode != "rb":
+            raise ValueError(f"objects are written as a whole, not in mode {mode!r}")
+        return io.BufferedReader(_Parts(self), _Parts.BYTES)  # type: ignore[return-value]
+
+    def put(self, content: bytes | Path, *, is_new: bool = False) -> None:
+        """Write it in one step, of bytes or of a file.
+
+        is_new: whether one that is there already is a FileExistsError.
+        """
+        from obstore import put
+
+        mode = "create" if is_new else "overwrite"
+        self._asked(lambda: put(self.store, self._key, content, mode=mode))
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        if not missing_ok:
+            self.stat()
+        self._deleted([self._key])
+
+    def tree(self) -> Iterator["StorePath"]:
+        """All objects below it."""
+        return (self._at(key) for key in self._listed())
+
+    def remove_tree(self) -> None:
+        """Remove all objects below it."""
+        self._deleted(list(self._listed()))
+
+    def iterdir(self) -> Iterator["StorePath"]:
+        """The objects and folders in it, sorted."""
+        from obstore import list_with_delimiter
+
+        found = self._asked(lambda: list_with_delimiter(self.store, self._prefix))
+        keys = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+        return (self._at(key) for key in sorted(keys))
+
+    def glob(self, pattern: str) -> Iterator["StorePath"]:
+        """Those in it whose names fit; with a slash behind, as pathlib has it, folders alone."""
+        wanted = pattern.rstrip("/")
+        entries = (entry for entry in self.iterdir() if fnmatchcase(entry.name, wanted))
+        return (one for one in entries if one.is_dir()) if wanted != pattern else entries
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._key}/" if self._key else ""
+
+    def _listed(self, at_once: int = 1000) -> Iterator[str]:
+        from obstore import list as listed
+
+        pages = self._asked(lambda: listed(self.store, self._prefix, chunk_size=at_once))
+        while page := self._asked(lambda: next(pages, None)):
+            yield from (one["path"] for one in page)
+
+    def _deleted(self, keys: list[str]) -> None:
+        from obstore import delete
+
+        if keys:
+            try:
+                self._asked(lambda: delete(self.store, keys))
+            except FileNotFoundError:
+                # Gone already.
+                return
+
+    def _asked(self, ask: Callable[[], Found]) -> Found:
+        """What a store answers; asked again, after growing pauses, if it arrives cut short."""
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return ask()
+            except FileNotFoundError:
+                raise FileNotFoundError(f"there is nothing at {self}") from None
+            except AlreadyExistsError:
+                raise FileExistsError(f"there is something at {self} already") from None
+            except EOFError as error:
+                if attempt == ATTEMPTS:
+                    raise StoreError(str(self), error) from error
+            except BaseError as error:
+                raise StoreError(str(self), error) from error
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+Place: TypeAlias = Path | StorePath
+
+
+class _Parts(io.RawIOBase):
+    """An object as a file that is read from any place."""
+
+    # That a buffer asks for at once.
+    BYTES = 8 << 20
+
+    def __init__(self, path: StorePath) -> None:
+        self._path, self._place = path, 0
+
+    @cached_property
+    def _size(self) -> int:
+        return self._path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._place))
+        if count:
+            buffer[:count] = self._path.read_range(self._place, count)
+        self._place += count
+        return count
+
+
+def place_of(text: str) -> Place:
+    """The place that a text names: a path, or an address in a store."""
+    return StorePath(text) if is_address(text) else Path(text)
+
+
+def for_each(work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+    """What `work` gives for each of some items, many of which wait for a store at once."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(IN_FLIGHT, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+@lru_cache
+def _opened(root: str) -> Any:
+    from obstore.store import from_url
+
+    return from_url(root, retry_config=RETRIES, client_options=CLIENT)
