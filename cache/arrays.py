@@ -5,7 +5,6 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +13,10 @@ import zarr
 
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
-from cache.shard_files import Buffer, DirectRows, RowNumbers
+from cache.object_rows import ObjectRows
+from cache.shard_files import Buffer, DirectRows, RowNumbers, ShardRows
 from cache.storage import decompress, row_checksums, unwarned
+from cache.stores import Place, StorePath, for_zarr, place_of, reported
 
 
 class RowReader(Protocol):
@@ -47,15 +48,19 @@ class ZarrRows:
             out[...] = self._array.oindex[rows]
 
 
-class CompressedRows(DirectRows):
-    """Reads rows of a local array whose inner chunks `compress` made."""
+class CompressedRows:
+    """Reads rows of an array whose inner chunks `compress` made. source: where these lie."""
+
+    def __init__(self, source: ShardRows) -> None:
+        self.shape, self.dtype = source.shape, source.dtype
+        self._source = source
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
-        for place, row in enumerate(rows.tolist()):
-            file, position = self.file(row)
+        found = self._source.chunks(rows)
+        for row, target, (file, content) in zip(rows.tolist(), out, found, strict=True):
             try:
-                decompress(file.chunk(position), out[place])
+                decompress(content, target)
             except ValueError as error:
                 raise file.damaged(f"row {row} cannot be decompressed: {error}") from error
 
@@ -128,19 +133,23 @@ class CheckedRows:
         )
 
 
-def open_rows(location: Path | str, *, unbuffered: bool | None = None) -> RowReader:
+def open_rows(location: Place | str, *, unbuffered: bool | None = None) -> RowReader:
     """A reader for a Zarr array at a path or an address such as `s3://bucket/array`.
 
     unbuffered: bypass the page cache where possible; if not given, for arrays larger than
     memory, which would only push everything else out of it.
     """
-    with unwarned():
-        array = zarr.open_array(location, mode="r")
+    place = place_of(location) if isinstance(location, str) else location
+    with unwarned(), reported(place):
+        array = zarr.open_array(**for_zarr(place), mode="r")
     layout = find_layout(array)
     if layout is None:
         return ZarrRows(array)
+    if isinstance(place, StorePath):
+        there = ObjectRows(array, layout, place)
+        return CompressedRows(there) if layout.is_compressed else there
     if layout.is_compressed:
-        return CompressedRows(array, layout, unbuffered=False)
+        return CompressedRows(DirectRows(array, layout, unbuffered=False))
     if unbuffered is None:
         unbuffered = array.nbytes > physical_memory_bytes()
     return DirectRows(array, layout, unbuffered=unbuffered)

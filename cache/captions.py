@@ -19,7 +19,6 @@ the cache, M texts, X tokens, E features.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from cache.files import atomic_folder, of_one_version, standing
 from cache.metadata import read_group
 from cache.reader import Cache
 from cache.rows import Keys, Places, RowTable, content_hash, find_keys
+from cache.stores import Place, for_zarr, reported
 
 CAPTIONS, LINKS = "captions", "links"
 FIELDS = ("key", "count", "text")
@@ -69,7 +69,7 @@ def text_rows(texts: Sequence[str]) -> RowTable:
     )
 
 
-def write_links(path: Path, links: Links, texts: RowTable) -> None:
+def write_links(path: Place, links: Links, texts: RowTable) -> None:
     """Replace the links of the cache at `path`, whose texts are there."""
     with atomic_folder(path / CAPTIONS / LINKS) as folder:
         attributes: dict[str, Any] = {"fingerprint": links.fingerprint(texts)}
@@ -81,7 +81,7 @@ def write_links(path: Path, links: Links, texts: RowTable) -> None:
             array[:] = values
 
 
-def read_links(path: Path, texts: RowTable) -> Links:
+def read_links(path: Place, texts: RowTable) -> Links:
     """The links of the cache at `path`. Raises DamagedCacheError if they were altered.
 
     texts: those that are there, or more of them.
@@ -91,10 +91,11 @@ def read_links(path: Path, texts: RowTable) -> Links:
     def read() -> Links:
         attributes = read_group(standing(folder))
         try:
-            group = zarr.open_group(standing(folder), mode="r")
-            arrays: dict[str, Any] = {name: group[name] for name in FIELDS}
-            key = arrays["key"][:].astype(np.dtypes.StringDType())
-            links = Links(key, arrays["count"][:], arrays["text"][:])
+            with reported(folder):
+                group = zarr.open_group(**for_zarr(standing(folder)), mode="r")
+                arrays: dict[str, Any] = {name: group[name] for name in FIELDS}
+                key = arrays["key"][:].astype(np.dtypes.StringDType())
+                links = Links(key, arrays["count"][:], arrays["text"][:])
             is_as_written = links.fingerprint(texts) == attributes.get("fingerprint")
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise DamagedCacheError(f"it cannot be read: {error}", where=folder) from error
@@ -117,7 +118,7 @@ class Captions:
     have which texts.
     """
 
-    def __init__(self, path: Path, rows: RowTable) -> None:
+    def __init__(self, path: Place, rows: RowTable) -> None:
         self.cache = Cache(path / CAPTIONS)
         links = read_links(path, self.cache.rows)
         self.fingerprint = links.fingerprint(self.cache.rows)
@@ -149,12 +150,12 @@ class Captions:
         return self.text[self.start[rows] + (drawn % count.astype(np.uint64)).astype(np.int64)]
 
 
-def has_captions(path: Path) -> bool:
+def has_captions(path: Place) -> bool:
     """Whether the cache at `path` has captions."""
     return (path / CAPTIONS / LINKS).is_dir()
 
 
-def located(path: Path, name: str) -> tuple[Path, str]:
+def located(path: Place, name: str) -> tuple[Place, str]:
     """The cache that a column lies in, and its name there. name: as seen from that at `path`."""
     prefix = f"{CAPTIONS}/"
     if name.startswith(prefix):

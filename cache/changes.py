@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from cache.errors import RowsChangedError
 from cache.order import block_permutation
 from cache.rows import NUMBERS, Places, RowTable, find_keys
+from cache.stores import Place
 
 NAMED_KEYS = 5
 
@@ -29,7 +29,7 @@ class RowChanges:
     new_classes: tuple[str, ...] = ()
     lost_classes: tuple[str, ...] = ()
 
-    def check(self, path: Path, *, may_update: bool) -> None:
+    def check(self, path: Place, *, may_update: bool) -> None:
         """Raise RowsChangedError, naming the images, if rows that are cached cannot be kept.
 
         may_update: whether changed and relabelled images may be taken over.

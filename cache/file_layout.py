@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.chunk_grids import RegularChunkGrid
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 from cache.storage import is_of_pixels
 
@@ -48,7 +48,11 @@ class Layout:
 def find_layout(array: zarr.Array[Any]) -> Layout | None:
     """The layout of an array whose rows can be read one by one from its files, or None."""
     metadata = array.metadata
-    if not isinstance(array.store, LocalStore) or metadata.zarr_format != 3 or not array.ndim:
+    if (
+        not isinstance(array.store, LocalStore | ObjectStore)
+        or metadata.zarr_format != 3
+        or not array.ndim
+    ):
         return None
     grid, codecs = metadata.chunk_grid, metadata.codecs
     if not isinstance(grid, RegularChunkGrid) or array.dtype.kind not in "fiu":

@@ -16,22 +16,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, overload
 
+from cache import store_files
 from cache.errors import CacheReadError, CacheReplacedError
+from cache.stores import Place, StorePath
 
 # A folder is written in more time than it is read in: even the second attempt rarely fails.
 ATTEMPTS = 200
 PAUSE_SECONDS = 0.01
 
 Found = TypeVar("Found")
-# Where a group stands, and inode and time of its zarr.json; None where there is no group.
-Version = tuple[str, int, int] | None
+# Where a group stands, and what tells its zarr.json from others; None where there is no group.
+Version = tuple[str, str] | None
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Place) -> Iterator[BinaryIO]:
     """A file to write: on success synced to disk and renamed to `path`, on error removed."""
+    if isinstance(path, StorePath):
+        with store_files.uploaded_file(path) as stream:
+            yield stream
+        return
     aside = _aside(path)
     with _named(path, aside):
         stream = aside.open("wb")
@@ -48,12 +54,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Place) -> Iterator[Path]:
     """A folder to fill: on success synced to disk and renamed to `path`, on error removed.
 
     A folder that is already there is replaced. Between the two renames that takes, `standing`
     tells where it is; killed there, `recover` has to bring it back.
     """
+    if isinstance(path, StorePath):
+        with store_files.uploaded_folder(path) as folder:
+            yield folder
+        return
     aside, replaced = _aside(path), _replaced(path)
     shutil.rmtree(aside, ignore_errors=True)
     with _named(path, aside):
@@ -73,8 +83,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def standing(path: Path) -> Path:
+@overload
+def standing(path: Path) -> Path: ...
+@overload
+def standing(path: StorePath) -> StorePath: ...
+def standing(path: Place) -> Place:
     """Where the folder at `path` is: aside while it is being replaced."""
+    if isinstance(path, StorePath):
+        return store_files.standing(path)
     replaced = _replaced(path)
     return replaced if not path.exists() and replaced.exists() else path
 
@@ -123,23 +139,32 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def recover(path: Path) -> None:
+def recover(path: Place) -> None:
     """Bring back the folder at `path`, if a process was killed while it replaced it."""
+    if isinstance(path, StorePath):
+        store_files.recover(path)
+        return
     if _replaced(path).exists() and not path.exists():
         _replaced(path).rename(path)
     shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: Place) -> None:
     """Remove a folder so that a killed process leaves it whole, or hidden for the next owner."""
+    if isinstance(path, StorePath):
+        store_files.remove_folder(path)
+        return
     aside = _aside(path)
     path.rename(aside)
     sync(path.parent)
     shutil.rmtree(aside)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Place, name: str = "*") -> None:
     """Remove what killed processes left aside in a folder, for files or folders of a name."""
+    if isinstance(folder, StorePath):
+        # Nothing of an object is there before all of it is.
+        return
     for entry in folder.glob(f".{name}.partial"):
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -166,7 +191,7 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Place, content: bytes) -> None:
     """Write a small file in one step."""
     with atomic_file(path) as stream:
         stream.write(content)
@@ -189,7 +214,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def of_one_version(read: Callable[[], Found], *groups: Path) -> Found:
+def of_one_version(read: Callable[[], Found], *groups: Place) -> Found:
     """What `read` finds in some Zarr groups, none of which was replaced meanwhile.
 
     `read` is called again if one was, whether it came through or raised; groups: that may be
@@ -214,17 +239,20 @@ def of_one_version(read: Callable[[], Found], *groups: Path) -> Found:
     )
 
 
-def versions(*groups: Path) -> tuple[Version, ...]:
+def versions(*groups: Place) -> tuple[Version, ...]:
     """What changes when one of some Zarr groups is replaced by another."""
     return tuple(map(_version, groups))
 
 
-def _version(group: Path) -> Version:
+def _version(group: Place) -> Version:
     try:
+        if isinstance(group, StorePath):
+            found = store_files.standing(group)
+            return found.name, (found / "zarr.json").stat().version
         # Held, so that a network file system does not go by what it remembers.
         folder = HeldFolder(group.parent)
         place = standing(folder.path / group.name)
         status = (place / "zarr.json").stat()
     except (OSError, CacheReplacedError):
         return None
-    return place.name, status.st_ino, status.st_mtime_ns
+    return place.name, f"{status.st_ino} {status.st_mtime_ns}"

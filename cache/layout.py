@@ -26,11 +26,11 @@ fetch one of them; small rows lie one after another in a plain chunk. Pixels alo
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from cache.recipe import Recipe, fingerprint
+from cache.stores import Place
 
 # Rows below a page are read in bulk, not one by one; an index entry each would not pay.
 SHARDED_ROW_BYTES = 4096
@@ -92,7 +92,7 @@ class Column:
     """
 
     name: str
-    folder: Path
+    folder: Place
     arrays: tuple[ArraySpec, ...]
     recipe: Recipe
     rows: int
@@ -100,7 +100,7 @@ class Column:
     constants: Constants = field(default_factory=dict)
 
     @property
-    def cache(self) -> Path:
+    def cache(self) -> Place:
         """The cache that it belongs to."""
         return self.folder.parents[self.name.count("/")]
 
@@ -135,7 +135,7 @@ class Column:
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.rows))
 
-    def shard_path(self, array: ArraySpec, shard: int) -> Path:
+    def shard_path(self, array: ArraySpec, shard: int) -> Place:
         """The file that holds a shard of one array."""
         return self.folder / array.name / array.shard_key(shard)
 

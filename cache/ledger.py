@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cache.files import write_atomically
 from cache.layout import LEDGER, Column
 from cache.rows import RowTable
+from cache.stores import for_each
 
 DIGEST_BYTES = 32
 
@@ -57,8 +58,9 @@ class Recorded:
     @classmethod
     def of(cls, column: Column) -> "Recorded":
         names = (path.name for path in (column.folder / LEDGER.name).glob("c.*.0"))
-        shards = (int(name.split(".")[1]) for name in names)
-        return cls(column, {shard: found for shard in shards if (found := entry(column, shard))})
+        shards = [int(name.split(".")[1]) for name in names]
+        found = for_each(lambda shard: entry(column, shard), shards)
+        return cls(column, {shard: one for shard, one in zip(shards, found, strict=True) if one})
 
     def missing(self, rows: RowTable) -> list[int]:
         """The shards that have to be made, in order."""

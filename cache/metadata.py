@@ -15,6 +15,7 @@ from cache.files import Found, atomic_folder, of_one_version, remove_leftovers, 
 from cache.layout import FAMILIES, FLIPPED, LEDGER, ROWS, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, fingerprint, recipe_differences, written
 from cache.storage import codec_arguments, unwarned
+from cache.stores import Place, StorePath, for_zarr, reported
 
 FORMAT_VERSION = 2
 
@@ -33,7 +34,7 @@ def create_root(path: Path, rows_per_shard: int, permutation_seed: int) -> None:
         root.create_group(family)
 
 
-def root_attributes(path: Path) -> dict[str, Any]:
+def root_attributes(path: Place) -> dict[str, Any]:
     """The attributes of a cache's root group.
 
     Raises NotACacheError if `path` is not a cache of this format version.
@@ -56,7 +57,7 @@ def root_attributes(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def read_group(path: Path) -> dict[str, Any]:
+def read_group(path: Place) -> dict[str, Any]:
     """The attributes of a Zarr group. Raises DamagedCacheError if its zarr.json is unreadable."""
     try:
         attributes: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
@@ -65,7 +66,7 @@ def read_group(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def update_group(path: Path, attributes: Mapping[str, Any]) -> None:
+def update_group(path: Place, attributes: Mapping[str, Any]) -> None:
     """Give a Zarr group some attributes anew. Raises DamagedCacheError if it cannot be read."""
     kept = read_group(path)
     content = json.loads((path / "zarr.json").read_bytes())
@@ -73,15 +74,21 @@ def update_group(path: Path, attributes: Mapping[str, Any]) -> None:
     write_atomically(path / "zarr.json", json.dumps(content, indent=2).encode())
 
 
-def has_column(path: Path, name: str) -> bool:
+def has_column(path: Place, name: str) -> bool:
     """Whether the cache at `path` has a column of this name, finished or not."""
-    return (path / name).is_dir()
+    place = path / name
+    # In a store a folder goes object by object, and the group first.
+    return (place / "zarr.json").is_file() if isinstance(place, StorePath) else place.is_dir()
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: Place) -> list[str]:
     """The columns of the cache at `path`, finished or not."""
-    entries = (entry for family in FAMILIES for entry in sorted((path / family).glob("[!.]*/")))
-    return [entry.relative_to(path).as_posix() for entry in entries]
+    names = [
+        f"{family}/{name}"
+        for family in FAMILIES
+        for name in sorted(entry.name for entry in (path / family).glob("[!.]*/"))
+    ]
+    return [name for name in names if has_column(path, name)]
 
 
 def titles(names: Iterable[str], family: str) -> list[str]:
@@ -90,7 +97,7 @@ def titles(names: Iterable[str], family: str) -> list[str]:
     return [name.removeprefix(family) for name in own]
 
 
-def look_through(path: Path, look: Callable[[list[str]], Found]) -> Found:
+def look_through(path: Place, look: Callable[[list[str]], Found]) -> Found:
     """What `look` finds in a whole cache, given the names of its columns, as of one moment.
 
     It is called again if the row table or a column was replaced meanwhile.
@@ -170,7 +177,7 @@ def resize_column(column: Column) -> None:
             write_atomically(path, json.dumps(metadata, indent=2).encode())
 
 
-def read_column(path: Path, name: str, rows: int) -> Column:
+def read_column(path: Place, name: str, rows: int) -> Column:
     """The column of this name, from its metadata.
 
     rows: number of rows of the cache. Raises DamagedCacheError if the metadata is not what was
@@ -181,7 +188,7 @@ def read_column(path: Path, name: str, rows: int) -> Column:
     return of_one_version(lambda: _read_column(name, folder, rows, rows_per_shard), folder)
 
 
-def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Column:
+def _read_column(name: str, folder: Place, rows: int, rows_per_shard: int) -> Column:
     attributes = read_group(folder)
     recipe = attributes.get("recipe", {})
     if fingerprint(recipe) != attributes.get("fingerprint"):
@@ -200,13 +207,14 @@ def _read_column(name: str, folder: Path, rows: int, rows_per_shard: int) -> Col
     return Column(name, folder, arrays, recipe, rows, rows_per_shard, constants)
 
 
-def _read_constants(folder: Path, recipe: Recipe) -> Constants:
+def _read_constants(folder: Place, recipe: Recipe) -> Constants:
     constants = {}
     digests: Any = recipe.get("constants", {})
     for name in digests:
         try:
-            array: Any = zarr.open_array(folder / name, mode="r")
-            constants[name] = np.asarray(array[...])
+            with reported(folder / name):
+                array: Any = zarr.open_array(**for_zarr(folder / name), mode="r")
+                constants[name] = np.asarray(array[...])
         except (OSError, ValueError, KeyError) as error:
             raise DamagedCacheError(f"{name} cannot be read ({error})", where=folder) from error
     if constants_recipe(constants) != digests:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from cache.metadata import (
 from cache.rows import RowTable, count_rows, read_rows
 from cache.shard_files import Buffer, RowNumbers
 from cache.storage import STORAGES, row_checksums
+from cache.stores import Place, for_each
 
 Floats = npt.NDArray[np.float32]
 
@@ -39,7 +39,7 @@ class Cache:
     What is read of it belongs to its rows, also while a build adds more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         root_attributes(path)
         self.path = path
         self.rows: RowTable = read_rows(path)
@@ -210,10 +210,12 @@ def _decoded(column: Column, name: str, arrays: Mapping[str, Buffer]) -> npt.NDA
 
 def invalid_rows(column: Column, missing: Sequence[int]) -> list[int]:
     """The rows of all but the missing shards whose image could not be decoded."""
+    shards = sorted(set(range(column.shards)).difference(missing))
+    flags = for_each(lambda shard: column.shard_path(VALID, shard).read_bytes(), shards)
     found: list[int] = []
-    for shard in sorted(set(range(column.shards)).difference(missing)):
+    for shard, content in zip(shards, flags, strict=True):
         span = column.shard_rows(shard)
-        valid = np.fromfile(column.shard_path(VALID, shard), np.uint8, len(span))
+        valid = np.frombuffer(content, np.uint8, len(span))
         found += (span.start + np.flatnonzero(valid == 0)).tolist()
     return found
 

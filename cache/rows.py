@@ -25,6 +25,7 @@ from cache.files import Version, atomic_folder, of_one_version, standing, versio
 from cache.layout import ROWS
 from cache.metadata import create_root, read_group
 from cache.order import block_permutation
+from cache.stores import Place, for_zarr, reported
 
 Keys = npt.NDArray[Any]
 Places = npt.NDArray[np.int64]
@@ -165,14 +166,14 @@ class RowTable:
         return replace(self, **{field: getattr(self, field)[index] for field in FIELDS})
 
 
-def create_cache(path: Path, rows: RowTable, rows_per_shard: int, seed: int) -> None:
+def create_cache(path: Place, rows: RowTable, rows_per_shard: int, seed: int) -> None:
     """Write a new cache without columns at `path`, whole or not at all."""
     with atomic_folder(path) as folder:
         create_root(folder, rows_per_shard, seed)
         _write_table(folder / ROWS, rows)
 
 
-def write_rows(path: Path, rows: RowTable) -> None:
+def write_rows(path: Place, rows: RowTable) -> None:
     """Replace the row table of the cache at `path`."""
     with atomic_folder(path / ROWS) as folder:
         _write_table(folder, rows)
@@ -205,7 +206,7 @@ class StoredRows:
     version: tuple[Version, ...]
 
 
-def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
+def read_rows(path: Place, known: StoredRows | None = None) -> RowTable:
     """The row table of the cache at `path`. Raises DamagedCacheError if it was altered.
 
     known: what was read before, which is not read again if it is still there.
@@ -222,7 +223,7 @@ def read_rows(path: Path, known: StoredRows | None = None) -> RowTable:
     return stored.rows
 
 
-def read_stored_rows(path: Path) -> StoredRows:
+def read_stored_rows(path: Place) -> StoredRows:
     """The row table, also if it was edited. Raises DamagedCacheError if it cannot be read."""
     folder = path / ROWS
 
@@ -240,7 +241,7 @@ def read_stored_rows(path: Path) -> StoredRows:
     return of_one_version(read, folder)
 
 
-def count_rows(path: Path) -> int:
+def count_rows(path: Place) -> int:
     """How many rows the cache at `path` has. Raises DamagedCacheError if that cannot be read."""
     folder = path / ROWS
 
@@ -252,10 +253,11 @@ def count_rows(path: Path) -> int:
 
 
 @contextmanager
-def _opened_table(folder: Path) -> Iterator[Mapping[str, Any]]:
+def _opened_table(folder: Place) -> Iterator[Mapping[str, Any]]:
     """The arrays of the row table in a folder. Raises DamagedCacheError for whatever fails."""
     try:
-        group = zarr.open_group(standing(folder), mode="r")
-        yield {name: group[name] for name in FIELDS}
+        with reported(folder):
+            group = zarr.open_group(**for_zarr(standing(folder)), mode="r")
+            yield {name: group[name] for name in FIELDS}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedCacheError(f"it cannot be read: {error}", where=folder) from error

@@ -25,6 +25,7 @@ import zarr
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
+from cache.stores import Place
 
 Buffer = npt.NDArray[Any]
 RowNumbers = npt.NDArray[np.int64]
@@ -37,52 +38,21 @@ BOUNCE_BYTES = 1 << 20
 _bounce = threading.local()
 
 
-class ShardFile:
-    """One open file of an array, with its index.
+class Shard:
+    """A file of an array, with its index. path: where it lies; layout: of its rows."""
 
-    Closes when nobody uses it any more, so that one thread may drop it while another reads.
-    """
+    def __init__(self, path: Place, layout: Layout) -> None:
+        self._path, self._layout = path, layout
+        self._bytes = 0
+        self._index: list[tuple[int, int]] | None = None
 
-    def __init__(self, folder: HeldFolder, name: str, layout: Layout) -> None:
-        self._folder, self._name = folder, name
-        self._path = folder.path / name
-        self._layout = layout
-        self._descriptors: list[int] = []
-        try:
-            self._buffered = self._open(0)
-        except FileNotFoundError as error:
-            raise IncompleteCacheError(
-                "it is missing", where=self._path, remedy="Run `repa-cache build --repair`."
-            ) from error
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
-        self._bytes = os.fstat(self._buffered).st_size
-        self._index = self._read_index() if layout.index else None
+    def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
+        """Fill a view with the bytes from an offset on."""
+        raise NotImplementedError
 
-    def __del__(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-
-    def _open(self, flags: int) -> int:
-        descriptor = self._folder.open(self._name, os.O_RDONLY | os.O_CLOEXEC | flags)
-        self._descriptors.append(descriptor)
-        return descriptor
-
-    @cached_property
-    def _unbuffered(self) -> int | None:
-        """A descriptor that bypasses the page cache, where the file system has that."""
-        try:
-            descriptor = self._open(os.O_DIRECT)
-        except (OSError, AttributeError):
-            return None
-        # It may be another file by now, with another index.
-        return descriptor if os.path.sameopenfile(descriptor, self._buffered) else None
-
-    def _read_index(self) -> list[tuple[int, int]]:
-        """Where each chunk begins, -1 if it is absent, and its size."""
+    def _index_in(self, content: bytes) -> list[tuple[int, int]]:
+        """Where each chunk begins, -1 if it is absent, and its size, by the index's bytes."""
         layout = self._layout
-        start = self._bytes - layout.index_bytes if layout.index == "end" else 0
-        content = os.pread(self._buffered, layout.index_bytes, max(start, 0))
         body = content[:-4] if layout.has_checksum else content
         checksum = google_crc32c.value(body).to_bytes(4, "little")
         if len(content) < layout.index_bytes or not content.endswith(
@@ -97,6 +67,12 @@ class ShardFile:
         if is_wrong_size or (sizes > self._bytes).any() or (starts > self._bytes - sizes).any():
             raise self.damaged("its index points outside of the file")
         return [(start, size) for start, size in index.astype(np.int64).tolist()]
+
+    @property
+    def _index_start(self) -> int:
+        """Where a file's index begins."""
+        at_end = self._layout.index == "end"
+        return max(self._bytes - self._layout.index_bytes, 0) if at_end else 0
 
     def offset(self, position: int) -> int:
         """Where a row begins."""
@@ -126,12 +102,59 @@ class ShardFile:
         """The whole chunk that holds a row of an array of one row a chunk."""
         start = self.offset(position)
         content = bytearray(self._index[position][1] if self._index else self._layout.row_bytes)
-        self._fill(self._buffered, start, memoryview(content))
+        self.read(start, memoryview(content), unbuffered=False)
         return bytes(content)
 
     def damaged(self, what: str) -> DamagedCacheError:
         """The error for content that is not what was written."""
         return DamagedCacheError(what, where=self._path)
+
+    def missing(self) -> IncompleteCacheError:
+        """The error where there is none."""
+        return IncompleteCacheError(
+            "it is missing", where=self._path, remedy="Run `repa-cache build --repair`."
+        )
+
+
+class ShardFile(Shard):
+    """One that is open on a disk.
+
+    Closes when nobody uses it any more, so that one thread may drop it while another reads.
+    """
+
+    def __init__(self, folder: HeldFolder, name: str, layout: Layout) -> None:
+        super().__init__(folder.path / name, layout)
+        self._folder, self._name = folder, name
+        self._descriptors: list[int] = []
+        try:
+            self._buffered = self._open(0)
+        except FileNotFoundError as error:
+            raise self.missing() from error
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._buffered, 0, 0, os.POSIX_FADV_RANDOM)
+        self._bytes = os.fstat(self._buffered).st_size
+        if layout.index:
+            size = layout.index_bytes
+            self._index = self._index_in(os.pread(self._buffered, size, self._index_start))
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _open(self, flags: int) -> int:
+        descriptor = self._folder.open(self._name, os.O_RDONLY | os.O_CLOEXEC | flags)
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    @cached_property
+    def _unbuffered(self) -> int | None:
+        """A descriptor that bypasses the page cache, where the file system has that."""
+        try:
+            descriptor = self._open(os.O_DIRECT)
+        except (OSError, AttributeError):
+            return None
+        # It may be another file by now, with another index.
+        return descriptor if os.path.sameopenfile(descriptor, self._buffered) else None
 
     def read(self, offset: int, view: memoryview, *, unbuffered: bool) -> None:
         """Fill a view with the bytes from an offset on."""
@@ -157,21 +180,16 @@ class ShardFile:
             done += count
 
 
-class DirectRows:
-    """Reads rows of a local, uncompressed Zarr array straight from its files.
+class ShardRows:
+    """Finds the rows of a Zarr array in its files.
 
-    unbuffered: bypass the page cache where rows and buffers are aligned. Safe to use from
-    several threads, and after fork and spawn.
+    Safe to use from several threads, and to send to another process.
     """
 
-    def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool) -> None:
-        store: Any = array.store
-        folder = Path(store.root) / array.path
+    def __init__(self, array: zarr.Array[Any], layout: Layout) -> None:
         self.shape, self.dtype = array.shape, array.dtype
         self._layout = layout
-        self._folder = HeldFolder(folder)
         self._encode_key = array.metadata.encode_chunk_key
-        self._unbuffered = unbuffered and layout.is_aligned
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,26 +200,25 @@ class DirectRows:
         vars(self).update(state)
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
 
-    def file(self, row: int) -> tuple[ShardFile, int]:
+    def file(self, row: int) -> tuple[Shard, int]:
         """The file that holds a row, and the row's place in it."""
         number, position = divmod(row, self._layout.rows_per_file)
         return self._file(number), position
 
-    def _open_file(self, number: int) -> ShardFile:
-        key = self._encode_key((number, *(0 for _ in self.shape[1:])))
-        return ShardFile(self._folder, key, self._layout)
+    def chunks(self, rows: RowNumbers) -> Iterator[tuple[Shard, bytes]]:
+        """The whole chunk of each row of an array of one row a chunk, and its file."""
+        for row in rows.tolist():
+            file, position = self.file(row)
+            yield file, file.chunk(position)
 
-    def read(self, rows: RowNumbers, out: Buffer) -> None:
-        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
-        size = self._layout.row_bytes
-        if not len(rows) or not size:
-            return
-        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
-        view = out.reshape(-1).view(np.uint8).data
-        for file, offset, start, stop in self._runs(rows):
-            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
+    def _key(self, number: int) -> str:
+        """The name of a file."""
+        return self._encode_key((number, *(0 for _ in self.shape[1:])))
 
-    def _runs(self, rows: RowNumbers) -> Iterator[tuple[ShardFile, int, int, int]]:
+    def _open_file(self, number: int) -> Shard:
+        raise NotImplementedError
+
+    def _runs(self, rows: RowNumbers) -> Iterator[tuple[Shard, int, int, int]]:
         """File, offset, and places in the buffer of rows that lie together."""
         # The first one follows no row.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
@@ -213,9 +230,7 @@ class DirectRows:
             else:
                 yield from self._runs_of(row, place, stop)
 
-    def _runs_of(
-        self, row: int, place: int, stop: int
-    ) -> Iterator[tuple[ShardFile, int, int, int]]:
+    def _runs_of(self, row: int, place: int, stop: int) -> Iterator[tuple[Shard, int, int, int]]:
         """The same of rows that follow one another."""
         while place < stop:
             file, position = self.file(row)
@@ -224,6 +239,32 @@ class DirectRows:
             for offset, count in file.runs(position, left):
                 yield file, offset, place, place + count
                 place += count
+
+
+class DirectRows(ShardRows):
+    """Reads rows of a local Zarr array straight from its files, also after a fork.
+
+    unbuffered: bypass the page cache where rows and buffers are aligned.
+    """
+
+    def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool) -> None:
+        store: Any = array.store
+        self._folder = HeldFolder(Path(store.root) / array.path)
+        self._unbuffered = unbuffered and layout.is_aligned
+        super().__init__(array, layout)
+
+    def _open_file(self, number: int) -> Shard:
+        return ShardFile(self._folder, self._key(number), self._layout)
+
+    def read(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
+        size = self._layout.row_bytes
+        if not len(rows) or not size:
+            return
+        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
+        view = out.reshape(-1).view(np.uint8).data
+        for file, offset, start, stop in self._runs(rows):
+            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
 
 
 @lru_cache(maxsize=1)

@@ -2,56 +2,27 @@
 
 A store knows whole objects by their keys, and no folders: a folder is there as long as an object
 lies below it. Writing an object is one step: readers see what was there before, or all of it.
-Credentials and endpoints are found as the store's own tools find them, in the environment or on
-the machine; nothing here tells of them.
 """
 
 import io
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 from cache.errors import RepaCacheError
+from cache.object_requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
 ADDRESS = re.compile(rf"(?P<root>(?:{'|'.join(SCHEMES)})://[^/]+)(?:/(?P<key>.*))?")
-# What may be signed, in an address that an error tells of.
-QUERY = re.compile(r"\?[^\s)\"']*")
 # Of small objects that are asked for at the same time.
 IN_FLIGHT = 64
-# Of what the library does by itself when a server is busy or a connection breaks.
-RETRIES = {
-    "max_retries": 8,
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=10),
-        "base": 2,
-    },
-    "retry_timeout": timedelta(minutes=2),
-}
-CLIENT = {"allow_http": True, "connect_timeout": timedelta(seconds=10)}
-# Attempts to read what arrived cut short, and the first pause between them in seconds.
-ATTEMPTS, PAUSE_SECONDS = 6, 0.1
-
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-class StoreError(OSError):
-    """What a store answered, with the address that was asked for."""
-
-    def __init__(self, address: str, error: Exception) -> None:
-        # Behind the first paragraph the library shows its own structures.
-        told = QUERY.sub("", str(error).partition("\n\n")[0])
-        super().__init__(f"{address}: {told}")
-        self.strerror = f"{address}: {told}"
 
 
 class AddressError(RepaCacheError):
@@ -150,12 +121,12 @@ class StorePath:
     @property
     def store(self) -> Any:
         """What the library reads and writes this place's bucket with."""
-        return _opened(self._root)
+        return opened(self._root)
 
     def stat(self) -> ObjectStatus:
         from obstore import head
 
-        found = self._asked(lambda: head(self.store, self._key))
+        found = asked(str(self), lambda: head(self.store, self._key))
         version = found["version"] or found["e_tag"] or found["last_modified"].isoformat()
         return ObjectStatus(found["size"], version)
 
@@ -182,7 +153,7 @@ class StorePath:
                 raise EOFError(f"{len(content)} of {found.meta['size']} bytes arrived")
             return content
 
-        return self._asked(read)
+        return asked(str(self), read)
 
     def read_range(self, start: int, size: int) -> memoryview:
         """So many bytes from a place on. Raises StoreError if there are fewer."""
@@ -194,13 +165,13 @@ class StorePath:
                 raise EOFError(f"{len(content)} of {size} bytes arrived")
             return content
 
-        return self._asked(read)
+        return asked(str(self), read)
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Its content, of which parts are read as they are asked for."""
         if mode != "rb":
             raise ValueError(f"objects are written as a whole, not in mode {mode!r}")
-        return io.BufferedReader(_Parts(self), _Parts.BYTES)  # type: ignore[return-value]
+        return io.BufferedReader(ObjectStream(self.read_range, self.stat().st_size), STREAM_BYTES)
 
     def put(self, content: bytes | Path, *, is_new: bool = False) -> None:
         """Write it in one step, of bytes or of a file.
@@ -209,8 +180,14 @@ class StorePath:
         """
         from obstore import put
 
-        mode = "create" if is_new else "overwrite"
-        self._asked(lambda: put(self.store, self._key, content, mode=mode))
+        mode: Literal["create", "overwrite"] = "create" if is_new else "overwrite"
+        asked(str(self), lambda: put(self.store, self._key, content, mode=mode))
+
+    def copy_to(self, other: "StorePath") -> None:
+        """Have the store write another object of the same bucket with its content."""
+        from obstore import copy
+
+        asked(str(self), lambda: copy(self.store, self._key, other.key))
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         if not missing_ok:
@@ -219,17 +196,21 @@ class StorePath:
 
     def tree(self) -> Iterator["StorePath"]:
         """All objects below it."""
-        return (self._at(key) for key in self._listed())
+        return (self._at(key) for key, _ in self._listed())
+
+    def tree_bytes(self) -> int:
+        """The size of all objects below it."""
+        return sum(size for _, size in self._listed())
 
     def remove_tree(self) -> None:
         """Remove all objects below it."""
-        self._deleted(list(self._listed()))
+        self._deleted([key for key, _ in self._listed()])
 
     def iterdir(self) -> Iterator["StorePath"]:
         """The objects and folders in it, sorted."""
         from obstore import list_with_delimiter
 
-        found = self._asked(lambda: list_with_delimiter(self.store, self._prefix))
+        found = asked(str(self), lambda: list_with_delimiter(self.store, self._prefix))
         keys = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         return (self._at(key) for key in sorted(keys))
 
@@ -243,84 +224,54 @@ class StorePath:
     def _prefix(self) -> str:
         return f"{self._key}/" if self._key else ""
 
-    def _listed(self, at_once: int = 1000) -> Iterator[str]:
+    def _listed(self, at_once: int = 1000) -> Iterator[tuple[str, int]]:
+        """The keys and sizes of all objects below it."""
         from obstore import list as listed
 
-        pages = self._asked(lambda: listed(self.store, self._prefix, chunk_size=at_once))
-        while page := self._asked(lambda: next(pages, None)):
-            yield from (one["path"] for one in page)
+        pages = asked(str(self), lambda: listed(self.store, self._prefix, chunk_size=at_once))
+        while page := asked(str(self), lambda: next(pages, None)):
+            yield from ((one["path"], one["size"]) for one in page)
 
     def _deleted(self, keys: list[str]) -> None:
         from obstore import delete
 
         if keys:
             try:
-                self._asked(lambda: delete(self.store, keys))
+                asked(str(self), lambda: delete(self.store, keys))
             except FileNotFoundError:
                 # Gone already.
                 return
-
-    def _asked(self, ask: Callable[[], Found]) -> Found:
-        """What a store answers; asked again, after growing pauses, if it arrives cut short."""
-        from obstore.exceptions import AlreadyExistsError, BaseError
-
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return ask()
-            except FileNotFoundError:
-                raise FileNotFoundError(f"there is nothing at {self}") from None
-            except AlreadyExistsError:
-                raise FileExistsError(f"there is something at {self} already") from None
-            except EOFError as error:
-                if attempt == ATTEMPTS:
-                    raise StoreError(str(self), error) from error
-            except BaseError as error:
-                raise StoreError(str(self), error) from error
-            time.sleep(PAUSE_SECONDS * 2**attempt)
-        raise AssertionError("unreachable")
 
 
 Place: TypeAlias = Path | StorePath
 
 
-class _Parts(io.RawIOBase):
-    """An object as a file that is read from any place."""
-
-    # That a buffer asks for at once.
-    BYTES = 8 << 20
-
-    def __init__(self, path: StorePath) -> None:
-        self._path, self._place = path, 0
-
-    @cached_property
-    def _size(self) -> int:
-        return self._path.stat().st_size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        if count:
-            buffer[:count] = self._path.read_range(self._place, count)
-        self._place += count
-        return count
-
-
 def place_of(text: str) -> Place:
     """The place that a text names: a path, or an address in a store."""
     return StorePath(text) if is_address(text) else Path(text)
+
+
+def for_zarr(place: Place) -> dict[str, Any]:
+    """The arguments by which zarr finds a place."""
+    if isinstance(place, Path):
+        return {"store": place}
+    from zarr.storage import ObjectStore
+
+    return {"store": ObjectStore(place.store, read_only=True), "path": place.key}
+
+
+@contextmanager
+def reported(place: Place) -> Iterator[None]:
+    """In an error of a library that reads by itself, the address that is known to the user."""
+    if isinstance(place, Path):
+        yield
+        return
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except BaseError as error:
+        raise StoreError(str(place), error) from error
 
 
 def for_each(work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
@@ -329,10 +280,3 @@ def for_each(work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found
         return [work(item) for item in items]
     with ThreadPoolExecutor(min(IN_FLIGHT, len(items))) as pool:
         return list(pool.map(work, items))
-
-
-@lru_cache
-def _opened(root: str) -> Any:
-    from obstore.store import from_url
-
-    return from_url(root, retry_config=RETRIES, client_options=CLIENT)

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -28,6 +27,7 @@ from cache.layout import LEDGER, ROWS, ArraySpec, Column, Rows
 from cache.metadata import look_through, read_column, root_attributes, source_changes
 from cache.rows import read_rows
 from cache.storage import decompress, finite_rows, row_checksums, unwarned
+from cache.stores import Place, for_zarr, reported
 from cache.writer import shard_tail
 
 # Rows are read for checking in pieces of about this size.
@@ -92,7 +92,7 @@ def _silent(_title: str, _total: int, _unit: str) -> AbstractContextManager[Call
     return nullcontext(lambda *_: None)
 
 
-def find_all_faults(path: Path, threads: int, progress: Progress = _silent) -> list[Fault]:
+def find_all_faults(path: Place, threads: int, progress: Progress = _silent) -> list[Fault]:
     """All faults of the cache at a path, those of its captions included."""
     faults = find_faults(path, threads, progress)
     texts = path / CAPTIONS
@@ -110,7 +110,7 @@ def find_all_faults(path: Path, threads: int, progress: Progress = _silent) -> l
     return faults
 
 
-def find_faults(path: Path, threads: int, progress: Progress = _silent) -> list[Fault]:
+def find_faults(path: Place, threads: int, progress: Progress = _silent) -> list[Fault]:
     """All faults of the images' part, or the texts', of a cache. Reads every byte of it once."""
     found = survey(path)
     faults = list(found.faults)
@@ -123,7 +123,7 @@ def find_faults(path: Path, threads: int, progress: Progress = _silent) -> list[
     return faults
 
 
-def survey(path: Path) -> Survey:
+def survey(path: Place) -> Survey:
     """Check the row table, the metadata of every column, and completeness.
 
     As of one moment: what a build replaces or adds meanwhile is no fault.
@@ -132,7 +132,7 @@ def survey(path: Path) -> Survey:
     return look_through(path, lambda names: _survey(path, names))
 
 
-def _survey(path: Path, names: Sequence[str]) -> Survey:
+def _survey(path: Place, names: Sequence[str]) -> Survey:
     found, table = Survey(), versions(path / ROWS)
     try:
         rows = read_rows(path)
@@ -164,8 +164,9 @@ def _metadata_faults(column: Column) -> Iterator[Fault]:
         rows = column.shards if spec is LEDGER else column.rows
         per_file = 1 if spec is LEDGER else column.rows_per_shard
         try:
-            with unwarned():
-                array = zarr.open_array(column.folder / spec.name, mode="r")
+            place = column.folder / spec.name
+            with unwarned(), reported(place):
+                array = zarr.open_array(**for_zarr(place), mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield Fault(where, f"its zarr.json cannot be read: {error}", Remedy.REPAIR, column.name)
             continue
@@ -247,7 +248,8 @@ def _file_faults(
         except FileNotFoundError:
             yield "its file is missing"
             return
-        found, expected = os.fstat(file.fileno()).st_size, column.shard_bytes(array, shard)
+        found, expected = file.seek(0, os.SEEK_END), column.shard_bytes(array, shard)
+        file.seek(0)
         if found != expected and not array.is_compressed:
             yield f"its file has {found:,} bytes instead of {expected:,}"
             return

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +15,7 @@ from stages.packages import is_installed, needs
 
 if TYPE_CHECKING:
     from cache.layout import Column
+    from cache.stores import Place
     from pipeline.config import Config
     from stages.encode.build import BuildSummary
 
@@ -59,7 +59,7 @@ def show(made: "BuildSummary") -> None:
         show_faults(made.damaged)
 
 
-def _show_columns(path: Path, columns: "Sequence[Column]") -> None:
+def _show_columns(path: "Place", columns: "Sequence[Column]") -> None:
     """Print what a cache holds of some columns."""
     from rich.filesize import decimal
 
@@ -73,7 +73,7 @@ def _show_columns(path: Path, columns: "Sequence[Column]") -> None:
             paths = [column.shard_path(array, shard) for shard in range(column.shards)]
             sizes = [path.stat().st_size for path in paths if path.exists()]
             shards = f"{len(sizes):,} of {column.shards:,}"
-            name = f"{column.folder.relative_to(path)}/{array.name}"
+            name = f"{str(column.folder).removeprefix(f'{path}/')}/{array.name}"
             rows.append((name, array.dtype, row, shards, decimal(sum(sizes))))
     show_table(("array", "type", "row", "shards", "on disk"), rows)
 

@@ -10,6 +10,7 @@ from pipeline.commands import arguments, build, evaluate, sample, train
 
 if TYPE_CHECKING:
     from cache.layout import Column
+    from cache.stores import Place
     from pipeline.config import Config
     from pipeline.report.reading import Savings
     from pipeline.report.records import RunRecord
@@ -102,7 +103,7 @@ def _summarise(config: "Config") -> Summary:
     )
 
 
-def _column(path: Path, name: str) -> "Column":
+def _column(path: "Place", name: str) -> "Column":
     from cache.captions import located
     from cache.reader import Cache
 

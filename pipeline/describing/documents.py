@@ -87,7 +87,21 @@ def _settings(section: Section, sources: Sources) -> Iterator[str]:
         # Of others, the value shows what they take.
         takes = f"({setting.values})" if value is None or setting.is_one_of_some else ""
         yield from ("", *_comment(f"{setting.description} {takes}"))
-        yield f"# {_unset(setting)}" if value is None else f"{setting.key} = {as_toml(value)}"
+        if value is None:
+            yield f"# {_unset(setting)}"
+        else:
+            yield from _assigned(setting.key, value)
+
+
+def _assigned(key: str, value: Any) -> Iterator[str]:
+    """The lines that give a setting its value; a long list has one for each of its items."""
+    line = f"{key} = {as_toml(value)}"
+    if len(line) <= COLUMNS or not isinstance(value, list | tuple):
+        yield line
+        return
+    yield f"{key} = ["
+    yield from (f"  {as_toml(item)}," for item in value)
+    yield "]"
 
 
 def _value(key: str, own: Any, typed: Any, told: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
 from cache.recipe import Recipe, recipe_differences
 from cache.rows import RowTable, read_stored_rows
+from cache.stores import Place, StorePath
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
 from stages.encode.building.recipes import declared_recipes
@@ -242,7 +243,8 @@ def _held_column(
             faults += broken
             continue
         span = column.shard_rows(shard)
-        valid = np.fromfile(column.shard_path(VALID, shard), np.uint8, len(span)) != 0
+        content = column.shard_path(VALID, shard).read_bytes()
+        valid = np.frombuffer(content, np.uint8, len(span)) != 0
         there[span.start : span.stop] = valid
         invalid += int((~valid).sum())
     wanted = None if declared is None else {**column.recipe, **declared}
@@ -257,8 +259,10 @@ def _held_column(
     )
 
 
-def _disk_bytes(folder: Path) -> int:
+def _disk_bytes(folder: Place) -> int:
     """What the files in a folder take; some may vanish meanwhile, as a build is at work."""
+    if isinstance(folder, StorePath):
+        return folder.tree_bytes()
     total = 0
     for parent, _, files in os.walk(folder):
         for file in files:

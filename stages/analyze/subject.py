@@ -15,6 +15,7 @@ from cache.layout import FEATURES, LATENTS, PIXELS
 from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
+from cache.stores import Place
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.latents import LatentScaling, is_drawn, scaling_of, scaling_told
 from stages.setting_types import nearest
@@ -124,7 +125,7 @@ def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
     return list(wanted) or names
 
 
-def check_has_encoders(path: Path, names: Collection[str]) -> None:
+def check_has_encoders(path: Place, names: Collection[str]) -> None:
     """Raise AnalysisError if there is no encoder to look at in the cache at `path`."""
     if not names:
         raise AnalysisError(

@@ -4,7 +4,6 @@ B images, N rows, X tokens, E their features.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from cache.errors import IncompleteCacheError
 from cache.layout import FEATURES
 from cache.rows import Places, RowTable
 from cache.storage import STORAGES
+from cache.stores import Place
 from stages.model.conditions import Context
 
 # Of a batch: tokens [B, X, E], and which of them the model attends to, bool [B, X].
@@ -31,7 +31,7 @@ class CachedCaptions:
     Raises IncompleteCacheError if there are none, or not of all texts.
     """
 
-    def __init__(self, path: Path, text: str, rows: RowTable, *, verify: bool) -> None:
+    def __init__(self, path: Place, text: str, rows: RowTable, *, verify: bool) -> None:
         if not has_captions(path):
             raise IncompleteCacheError(
                 "it has no captions", where=path, remedy="Run `repa-cache build` to add them."

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import zarr
 
-from cache.arrays import ZarrRows, open_rows
+from cache.arrays import open_rows
+from cache.object_rows import ObjectRows
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -53,7 +54,7 @@ def test_rows_of_a_remote_array_are_those_of_the_local_one(tmp_path: Path, addre
         tmp_path / "x", data=content, chunks=(1, 4, 6), shards=(8, 4, 6), compressors=None
     )
     source = open_rows(f"{address}/x")
-    assert type(source) is ZarrRows
+    assert type(source) is ObjectRows
     out = np.empty((4, 4, 6), np.float16)
     source.read(np.array([20, 3, 3, 9]), out)
     np.testing.assert_array_equal(out, content[[20, 3, 3, 9]])

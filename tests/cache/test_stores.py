@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from cache.stores import AddressError, StoreError, StorePath, for_each, is_address, place_of
+from cache.object_requests import StoreError
+from cache.stores import AddressError, StorePath, for_each, is_address, place_of
 
 
 @pytest.fixture
@@ -120,4 +121,6 @@ def test_errors_tell_the_address_and_no_secrets(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StoreError, match="s3://others/x: ") as error:
         StorePath("s3://others/x").read_bytes()
     assert "guessed" not in str(error.value)
+    reason = "does not match the signature you provided. Check your key and signing method"
+    assert error.value.what.endswith(reason)
     assert "\n" not in str(error.value)

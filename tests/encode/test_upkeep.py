@@ -44,6 +44,17 @@ def add_images(images: Path, count: int = 5) -> None:
         save_jpeg(images / f"class{number % 3}" / f"added{number}.jpg", seed=number)
 
 
+def test_what_a_killed_build_left_aside_is_removed(tiny: Callable[..., Config]) -> None:
+    config = tiny()
+    built_by(config)
+    path = config.cache.path
+    left = [path / name / ".zarr.json.host-1.partial" for name in ("", "latents", LATENTS)]
+    for file in left:
+        file.touch()
+    built_by(config)
+    assert not any(file.exists() for file in left)
+
+
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of all images that are decoded and cropped from here on."""

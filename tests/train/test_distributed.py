@@ -67,6 +67,8 @@ HALF = {
     for parallel in ("ddp", "fsdp")
     for precision in HALF_PRECISIONS
 }
+# Parts travel in bfloat16, and are rounded to 8 bits from there.
+TOLERANCES = {"bfloat16": 3e-3, "float16": 3e-3, "float8": 0.1}
 
 
 class Trained:
@@ -156,8 +158,8 @@ def test_four_processes_with_a_part_each_train_like_four_with_the_whole_and_like
 def test_half_precision_is_the_same_in_whole_and_in_parts(built: Path, tmp_path: Path) -> None:
     runs = Trained(built, tmp_path)
     launch(built, [runs.overrides(name, *settings) for name, settings in HALF.items()])
-    for precision in HALF_PRECISIONS:
-        assert_close_runs(runs.run(f"fsdp-{precision}"), runs.run(f"ddp-{precision}"), 3e-3)
+    for precision, tolerance in TOLERANCES.items():
+        assert_close_runs(runs.run(f"fsdp-{precision}"), runs.run(f"ddp-{precision}"), tolerance)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

@@ -24,10 +24,10 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     code, page = page_of(tmp_path)
     assert code == 0, page
     headings = [line for line in page.splitlines() if line.startswith("## ")]
-    assert headings == ["## Train", "## Profile", "## Encode", "## Sample"]
+    assert headings == ["## Train", "## Options", "## Profile", "## Encode", "## Sample"]
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows if "from the cache" in line} == {8}
-    assert len(rows) >= 5 + 5 + 3 + 4
+    assert len(rows) >= 5 + 4 + 5 + 3 + 4
 
 
 def test_a_part_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:

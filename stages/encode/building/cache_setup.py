@@ -98,8 +98,8 @@ def tidy(path: Path) -> None:
     files.remove_leftovers(path.parent, f"{path.name}.*")
     if path.exists():
         files.recover(path / "rows")
-        for folder in (path, *(path / family for family in FAMILIES)):
-            files.remove_leftovers(folder)
+        for name in ("", *FAMILIES, *metadata.column_names(path)):
+            files.remove_leftovers(path / name)
 
 
 def wanted_rows(
@@ -235,8 +235,9 @@ def _write_over(column: Column) -> None:
         if measured is not None:
             metadata.update_group(Path(aside), {MEASURED: measured})
         for file in (entry for entry in Path(aside).rglob("*") if entry.is_file()):
-            target = column.folder / file.relative_to(aside)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = column.folder / file.relative_to(aside).as_posix()
+            if isinstance(target, Path):
+                target.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(target, file.read_bytes())
 
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from rich.filesize import decimal
@@ -97,7 +98,7 @@ def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> l
         if not array.is_compressed or is_of_pixels(array.dtype)
     )
     folder = columns[0].folder
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free if isinstance(folder, Path) else needed
     if needed > free:
         raise CacheWriteError(
             f"the shards that are missing need {decimal(needed)}, and the disk has {decimal(free)} "
