@@ -34,10 +34,12 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# The compiler's own CUDA graphs would be inside of the one that a step is.
+# The compiler's mode of that name without its own CUDA graphs: a step is one already.
 COMPILERS: Mapping[bool | str, Mapping[str, Any]] = {
-    "max-autotune": {"mode": "max-autotune-no-cudagraphs"}
+    "max-autotune": {"max_autotune": True, "coordinate_descent_tuning": True}
 }
+# On a GPU, torch 2.11 loses track of the padding of widths like 3,413 where blocks are recomputed.
+RECOMPUTED: Mapping[str, Any] = {"comprehensive_padding": False}
 
 
 def precision_of(settings: TrainSettings, device: torch.device) -> str:
@@ -171,5 +173,6 @@ def compile_blocks(model: Transformer, wanted: bool | str, device: torch.device)
         # The precision is a setting; what the compiler would rather have is none of its business.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         lists = (part for part in model.children() if isinstance(part, nn.ModuleList))
+        options = {**COMPILERS.get(wanted, {}), **(RECOMPUTED if model.recompute else {})}
         for part in (*chain.from_iterable(lists), model.final_layer):
-            part.compile(**COMPILERS.get(wanted, {}))
+            part.compile(options=options or None)

@@ -132,7 +132,7 @@ class Step:
         if isinstance(self._null, Context):
             context = Context(batch[CONTEXT], batch.get(SEEN))
             return with_dropped(context, dropped, self._null)
-        return batch["labels"].masked_fill(dropped, self._null)
+        return torch.where(dropped, self._null, batch["labels"])
 
     @torch.no_grad()
     def _taught(self, seen: Seen, given: Condition) -> dict[int, Mapping[int, Tensor]]:

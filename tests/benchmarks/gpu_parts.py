@@ -73,7 +73,7 @@ class Sizes:
     encoder: str = "dinov2-vit-b"
     resolution: int = RESOLUTION
     images: int = 64
-    solver_steps: int = 25
+    solver_steps: int = 10
 
 
 SMALL = Sizes(("SiT-XS/2",), 4, 2, 1, 1, "dinov2-vit-s", 64, 2, 2)

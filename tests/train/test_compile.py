@@ -136,17 +136,20 @@ def test_the_losses_of_a_compiled_run_are_those_of_one_that_is_not(
 
 
 def test_trying_kernels_out_makes_no_graphs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, modes = torch.compile, list[str | None]()
+    real, given = torch.compile, list[dict[str, Any] | None]()
 
-    def noted(function: Callable[..., Any], mode: str | None = None) -> Callable[..., Any]:
-        modes.append(mode)
-        return real(function, mode=mode)
+    def noted(
+        function: Callable[..., Any], options: dict[str, Any] | None = None
+    ) -> Callable[..., Any]:
+        given.append(options)
+        return real(function, options=options)
 
     monkeypatch.setattr(torch, "compile", noted)
     for wanted in ("max-autotune", True):
         compile_blocks(Transformer(SMALL), wanted, torch.device("cpu"))
+    mode = torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
     parts = SMALL.depth + 1
-    assert modes == ["max-autotune-no-cudagraphs"] * parts + [None] * parts
+    assert given == [mode] * parts + [None] * parts
 
 
 def test_the_compiler_does_not_argue_about_the_precision_that_was_set(

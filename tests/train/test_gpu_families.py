@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 from compiling import COMPILING
+from families import LATENTS, PIXELS, build_captioned
 from on_gpu import STEPS, assert_never_waits, assert_recorded_as_made
-from runs import CPU
 from spaces import build_pixels
-from texts import TEXTS, WITH_TEXT, save_text_model, write_beside
-from tiny import TINY, write_images
+from texts import WITH_TEXT
 
 from pipeline.config import Config, load_config
-from stages.encode.build import build
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,21 +19,6 @@ pytestmark = [
     *COMPILING,
 ]
 
-LATENTS = {
-    "layers": (
-        *("train.norm=rms-affine", "train.mlp=swiglu", "train.rotary=true"),
-        *("train.value_residual=true", "train.qk_norm=true"),
-    ),
-    "float8": ("train.precision=float8",),
-    "tf32": ("train.precision=tf32", "train.compute.recompute_activations=true"),
-}
-DROPPED = ("train.pixels.dropout=0.4", "train.second_ema_decay=0.9")
-PIXELS = {
-    "plain": ("train.second_ema_decay=0.9",),
-    "dropout": DROPPED,
-    "dropout-recomputed": (*DROPPED, "train.compute.recompute_activations=true"),
-    "adapter": ("train.align=[{kind='pixel-repa', encoder='efficientnet-lite0', depth=2}]",),
-}
 PLAIN = "train.compute.compile=false"
 
 
@@ -48,14 +31,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def captioned(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_vae: Path
 ) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    write_images(folder / "images")
-    write_beside(folder / "images")
-    text = save_text_model(folder / "text", request.param)
-    document = TINY.format(vae=tiny_vae) + TEXTS.format(folder=text)
-    (folder / "pipeline.toml").write_text(document)
-    build(load_config(folder / "pipeline.toml").encode, CPU.device)
-    return folder / "pipeline.toml"
+    return build_captioned(tmp_path_factory.mktemp(request.param), tiny_vae, request.param)
 
 
 def configured(path: Path, folder: Path, *settings: str) -> Callable[..., Config]:
