@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from cache.stores import Place
 from pipeline.contradictions import contradictions
 from pipeline.exits import ConfigError
 from pipeline.required_files import EVERYTHING, Need
@@ -112,7 +113,7 @@ def checked(
 def validated(
     document: dict[str, Any],
     overrides: Sequence[str],
-    path: Path,
+    path: Place,
     folder: Path | None,
     typed: Path = Path(),
 ) -> Config:
@@ -132,7 +133,7 @@ def validated(
     return Config.model_validate(settings)
 
 
-def _parsed(document: dict[str, Any], path: Path, folder: Path | None) -> Config:
+def _parsed(document: dict[str, Any], path: Place, folder: Path | None) -> Config:
     """A document's settings, with paths relative to a folder, or as they are."""
     if problems := [*dates(document), *_former_keys(document)]:
         raise config_error(path, problems)
@@ -151,7 +152,7 @@ def _former_keys(document: dict[str, Any]) -> Iterator[str]:
         yield lines
 
 
-def config_error(path: Path, problems: Sequence[str]) -> ConfigError:
+def config_error(path: Place, problems: Sequence[str]) -> ConfigError:
     """The error of a configuration at a path. problems: a line for each."""
     listing = "\n".join(f"  {problem}" for problem in problems)
     return ConfigError(f"{path} cannot be used:\n{listing}")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, FLIPPED, LATENTS, PIXELS
 from cache.metadata import column_names, read_group, root_attributes, titles
+from cache.stores import Place
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
@@ -86,7 +87,7 @@ def _located(value: Value, run: Path) -> Value:
     return value
 
 
-def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def cache_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """What a cache tells of how it was made, with defaults for all that it does not tell.
 
     Where the images are it does not tell, and encoders have no sections: no network is loaded
@@ -94,9 +95,10 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     root, names = root_attributes(path), column_names(path)
     own = titles(names, LATENTS) or (["none"] if PIXELS not in names else [])
-    vae = _vae_called(own[0], path.parent) if own else PIXEL_SPACE
+    folder = path.parent if isinstance(path, Path) else Path()
+    vae = _vae_called(own[0], folder) if own else PIXEL_SPACE
     recipe = next(_recipes(path, names), {})
-    runs = path.parent / "runs"
+    runs = folder / "runs"
     document = {
         "dataset": {
             "source": "imagefolder",
@@ -111,14 +113,14 @@ def cache_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         },
         "latents": {"vae": vae},
         "train": {
-            "run": as_written((runs if runs.is_dir() else path.parent) / path.stem),
+            "run": as_written((runs if runs.is_dir() else folder) / path.stem),
             "align": [{"kind": "repa", "encoder": encoder} for encoder in titles(names, FEATURES)],
         },
     }
     return validated(document, overrides, path, Path())
 
 
-def _recipes(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _recipes(path: Place, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The recipes of columns, as far as they can be read."""
     for name in names:
         try:

@@ -21,6 +21,9 @@ import pydantic
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
+from cache.stores import SCHEMES, Place, StorePath, is_address
+
+SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.-]*)://")
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")
 
 
@@ -94,14 +97,14 @@ def _variable(found: re.Match[str]) -> str:
     return value
 
 
-def literal(path: Path) -> str:
-    """A path of the command line as it is written in a setting, whatever its characters."""
-    return as_written(path.absolute())
+def literal(place: Place) -> str:
+    """A place of the command line as it is written in a setting, whatever its characters."""
+    return as_written(place.absolute() if isinstance(place, Path) else place)
 
 
-def as_written(path: Path) -> str:
-    """A path as it is written in a setting, so that nothing in it is expanded."""
-    return str(path).replace("$", "$$")
+def as_written(place: Place) -> str:
+    """A place as it is written in a setting, so that nothing in it is expanded."""
+    return str(place).replace("$", "$$")
 
 
 def _anchor(path: object, info: pydantic.ValidationInfo) -> object:
@@ -110,8 +113,30 @@ def _anchor(path: object, info: pydantic.ValidationInfo) -> object:
     return str(info.context["folder"] / expanded(path))
 
 
+def _place(written: object, info: pydantic.ValidationInfo) -> object:
+    if not isinstance(written, str):
+        return written
+    if not (scheme := SCHEME.match(written)):
+        return Path(str(_anchor(written, info)))
+    address = expanded(written)
+    if not is_address(address):
+        raise ValueError(
+            f"{scheme[0]!r} is followed by no bucket"
+            if scheme["name"] in SCHEMES
+            else f"{scheme[0]!r} is none of {', '.join(f'{name}://' for name in SCHEMES)}"
+        )
+    return StorePath(address)
+
+
 # A path as written in pipeline.toml, relative to the folder of that file.
 AnchoredPath = Annotated[Path, pydantic.BeforeValidator(_anchor)]
+# The same, or the address of a place in a store.
+_Address = Annotated[
+    pydantic.InstanceOf[StorePath],
+    pydantic.PlainSerializer(str, when_used="json"),
+    pydantic.WithJsonSchema({"type": "string", "format": "uri"}),
+]
+AnchoredPlace = Annotated[_Address | Path, pydantic.BeforeValidator(_place)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 # Of what is counted, or held in memory.
 Count = Annotated[int, pydantic.Field(gt=0, lt=2**31)]

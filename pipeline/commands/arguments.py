@@ -12,8 +12,12 @@ from pipeline.launchers import checked_world
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
+    from cache.stores import Place
     from pipeline.config import Config
     from pipeline.required_files import Need
+else:
+    # What is typed becomes one by the argument's parser.
+    Place = Path
 
 DEFAULT_CONFIG = Path("pipeline.toml")
 
@@ -44,9 +48,21 @@ ChosenRun = Annotated[
     Path | None,
     typer.Argument(metavar="RUN", help="A run's folder, as runs/demo; default: train.run."),
 ]
+
+
+def _place(typed: str) -> Place:
+    from cache.stores import place_of
+
+    return place_of(typed)
+
+
 ChosenCache = Annotated[
-    Path | None,
-    typer.Argument(metavar="CACHE", help="A cache, as demo.zarr; default: cache.path."),
+    Place | None,
+    typer.Argument(
+        metavar="CACHE",
+        parser=_place,
+        help="A cache, as demo.zarr or s3://bucket/demo.zarr; default: cache.path.",
+    ),
 ]
 
 
@@ -79,7 +95,7 @@ def load_for_run(command: str, run: Path | None, path: Path | None, overrides: l
 
 
 def load_for_cache(
-    command: str, cache: Path | None, path: Path | None, overrides: list[str]
+    command: str, cache: Place | None, path: Path | None, overrides: list[str]
 ) -> Config:
     """The configuration of a command on a cache: as the cache tells it, unless `path` names one.
 
@@ -101,11 +117,11 @@ def needs_of(command: str) -> frozenset[Need]:
     return NEEDS.get(command, frozenset())
 
 
-def set_path(key: str, path: Path) -> str:
-    """A setting as it is given with --set, for a path as it is typed."""
+def set_path(key: str, place: Place) -> str:
+    """A setting as it is given with --set, for a place as it is typed."""
     from stages.setting_types import literal
 
-    return f"{key}={json.dumps(literal(path))}"
+    return f"{key}={json.dumps(literal(place))}"
 
 
 def with_packages(command: str, config: Config, path: Path) -> Config:

@@ -124,7 +124,7 @@ class Contents:
     of captions; captions: how many texts there are, images that have some, and captions of all.
     """
 
-    path: Path
+    path: Place
     root: Mapping[str, Any]
     rows: RowTable | None
     columns: tuple[CachedColumn, ...]
@@ -182,7 +182,7 @@ def gather_contents(config: Config, *, is_configured: bool = True) -> Contents:
 
 
 def _captions(
-    path: Path, declared: Mapping[str, Recipe] | None
+    path: Place, declared: Mapping[str, Recipe] | None
 ) -> tuple[list[CachedColumn], tuple[int, int, int] | None, list[Fault]]:
     """Columns of texts, the numbers of texts, of images with captions and of captions, faults."""
     texts = path / CAPTIONS
@@ -202,7 +202,7 @@ def _captions(
 
 
 def _look(
-    path: Path, names: Sequence[str], declared: Mapping[str, Recipe] | None
+    path: Place, names: Sequence[str], declared: Mapping[str, Recipe] | None
 ) -> tuple[RowTable | None, Sequence[str], list[CachedColumn], list[Fault]]:
     """The rows, if they can be read; names of columns; those that can be read; what is wrong.
 
@@ -217,14 +217,14 @@ def _look(
     return rows, names, known, faults
 
 
-def _rows(path: Path) -> RowTable | None:
+def _rows(path: Place) -> RowTable | None:
     try:
         return read_stored_rows(path).rows
     except DamagedCacheError:
         return None
 
 
-def _column(path: Path, name: str, rows: RowTable | None) -> Column | None:
+def _column(path: Place, name: str, rows: RowTable | None) -> Column | None:
     try:
         return read_column(path, name, 0 if rows is None else len(rows))
     except DamagedCacheError:

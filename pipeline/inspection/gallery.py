@@ -78,7 +78,10 @@ def show_images(chosen: Selection) -> None:
 def write_gallery(
     settings: EncodeSettings, contents: Contents, chosen: Selection, folder: Path | None
 ) -> Path:
-    """Write the page of some images; returns it. folder: by default beside the cache."""
+    """Write the page of some images; returns it.
+
+    folder: by default beside the cache, or here for one in a store.
+    """
     settings = _as_cached(settings, contents)
     data = gather_picture_data(settings, contents, chosen.rows, chosen.columns)
     data.notes += [
@@ -87,7 +90,9 @@ def write_gallery(
         if held.name not in chosen.columns
     ]
     data.nearby = _nearby(settings, chosen, data)
-    folder = folder or contents.path.with_name(f"{contents.path.stem}-inspect")
+    if folder is None:
+        own, path = f"{contents.path.stem}-inspect", contents.path
+        folder = path.with_name(own) if isinstance(path, Path) else Path(own)
     return write_pictures(folder, contents, chosen, data)
 
 

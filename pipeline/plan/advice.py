@@ -27,7 +27,7 @@ def advice(plan: Plan) -> list[str]:
 
 def _room(plan: Plan) -> Iterator[str]:
     space = plan.space
-    if space.fits:
+    if space.free_bytes is None or space.fits:
         return
     lacking = space.needed_bytes - space.free_bytes
     ways = []

@@ -175,9 +175,10 @@ def show_space(plan: Plan) -> None:
     table.add_row("files", *blank, f"{space.whole.files:,}", f"{space.missing.files:,}")
     if space.needed_bytes != space.missing.bytes:
         table.add_row("room that a build begins with", *blank, "", decimal(space.needed_bytes))
-    verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
-    free = decimal(space.free_bytes)
-    table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
+    if space.free_bytes is not None:
+        verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
+        free = decimal(space.free_bytes)
+        table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
     _print("Disk", table)
 
 

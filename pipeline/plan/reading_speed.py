@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from rich.filesize import decimal
 
+from cache.files import remove_folder
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column
 from cache.rows import RowTable, create_cache
+from cache.stores import Place
 from cache.writer import ShardWriter
 from stages.encode.building.provenance import provenance
 from stages.placement import Placement
@@ -36,28 +37,26 @@ GPU_FLOPS = 400e12
 class Scratch:
     """A finished cache of random rows. bytes_per_second: at which it was written."""
 
-    path: Path
+    path: Place
     rows: int
     bytes_per_second: float
 
 
 @contextmanager
 def scratch_cache(
-    folder: Path, name: str, columns: Sequence[Column], table: RowTable, free_bytes: int
+    folder: Place, name: str, columns: Sequence[Column], table: RowTable, free_bytes: int | None
 ) -> Iterator[Scratch]:
     """Columns as planned, of as many random rows as fill some hundred megabytes.
 
     folder: where to make it, below a hidden name that belongs to a cache of this `name`: should
     this process be killed, the next build removes it; table: rows to take.
     """
-    budget = min(SCRATCH_BYTES, free_bytes // 2)
+    budget = SCRATCH_BYTES if free_bytes is None else min(SCRATCH_BYTES, free_bytes // 2)
     row_bytes = sum(column.row_bytes for column in columns)
     rows = max(min(budget // row_bytes, len(table)), 1)
     say(f"measure: writing and reading {decimal(rows * row_bytes)} of random rows in {folder}")
-    with TemporaryDirectory(
-        prefix=f".{name}.plan-{os.getpid()}-", suffix=".partial", dir=folder
-    ) as aside:
-        path, some = Path(aside) / "scratch.zarr", table.take(np.arange(rows))
+    with _removed(folder / f".{name}.plan-{os.getpid()}.partial") as aside:
+        path, some = aside / "scratch.zarr", table.take(np.arange(rows))
         create_cache(path, some, columns[0].rows_per_shard, 0)
         seconds = 0.0
         for planned in columns:
@@ -65,6 +64,17 @@ def scratch_cache(
             create_column(column, provenance(column.recipe))
             seconds += _fill(column, some)
         yield Scratch(path, rows, rows * row_bytes / seconds)
+
+
+@contextmanager
+def _removed(folder: Place) -> Iterator[Place]:
+    """A folder that is there meanwhile."""
+    if isinstance(folder, Path):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
 
 
 def _fill(column: Column, table: RowTable) -> float:
@@ -119,8 +129,9 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
     order = Order(settings.seed, settings.batch_size, settings.block_rows)
     place, arrays = Placement(torch.device("cpu")), RunTerms.of(settings).arrays
     with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:
-        for name in data.fingerprints:
-            drop_cached_pages(tensors.path / name)
+        if isinstance(tensors.path, Path):
+            for name in data.fingerprints:
+                drop_cached_pages(tensors.path / name)
         epoch = max(len(data.valid) // settings.batch_size, 1)
         stop, cold = _read(batches, epoch)
         image_bytes = sum(t.nbytes for t in batches.take(0)) // settings.batch_size

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache.layout import LEDGER, ArraySpec
 from cache.sizes import Size, metadata_sizes, shards_size
+from cache.stores import Place
 from stages.encode.building.provenance import provenance
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 
@@ -38,15 +39,16 @@ class Space:
 
     arrays: of all columns, checksums and ledgers among them; metadata, missing_metadata:
     everything else, and what is not there yet; compressed: what compression leaves of crops;
-    folder: where the cache is or will be, or the nearest above; free_bytes: on its disk.
+    folder: where the cache is or will be, or the nearest above; free_bytes: on its disk, or None in
+    a store, which has room for everything.
     """
 
     arrays: tuple[ArraySpace, ...]
     metadata: Size
     missing_metadata: Size
     compressed: float
-    folder: Path
-    free_bytes: int
+    folder: Place
+    free_bytes: int | None
 
     @property
     def whole(self) -> Size:
@@ -65,12 +67,12 @@ class Space:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has that room."""
-        return self.needed_bytes <= self.free_bytes
+        """Whether there is that room."""
+        return self.free_bytes is None or self.needed_bytes <= self.free_bytes
 
 
 def find_space(
-    path: Path,
+    path: Place,
     foreseen: Sequence[ForeseenColumn],
     images: Images,
     compressed: float = PHOTOGRAPHS_COMPRESSED,
@@ -81,15 +83,18 @@ def find_space(
     """
     columns = [one.column for one in foreseen]
     metadata = metadata_sizes(columns, images.table, images.count, provenance)
-    missing = [size for name, size in metadata.items() if not (path / name).exists()]
-    folder = next(parent for parent in path.resolve().parents if parent.is_dir())
+    missing = [size for name, size in metadata.items() if not (path / name.as_posix()).exists()]
+    folder, free = path.parent, None
+    if isinstance(path, Path):
+        folder = next(parent for parent in path.resolve().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free
     return Space(
         arrays=tuple(space for one in foreseen for space in _arrays(one, compressed)),
         metadata=sum(metadata.values(), Size()),
         missing_metadata=sum(missing, Size()),
         compressed=compressed,
         folder=folder,
-        free_bytes=shutil.disk_usage(folder).free,
+        free_bytes=free,
     )
 
 

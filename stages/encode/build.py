@@ -19,6 +19,7 @@ from cache.locks import BuildLocks
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
+from cache.stores import Place
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
@@ -63,7 +64,7 @@ class BuildSummary:
     for captions.
     """
 
-    path: Path
+    path: Place
     rows: int
     columns: tuple[Column, ...]
     added: int

@@ -14,7 +14,7 @@ from stages.encode.network_settings import (
 )
 from stages.encode.networks.registry import EncoderSpec, find_encoder
 from stages.processes import own_cores
-from stages.setting_types import AnchoredPath, Count, Few, Kinds, Seed, Settings
+from stages.setting_types import AnchoredPlace, Count, Few, Kinds, Seed, Settings
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 32, 128
 # With fewer threads than these, one that waits for a disk is missed; more than these get into
@@ -38,8 +38,9 @@ else:
 class CacheSettings(Settings):
     """Where the tensors go."""
 
-    path: AnchoredPath
-    """The cache's folder; by custom its name ends with `.zarr`."""
+    path: AnchoredPlace
+    """The cache's folder, or its address in an object store, as `s3://bucket/imagenet256.zarr`; by
+    custom its name ends with `.zarr`."""
     rows_per_shard: Count = 1024
     """Images per file and array."""
     seed: Seed = 0

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from cache.metadata import read_column
 from cache.recipe import Recipe, recipe_differences
 from cache.rows import count_rows, read_rows
 from cache.storage import STORAGES
+from cache.stores import Place
 from stages.encode.network_settings import TextSettings
 from stages.encode.networks.text_encoder import TextEncoder
 from stages.model.conditions import Condition, Context, mapped
@@ -35,7 +35,7 @@ class TextSource:
     """Where captions come from. encoders: of the configuration; cache: that has captions."""
 
     encoders: Mapping[str, TextSettings]
-    cache: Path
+    cache: Place
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def cached(name: str, recipe: Recipe, source: TextSource, seed: int) -> Prompts:
     )
 
 
-def column_recipe(cache: Path, name: str) -> Recipe:
+def column_recipe(cache: Place, name: str) -> Recipe:
     """The recipe of a text encoder's column in a cache."""
     path = cache / CAPTIONS
     return read_column(path, FEATURES + name, count_rows(path)).recipe

@@ -18,6 +18,7 @@ from pydantic import (
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED, PIXELS
+from cache.stores import Place
 from stages.latents import Rule
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
@@ -232,7 +233,7 @@ class CachedTensors:
     rule latents are scaled.
     """
 
-    path: Path
+    path: Place
     latents: str
     flip: bool = False
     text: str | None = None

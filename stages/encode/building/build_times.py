@@ -6,12 +6,12 @@ its name, the images that it encoded, and the seconds in which it was busy with 
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheWriteError, DamagedCacheError
 from cache.layout import Column
 from cache.metadata import read_group, update_group
+from cache.stores import Place
 from stages.encode.building.shard_making import Counts
 
 BUILD_TIMES = "build_times"
@@ -49,7 +49,7 @@ def _added(
     return entries
 
 
-def seconds_per_image(path: Path, name: str) -> float | None:
+def seconds_per_image(path: Place, name: str) -> float | None:
     """What the network of a column took for an image, the mean over all that were measured.
 
     path: of the cache. None for a column without a measurement. Raises DamagedCacheError if the
@@ -60,6 +60,6 @@ def seconds_per_image(path: Path, name: str) -> float | None:
     return sum(seconds for _, seconds in kept.values()) / images if images else None
 
 
-def devices(path: Path, name: str) -> list[str]:
+def devices(path: Place, name: str) -> list[str]:
     """The devices that a column's images were encoded on, as far as that is known."""
     return list(_by_device(read_group(path / name)))

@@ -30,6 +30,7 @@ from cache.rows import (
     read_stored_rows,
     write_rows,
 )
+from cache.stores import Place
 from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings
@@ -53,7 +54,7 @@ class Wanted:
     is_stored: bool
 
 
-def known_rows(path: Path) -> StoredRows | None:
+def known_rows(path: Place) -> StoredRows | None:
     """The rows that an earlier build indexed, if they can be read."""
     try:
         return read_stored_rows(path) if path.exists() else None
@@ -93,7 +94,7 @@ def lay_out(
     return columns, damaged
 
 
-def tidy(path: Path) -> None:
+def tidy(path: Place) -> None:
     """Remove what killed builds left. Nobody else may be preparing."""
     files.remove_leftovers(path.parent, f"{path.name}.*")
     if path.exists():
@@ -150,7 +151,7 @@ def check_layout(settings: CacheSettings) -> None:
         )
 
 
-def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
+def mend_rows(path: Place, current: RowTable, seed: int, block: int) -> None:
     """Take a damaged row table from the data set again, in the order in which it was.
 
     Should that order be lost, the ledgers tell which shards hold other images by now.
@@ -164,7 +165,7 @@ def mend_rows(path: Path, current: RowTable, seed: int, block: int) -> None:
         write_rows(path, rows)
 
 
-def mend_columns(path: Path, makers: Sequence[Maker], reader: Reader) -> None:
+def mend_columns(path: Place, makers: Sequence[Maker], reader: Reader) -> None:
     """Write damaged metadata of columns anew, from their recipes.
 
     Raises StaleCacheError if the shards of a damaged column were made by another recipe.
@@ -176,7 +177,7 @@ def mend_columns(path: Path, makers: Sequence[Maker], reader: Reader) -> None:
             _mend_column(path, maker, reader, is_damaged=maker.column in damaged)
 
 
-def _has_other_recipe(path: Path, maker: Maker, reader: Reader) -> bool:
+def _has_other_recipe(path: Place, maker: Maker, reader: Reader) -> bool:
     if not metadata.has_column(path, maker.column):
         return False
     try:
@@ -188,7 +189,7 @@ def _has_other_recipe(path: Path, maker: Maker, reader: Reader) -> bool:
     return False
 
 
-def strike_damaged_shards(path: Path, columns: Sequence[Column], threads: int) -> list[Fault]:
+def strike_damaged_shards(path: Place, columns: Sequence[Column], threads: int) -> list[Fault]:
     """Take damaged shards out of the ledgers, to be made again.
 
     Returns the faults of other columns, which another configuration has to mend.
@@ -208,7 +209,7 @@ def strike(columns: Sequence[Column], faults: Sequence[Fault]) -> list[Fault]:
     return [fault for fault in faults if fault.column not in own]
 
 
-def _mend_column(path: Path, maker: Maker, reader: Reader, *, is_damaged: bool) -> None:
+def _mend_column(path: Place, maker: Maker, reader: Reader, *, is_damaged: bool) -> None:
     """Write what describes a column anew, if its shards bear witness to the maker's recipe."""
     folder = path / maker.column
     for constants in _possible_constants(folder, maker, reader):
@@ -241,7 +242,7 @@ def _write_over(column: Column) -> None:
             files.write_atomically(target, file.read_bytes())
 
 
-def _possible_constants(folder: Path, maker: Maker, reader: Reader) -> Iterator[Constants]:
+def _possible_constants(folder: Place, maker: Maker, reader: Reader) -> Iterator[Constants]:
     """The constants of a column as they lie there, and as they are if measured once more."""
     constants: dict[str, Any] = {}
     try:

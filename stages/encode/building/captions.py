@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from cache import files
 from cache.captions import (
@@ -20,6 +19,7 @@ from cache.captions import (
 )
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.rows import RowTable, create_cache, read_rows, read_stored_rows, write_rows
+from cache.stores import Place
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings
 from stages.encode.building.cache_setup import tidy
@@ -40,7 +40,7 @@ class Told:
     added: int
 
 
-def texts_path(path: Path) -> Path:
+def texts_path(path: Place) -> Place:
     """Where the cache of texts is in the cache at a path."""
     return path / CAPTIONS
 
@@ -86,7 +86,7 @@ def lay_out_captions(
     return texts
 
 
-def _known(own: Path, *, repair: bool) -> RowTable | None:
+def _known(own: Place, *, repair: bool) -> RowTable | None:
     """The texts that are there. repair: whether to take them as they are if they were edited."""
     if not own.exists():
         return None
@@ -101,7 +101,7 @@ def _known(own: Path, *, repair: bool) -> RowTable | None:
     return None
 
 
-def _as_they_are(path: Path, known: RowTable | None) -> RowTable:
+def _as_they_are(path: Place, known: RowTable | None) -> RowTable:
     if known is None:
         raise SourceError(
             "texts: captions are read from the data set, which is not there",
@@ -135,7 +135,7 @@ def _kept(captions: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in captions if text.strip()))
 
 
-def _check(path: Path, before: Links, now: Links, texts: RowTable, *, may_update: bool) -> None:
+def _check(path: Place, before: Links, now: Links, texts: RowTable, *, may_update: bool) -> None:
     """Raise RowsChangedError, naming images, if captions that are cached changed or vanished."""
     changed = changed_images(before, now, texts)
     if not changed:

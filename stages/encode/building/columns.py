@@ -6,7 +6,6 @@ features.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from cache import metadata
 from cache.layout import FLIPPED, PIXELS, VALID, ArraySpec, Column, Constants
 from cache.recipe import Recipe
 from cache.storage import STORAGES, Storage
+from cache.stores import Place
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.provenance import provenance
 from stages.encode.building.recipes import (
@@ -211,7 +211,7 @@ def load_features_maker(
     return Maker(name, "tokens", recipe, lambda crops: network(crops.images))
 
 
-def open_column(path: Path, maker: Maker, reader: Reader) -> Column:
+def open_column(path: Place, maker: Maker, reader: Reader) -> Column:
     """The column that a maker fills, made on first use and as long as the row table."""
     if not metadata.has_column(path, maker.column):
         metadata.create_column(
@@ -222,7 +222,7 @@ def open_column(path: Path, maker: Maker, reader: Reader) -> Column:
     return column
 
 
-def planned_column(path: Path, maker: Maker, reader: Reader, constants: Constants) -> Column:
+def planned_column(path: Place, maker: Maker, reader: Reader, constants: Constants) -> Column:
     """The column that a maker fills, with these constants."""
     sample = next(reader.batches(range(1)))
     rows_per_shard = metadata.root_attributes(path)["rows_per_shard"]
@@ -230,7 +230,7 @@ def planned_column(path: Path, maker: Maker, reader: Reader, constants: Constant
 
 
 def column_of(
-    path: Path, maker: Maker, sample: Batch, constants: Constants, rows: int, rows_per_shard: int
+    path: Place, maker: Maker, sample: Batch, constants: Constants, rows: int, rows_per_shard: int
 ) -> Column:
     """The column that a maker fills for so many rows, by what it makes of a sample."""
     arrays = maker.encode(sample, constants)

@@ -6,7 +6,6 @@ B images, N rows, T tokens, D features, R components.
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from cache.layout import FEATURES, FLIPPED, Constants
 from cache.order import permutation
 from cache.reader import PartialReader
 from cache.rows import RowTable
+from cache.stores import Place
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import Given, Maker, Tensors
 from stages.encode.building.principal_components import (
@@ -44,7 +44,7 @@ class ComponentsMaker(Maker):
 
     own: ComponentsSettings
     device: torch.device
-    plain: Path | None = None
+    plain: Place | None = None
 
     @property
     def constants(self) -> tuple[str, ...]:

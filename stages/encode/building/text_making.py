@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from cache import ledger
 from cache.layout import Column
 from cache.locks import BuildLocks
 from cache.rows import RowTable
+from cache.stores import Place
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
@@ -93,7 +93,7 @@ def make_texts(
     return own.make(work.columns, makers, work.reader, source, derived=TEXTS, unit="texts")
 
 
-def text_locks(path: Path) -> BuildLocks:
+def text_locks(path: Place) -> BuildLocks:
     """The locks of the texts of the cache at a path."""
     return BuildLocks(path, f"{TEXTS}-")
 

@@ -1,7 +1,6 @@
 """Where crops come from: the data set, or the cache itself as far as it holds them."""
 
 from concurrent.futures import Executor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
+from cache.stores import Place
 from stages.encode.build_settings import AnyDataset, EncodeSettings
 from stages.encode.building.recipes import pixels_recipe
 from stages.encode.images.crop_batches import CropReader
@@ -75,7 +75,7 @@ def open_crops(
     )
 
 
-def stored_crops(path: Path, recipe: Recipe, rows: RowTable) -> PartialReader | None:
+def stored_crops(path: Place, recipe: Recipe, rows: RowTable) -> PartialReader | None:
     """The crops that the cache holds by this recipe, if any."""
     if not has_column(path, PIXELS):
         return None
