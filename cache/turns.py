@@ -56,6 +56,11 @@ class Turn:
     is_over: bool = False
 
     @classmethod
+    def mine(cls) -> "Turn":
+        """A new one of this process."""
+        return cls(Holder.me(), Process.me())
+
+    @classmethod
     def parse(cls, content: bytes) -> "Turn":
         """What was written into a turn; that of an unknown holder if its maker died on the way."""
         try:
@@ -211,7 +216,7 @@ class HeldTurn:
 
     def __init__(self, turns: Turns, may_follow: MayFollow) -> None:
         self.turns = turns
-        self._turn = Turn(Holder.me(), Process.me())
+        self._turn = Turn.mine()
         self.number = turns.take(self._turn, may_follow)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="lock of a cache")
