@@ -112,7 +112,7 @@ def show_plan(plan: Plan) -> None:
     )
     show_space(plan)
     if plan.uses:
-        _print("Asked of the store, at the prices given", uses_table(plan.uses))
+        _print("Asked of the store", uses_table(plan.uses))
     _show_networks(plan)
     show_build(plan)
     _show_memory(plan)
@@ -158,7 +158,7 @@ def show_space(plan: Plan) -> None:
         verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
         free = decimal(space.free_bytes)
         table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
-    _print("Disk", table)
+    _print("Objects" if space.free_bytes is None else "Disk", table)
 
 
 def _show_networks(plan: Plan) -> None:

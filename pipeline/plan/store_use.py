@@ -38,7 +38,7 @@ class Prices:
         for text in texts:
             name, _, number = text.partition("=")
             if name not in known:
-                raise ConfigError(f"--price {text}: unknown name {name!r}; {nearest(name, known)}.")
+                raise ConfigError(f"--price {text}: unknown name {name!r}; {nearest(name, known)}")
             try:
                 told[name] = float(number)
             except ValueError:
