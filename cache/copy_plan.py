@@ -95,6 +95,12 @@ class CachePlan:
         return self.known is not None and len(self.known) < len(self.rows)
 
 
+def check_target(target: Place) -> None:
+    """Raise CopyError for a place where nothing can be written."""
+    if str(target).startswith("http"):
+        raise CopyError("web servers take no files", where=target, remedy="Copy to another place.")
+
+
 @contextmanager
 def planned(source: Place, target: Place, names: Sequence[str] | None) -> Iterator[CachePlan]:
     """What it takes to copy a cache with some of its columns, or with all.
@@ -103,8 +109,6 @@ def planned(source: Place, target: Place, names: Sequence[str] | None) -> Iterat
     is something else, NotACacheError if the source is no cache.
     """
     root_attributes(source)
-    if str(target).startswith("http"):
-        raise CopyError("web servers take no files", where=target, remedy="Copy to another place.")
     images, texts = _chosen(source, names)
     with TemporaryDirectory() as folder:
         plan = _planned_part(source, target, images, Path(folder) / "images")

@@ -18,11 +18,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cache.captions import LINKS
-from cache.copy_plan import CachePlan, CopiedColumn, planned
+from cache.copy_plan import CachePlan, CopiedColumn, check_target, planned
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, recover, remove_leftovers, standing, sync, write_atomically
 from cache.layout import FAMILIES, ROWS
-from cache.locks import BuildLocks
+from cache.locks import build_locks
 from cache.metadata import UNFINISHED, read_group
 from cache.shard_copies import ColumnCopy, copy_shard, files_of, landed, put_shard
 from cache.skeleton import GROUP
@@ -46,53 +46,52 @@ def copy_cache(
     target: Place,
     names: Sequence[str] | None = None,
     progress: Progress = silent,
-    waiting: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
+    *,
+    break_lock: bool = False,
 ) -> tuple[CopiedColumn, ...]:
     """Copy to the target what it lacks of a cache, or of some columns of it.
 
-    names: of columns or, with their mirrored images, of encoders; waiting: told for whom this has
-    to wait. Returns what was done for each column. Raises CopyError, and touches nothing, if the
-    target is something else; DamagedCacheError, which names them, if shards of the source are not
-    what was written: then nothing that was not there becomes visible.
+    names: of columns or, with their mirrored images, of encoders; tell: told for whom this has to
+    wait; break_lock: whether to take over the lock of a build or copy that gives no sign of life.
+    Returns what was done for each column. Raises CopyError, and touches nothing, if the target is
+    something else; DamagedCacheError, which names them, if shards of the source are not what was
+    written: then nothing that was not there becomes visible.
     """
-    with _alone_at(target, waiting), planned(source, target, names) as plan:
-        _carry_out(plan, progress)
-        return plan.outcome
+    check_target(target)
+    locks = build_locks(target, tell, break_lock=break_lock)
+    with locks.preparing(tell):
+        locks.require_alone("a copy to it")
+        with planned(source, target, names) as plan:
+            _carry_out(plan, progress, locks.confirm)
+            return plan.outcome
 
 
 def preview(
     source: Place, target: Place, names: Sequence[str] | None = None
 ) -> tuple[CopiedColumn, ...]:
     """What a copy would do for each column."""
+    check_target(target)
     with planned(source, target, names) as plan:
         return plan.outcome
 
 
-@contextmanager
-def _alone_at(target: Place, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Nobody else builds the cache at a place, or copies to it, meanwhile."""
-    if isinstance(target, StorePath):
-        yield
-        return
-    locks = BuildLocks(target)
-    with locks.preparing(waiting):
-        locks.require_alone("a copy to it")
-        yield
-
-
-def _carry_out(plan: CachePlan, progress: Progress) -> None:
+def _carry_out(plan: CachePlan, progress: Progress, confirm: Callable[[], None]) -> None:
+    """confirm: raises CacheBusyError if another process took over the lock."""
     for part in plan.parts:
         _begin(part)
     ends = [end for part in plan.parts for end in _outgrown(part)]
     whole = [one for part in plan.parts for one in _missing(part) if one not in ends]
     with _threads(REQUESTS) as requests:
-        _copy_shards(whole, requests, progress)
+        _copy_shards(whole, requests, progress, confirm)
         with ExitStack() as stack:
             here = [stack.enter_context(landed(copy, n, requests)) for copy, n in ends]
+            confirm()
             for part in plan.parts:
                 _grow(part)
             for (copy, shard), column in zip(ends, here, strict=True):
                 put_shard(copy, shard, column)
+    confirm()
     # Those inside first.
     for part in reversed(plan.parts):
         _reveal(part)
@@ -120,12 +119,17 @@ def _outgrown(part: CachePlan) -> list[ShardCopy]:
     return [(copy, shard) for copy, shard in there if not copy.is_new and shard in copy.replaced]
 
 
-def _copy_shards(work: Sequence[ShardCopy], requests: Executor, progress: Progress) -> None:
+def _copy_shards(
+    work: Sequence[ShardCopy],
+    requests: Executor,
+    progress: Progress,
+    confirm: Callable[[], None],
+) -> None:
     """Copy shards. Raises DamagedCacheError for those that are damaged, when the rest is there."""
 
     def fault(one: ShardCopy) -> str | None:
         try:
-            copy_shard(*one, requests)
+            copy_shard(*one, requests, confirm)
         except DamagedCacheError as error:
             return str(error.what)
         return None

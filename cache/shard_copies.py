@@ -4,7 +4,7 @@ A shard first lands in a local folder, beside its column on a disk and under TMP
 a store. There its files are held against its ledger entry, byte for byte as `cache.verify` does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,12 +45,15 @@ def files_of(column: Column) -> tuple[ArraySpec, ...]:
     return (*column.arrays, column.crc32c, LEDGER)
 
 
-def copy_shard(copy: ColumnCopy, shard: int, requests: Executor) -> None:
+def copy_shard(
+    copy: ColumnCopy, shard: int, requests: Executor, confirm: Callable[[], None]
+) -> None:
     """Copy a shard. Raises DamagedCacheError, before it has changed the target, if it is not whole.
 
-    requests: what waits for the store.
+    requests: what waits for the store; confirm: called before the target is written to.
     """
     with landed(copy, shard, requests) as folder:
+        confirm()
         put_shard(copy, shard, folder)
 
 
