@@ -14,7 +14,7 @@ from dask.distributed import Client, WorkerPlugin, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
 from cache.locks import BuildLocks, Holder
-from cache.metadata import read_column
+from cache.metadata import read_column, root_attributes
 from cache.rows import read_rows
 from stages.cluster import ClusterError, NoGpuError, connected, own_gpu, too_many_workers
 from stages.encode.build_options import Cluster
@@ -186,6 +186,8 @@ def _open(order: Order) -> tuple[ShardEncoder, str | None]:
     if order.workers:
         torch.set_num_threads(own_cores(order.workers))
     device = find_device(own_gpu(settings.build.device, order.cluster))
+    # It says plainly that this host does not see the cache.
+    root_attributes(path)
     rows, pool = read_rows(path), ThreadPoolExecutor(threads)
     makers: Sequence[Maker]
     reader: Reader
