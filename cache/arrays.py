@@ -15,6 +15,7 @@ from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
 from cache.object_rows import ObjectRows
 from cache.shard_files import Buffer, DirectRows, RowNumbers, ShardRows
+from cache.shared_memory import SharedMemory
 from cache.storage import decompress, row_checksums, unwarned
 from cache.stores import Place, StorePath, for_zarr, place_of, reported
 
@@ -66,12 +67,22 @@ class CompressedRows:
 
 
 class MemoryRows:
-    """Holds an array in memory."""
+    """Holds an array in memory. shared: with the other processes of the machine."""
 
-    def __init__(self, source: RowReader) -> None:
+    def __init__(self, source: RowReader, shared: SharedMemory | None = None) -> None:
         self.shape, self.dtype = source.shape, source.dtype
-        self._values = aligned_buffer(source.shape, source.dtype)
-        source.read(np.arange(len(self._values)), self._values)
+        rows = np.arange(self.shape[0])
+        seen = shared.buffer(self.shape, self.dtype) if shared else None
+        values = aligned_buffer(self.shape, self.dtype) if seen is None else seen
+
+        def read(part: slice) -> None:
+            source.read(rows[part], values[part])
+
+        if shared is None or seen is None:
+            read(slice(None))
+        else:
+            shared.fill(len(rows), read)
+        self._values = values
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         # Without a mode numpy checks every row once more, in a buffer of its own.
@@ -155,14 +166,19 @@ def open_rows(location: Place | str, *, unbuffered: bool | None = None) -> RowRe
     return DirectRows(array, layout, unbuffered=unbuffered)
 
 
-def hold_small(sources: Sequence[RowReader], budget_bytes: int) -> list[RowReader]:
-    """The same arrays, the smallest of them held in memory as far as the budget goes."""
+def hold_small(
+    sources: Sequence[RowReader], budget_bytes: int, shared: SharedMemory | None = None
+) -> list[RowReader]:
+    """The same arrays, the smallest of them held in memory as far as the budget goes.
+
+    shared: with the other processes of the machine, which have to call this too.
+    """
     sizes = [math.prod(source.shape) * source.dtype.itemsize for source in sources]
     held = list(sources)
     for number in sorted(range(len(sources)), key=sizes.__getitem__):
         budget_bytes -= sizes[number]
         if budget_bytes >= 0:
-            held[number] = MemoryRows(sources[number])
+            held[number] = MemoryRows(sources[number], shared)
     return held
 
 

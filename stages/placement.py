@@ -3,13 +3,17 @@
 import ctypes
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from cache.errors import RepaCacheError
+from cache.shared_memory import SharedMemory, machine
 from stages.processes import local_rank, local_world_size
+from stages.progress import say
 
 Found = TypeVar("Found")
 # Of glibc's malloc.h: parameters of mallopt, whose values are of type int.
@@ -112,3 +116,43 @@ def barrier(place: Placement) -> None:
     """Wait until all processes of a run are here."""
     if place.world > 1:
         torch.distributed.barrier()
+
+
+@contextmanager
+def machine_memory(place: Placement) -> Iterator[SharedMemory | None]:
+    """What the processes of a run on one machine share memory by while the block runs.
+
+    None for a process without others on its machine. All of a run have to ask together, and those
+    of a machine then do the same.
+    """
+    if place.world == 1:
+        yield None
+        return
+    machines: list[str | None] = [None] * place.world
+    torch.distributed.all_gather_object(machines, machine())
+    own = None
+    for name in dict.fromkeys(filter(None, machines)):
+        ranks = [rank for rank, other in enumerate(machines) if other == name]
+        # Of all of them, by all of them.
+        group = torch.distributed.new_group(ranks, backend="gloo") if len(ranks) > 1 else None
+        if place.rank in ranks:
+            own = ranks, group
+    if own is None or own[1] is None:
+        yield None
+        return
+    ranks, group = own
+
+    def exchange(told: object) -> list[object]:
+        found: list[object] = [None] * len(ranks)
+        torch.distributed.all_gather_object(found, told, group)
+        return found
+
+    shared = SharedMemory(ranks.index(place.rank), len(ranks), exchange)
+    yield shared
+    # Not after an error, when an exchange may be open that others will not end.
+    torch.distributed.destroy_process_group(group)
+    if shared.problem is not None and place.rank == ranks[0]:
+        say(
+            f"each of {len(ranks)} processes holds a copy of its own of the arrays in memory, as "
+            f"they cannot share one on {socket.gethostname()}: {shared.problem}"
+        )

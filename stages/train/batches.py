@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
 from cache.order import order
 from cache.ring import BatchRing, Recycled
+from cache.shared_memory import SharedMemory
 from stages.placement import Placement
 from stages.train.cached_data import CachedData, Decoder, encoder_of
 from stages.train.randomness import Stream, drawn_numbers, mirrored
@@ -114,7 +115,8 @@ class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
     names: of the encoders' arrays that are read; stop: the first step that is not read ahead;
-    keeps: whether a batch stays valid when the next one is read.
+    shared: by which the processes of a machine hold arrays in memory once, all of which then have
+    to make this together; keeps: whether a batch stays valid when the next one is read.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class CachedBatches:
         reading: ReadingSettings,
         stop: int,
         *,
+        shared: SharedMemory | None = None,
         keeps: bool = False,
     ) -> None:
         self._cached, self._order, self._place = cached, order, place
@@ -153,7 +156,7 @@ class CachedBatches:
         # What is copied to a GPU is kept there.
         self._kept = buffers if keeps and place.device.type != "cuda" else None
         self._ring = BatchRing(
-            hold_small(sources, round(reading.memory_gb * 1e9)),
+            hold_small(sources, round(reading.memory_gb * 1e9), shared),
             self._rows_of_sources,
             [[one.buffer() for one in buffers] for _ in range(reading.ahead + 1)],
             threads=reading.threads,

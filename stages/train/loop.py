@@ -18,7 +18,7 @@ from cache.files import write_atomically
 from cache.locks import claimed
 from cache.order import Rows
 from stages.model.transformer_config import TransformerConfig
-from stages.placement import Placement
+from stages.placement import Placement, machine_memory
 from stages.processes import InterruptedWorkError, stop_request
 from stages.progress import progress, say
 from stages.train.batches import CachedBatches, Order
@@ -133,7 +133,10 @@ class Stretch:
         self.parameters = self._run.parameters
         order = Order(settings.seed, settings.batch_size, settings.block_rows)
         arrays, reading = self._terms.arrays, settings.reading
-        self._batches = CachedBatches(cached, arrays, order, place, reading, self.end)
+        with machine_memory(place) as shared:
+            self._batches = CachedBatches(
+                cached, arrays, order, place, reading, self.end, shared=shared
+            )
         self._meter = Meter(self._terms.names, place)
         if found is not None:
             self._meter.restore(found.measured)

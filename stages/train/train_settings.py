@@ -38,7 +38,8 @@ class ReadingSettings(Settings):
     ahead: Few = 3
     """Batches that are read in advance."""
     memory_gb: NonNegativeFloat = 2.0
-    """Of arrays that every process holds in memory, smallest rows first, as far as they fit."""
+    """Of arrays that are held in memory, the smallest first, as far as they fit: once for all
+    processes of a machine."""
     verify: bool = True
     """Whether each row is compared with its checksum."""
     timeout_seconds: Unlimited = 300.0

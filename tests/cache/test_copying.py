@@ -1,19 +1,11 @@
 """Copies of caches: byte for byte the original, or not there."""
 
-import http.server
-import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
-from copies import check, contents, finish, grow, made_column, make_whole, without_column
-from places import ROOT, TOOLS
+from copies import contents, finish, grow, made_column, make_whole
 from tiny_cache import ARRAYS, fill, make_column
 
 from cache import ledger
@@ -21,8 +13,8 @@ from cache.copying import copy_cache, preview
 from cache.errors import CopyError, DamagedCacheError, IncompleteCacheError, NotACacheError
 from cache.metadata import UNFINISHED, column_names, has_column, root_attributes, update_group
 from cache.reader import Cache
-from cache.rows import create_cache, read_rows, write_rows
-from cache.stores import Place, StorePath, place_of
+from cache.rows import read_rows, write_rows
+from cache.stores import Place, StorePath
 from cache.verify import find_all_faults
 
 SHARD = "features/x/tokens/c.1.0.0"

@@ -2,16 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import dask
 import pytest
 import torch
-from dask.distributed import Client, LocalCluster
-from places import ROOT, TOOLS
+from dask.distributed import Client
+from dask_workers import WAIT_SECONDS, WORKSPACE, dask_workers, scheduler
+from places import TOOLS
 
 from pipeline.config import Config
 from stages.cluster import ClusterError, NoGpuError, own_gpu
@@ -20,42 +18,13 @@ from stages.encode.build_options import BuildOptions, Cluster
 
 CPU = torch.device("cpu")
 GPUS = TOOLS / "gpus.py"
-WAIT_SECONDS = 60
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+SEEING = ("--preload", str(GPUS))
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """Of a scheduler without workers of its own."""
-    with (
-        LocalCluster(n_workers=0, dashboard_address=":0", silence_logs="CRITICAL") as cluster,
-        Client(cluster) as client,
-    ):
+    with scheduler() as client:
         yield client
-
-
-@contextmanager
-def dask_workers(client: Client, *options: str, **environment: str) -> Iterator[None]:
-    """A process as `dask worker`, which ends with the block."""
-    there = len(client.nthreads())
-    command = [sys.executable, "-m", "dask", "worker", client.scheduler.address, "--nthreads", "1"]
-    inherited = {name: value for name, value in os.environ.items() if name != WORKSPACE}
-    process = subprocess.Popen(
-        [*command, "--no-dashboard", "--preload", str(GPUS), *options],
-        env={
-            **inherited,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(GPUS.parents[1])]),
-            **environment,
-        },
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        number = int(options[-1]) if "--nworkers" in options else 1
-        client.wait_for_workers(there + number, WAIT_SECONDS)
-        yield
-    finally:
-        process.terminate()
-        process.wait(WAIT_SECONDS)
 
 
 def claimed(client: Client, name: str, cluster: str = "one") -> dict[str, str]:
@@ -78,7 +47,7 @@ def claimed(client: Client, name: str, cluster: str = "one") -> dict[str, str]:
 def test_each_of_the_workers_of_a_host_has_a_gpu_and_one_that_is_too_many_is_refused(
     client: Client,
 ) -> None:
-    with dask_workers(client, "--name", "mine", "--nworkers", "3"):
+    with dask_workers(client, *SEEING, "--name", "mine", "--nworkers", "3"):
         found = claimed(client, "cuda")
         assert sorted(found.values()) == ["cuda:0", "cuda:1", "none of 2"]
         # They keep what they have.
@@ -94,7 +63,7 @@ def test_each_of_the_workers_of_a_host_has_a_gpu_and_one_that_is_too_many_is_ref
 
 @pytest.mark.slow
 def test_a_worker_that_is_started_again_takes_the_gpu_of_the_one_that_died(client: Client) -> None:
-    with dask_workers(client, "--nworkers", "2"):
+    with dask_workers(client, *SEEING, "--nworkers", "2"):
         before = claimed(client, "cuda")
         lost, kept = sorted(before, key=before.__getitem__)
         os.kill(client.run(os.getpid, workers=[lost])[lost], signal.SIGKILL)
@@ -109,9 +78,9 @@ def test_a_worker_that_is_started_again_takes_the_gpu_of_the_one_that_died(clien
 def test_workers_that_see_their_own_gpu_first_take_it(client: Client) -> None:
     # As dask-cuda and batch queues start them.
     with (
-        dask_workers(client, CUDA_VISIBLE_DEVICES="1,2,0"),
-        dask_workers(client, CUDA_VISIBLE_DEVICES="2,0,1"),
-        dask_workers(client, CUDA_VISIBLE_DEVICES="7"),
+        dask_workers(client, *SEEING, CUDA_VISIBLE_DEVICES="1,2,0"),
+        dask_workers(client, *SEEING, CUDA_VISIBLE_DEVICES="2,0,1"),
+        dask_workers(client, *SEEING, CUDA_VISIBLE_DEVICES="7"),
     ):
         assert set(claimed(client, "cuda").values()) == {"cuda:0"}
 

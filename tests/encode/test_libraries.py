@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from patches import SPEC, Patches
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache.errors import StaleCacheError
@@ -30,33 +30,6 @@ from stages.encode.networks.registry import (
 from stages.evaluate.evaluate import _alignment
 
 CPU = torch.device("cpu")
-HALVES = (0.5, 0.5, 0.5)
-
-
-class Patches(nn.Module):
-    """A network of somebody's own: patches and their mean, each through one matrix."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(3, width, 8, 8)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.embed(inputs).flatten(2).mT
-        return tokens.mean(1, keepdim=True), tokens
-
-
-SPEC = EncoderSpec(
-    f"{__name__}:Patches",
-    stride=8,
-    input_size=256,
-    mean=HALVES,
-    std=HALVES,
-    has_class_token=True,
-    sizing="any",
-    unpublished="patches are at example.org/patches",
-    arguments={"width": 12},
-    library="torch",
-)
 
 
 @pytest.fixture

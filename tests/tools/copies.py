@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tiny_cache import ARRAYS, ROWS_PER_SHARD, SEED, fill, make_cache, make_column, make_rows
+from tiny_cache import ARRAYS, ROWS_PER_SHARD, SEED, fill, make_cache, make_rows
 
 from cache import ledger
-from cache.captions import CAPTIONS, Links, links_of, write_links
+from cache.captions import CAPTIONS, links_of, write_links
 from cache.changes import merged
 from cache.errors import IncompleteCacheError, NotACacheError
 from cache.layout import VALID, ArraySpec, Column

@@ -18,22 +18,20 @@ LAUNCH = ("-m", "torch.distributed.run", "--standalone")
 def launch(folder: Path, scenarios: list[list[str]], processes: int = 2) -> None:
     path = folder / "scenarios.json"
     path.write_text(json.dumps(scenarios))
-    program = TOOLS / "ranks.py"
+    torchrun(TOOLS / "ranks.py", folder / "pipeline.toml", path, processes=processes)
+
+
+def torchrun(program: Path, *arguments: Path, processes: int = 2) -> str:
+    """What a program says in several processes, none of which may fail or warn."""
     done = subprocess.run(
-        [
-            sys.executable,
-            *LAUNCH,
-            f"--nproc-per-node={processes}",
-            str(program),
-            str(folder / "pipeline.toml"),
-            str(path),
-        ],
+        [sys.executable, *LAUNCH, f"--nproc-per-node={processes}", program, *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "UserWarning" not in done.stderr, done.stderr
+    return done.stderr
 
 
 def assert_close_runs(one: Config, other: Config, tolerance: float) -> None:

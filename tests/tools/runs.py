@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cache.shared_memory import SharedMemory
 from pipeline.config import Config
 from stages.placement import Placement
 from stages.sample.generate import Drawn, sample
@@ -23,11 +24,14 @@ from stages.weights.checkpoint import Checkpoint, latest
 CPU = Placement(torch.device("cpu"))
 
 
-def cached_batches(config: Config, place: Placement = CPU) -> CachedBatches:
+def cached_batches(
+    config: Config, place: Placement = CPU, shared: SharedMemory | None = None
+) -> CachedBatches:
     train = config.train
     order = Order(train.seed, train.batch_size, train.block_rows)
     data, arrays = CachedData(config.tensors, train.encoders), RunTerms.of(train).arrays
-    return CachedBatches(data, arrays, order, place, train.reading, train.steps)
+    stop = train.steps
+    return CachedBatches(data, arrays, order, place, train.reading, stop, shared=shared)
 
 
 def trained(config: Config, place: Placement = CPU) -> TrainSummary:

@@ -1,18 +1,24 @@
 """Training in several processes; one launch of torchrun serves many tests, as it takes long."""
 
+import math
+import mmap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from class_tokens import entries
-from launching import assert_close_runs, launch
+from launching import assert_close_runs, launch, torchrun
 from methods import OF_LAYERS
+from places import TOOLS
 from reference import golden_model
-from runs import assert_equal_runs, trained
+from runs import CPU, assert_equal_runs, cached_batches, trained
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, load_config
+from stages.placement import Placement
 from stages.train.compute import HALF_PRECISIONS, synchronised
 from stages.train.latent_mean import read_mean
 from stages.weights.run_folder import latent_mean_path
@@ -224,3 +230,21 @@ def in_parts(config: Config) -> Config:
     """The same with the batch in two parts, which users are not let do: it is another loss."""
     compute = config.train.compute.model_copy(update={"micro_batches": 2})
     return config.model_copy(update={"train": config.train.model_copy(update={"compute": compute})})
+
+
+@pytest.mark.slow
+def test_ranks_of_a_machine_read_the_same_batches_of_one_copy(built: Path, tmp_path: Path) -> None:
+    said = torchrun(TOOLS / "sharing.py", built / "pipeline.toml", tmp_path)
+    config = load_config(built / "pipeline.toml")
+    told = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    held = 0
+    for rank, found in enumerate(told):
+        with closing(cached_batches(config, Placement(CPU.device, rank, 2))) as alone:
+            for step in range(config.train.steps):
+                for number, array in enumerate(alone.take(step)):
+                    np.testing.assert_array_equal(found[f"{step} {number}"], array.numpy())
+            held = sum(math.prod(s.shape) * s.dtype.itemsize for s in alone._ring._sources)
+    pages = mmap.PAGESIZE * len(alone._ring._sources)
+    assert held <= sum(int(found["shared"]) for found in told) * 1024 < held + pages
+    assert said.count("each of 2 processes holds a copy of its own of the arrays in memory") == 1
+    assert "planted" in said

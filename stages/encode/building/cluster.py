@@ -14,7 +14,7 @@ from dask.distributed import Client, WorkerPlugin, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
 from cache.locks import Holder, ShardLocks
-from cache.metadata import check_recipe, read_column
+from cache.metadata import read_column, root_attributes
 from cache.rows import read_rows
 from stages.cluster import ClusterError, NoGpuError, connected, own_gpu, too_many_workers
 from stages.encode.build_options import Cluster
@@ -23,6 +23,12 @@ from stages.encode.building.captions import texts_path
 from stages.encode.building.columns import Maker, load_makers
 from stages.encode.building.components import open_components
 from stages.encode.building.encoding_device import Device
+from stages.encode.building.likeness import (
+    check_alike,
+    named_host,
+    other_software,
+    software,
+)
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
 from stages.encode.building.text_making import TEXTS
 from stages.encode.building.texts import TextReader, load_text_makers
@@ -44,12 +50,14 @@ class ShardReport:
     """What a worker did for one shard.
 
     claimed: the shard and the process that makes it instead, if there is one; failures: reasons
-    by the keys of images that could not be decoded.
+    by the keys of images that could not be decoded; other_software: in what the worker's is not
+    the build's, if in anything.
     """
 
     claimed: dict[int, Holder]
     counts: Counts
     failures: dict[str, str]
+    other_software: str | None
 
 
 def make_on_cluster(
@@ -65,13 +73,22 @@ def make_on_cluster(
     """Have the workers of a cluster, which share the cache's file system, make shards.
 
     source: the data set, which the workers need not list again; locks: of this build, under which
-    they work; meter, failures: told what they
-    did; derived: the column to make, if it is made of another one and not of images. Raises
-    ClusterError if there is no cluster, or if its workers keep dying.
+    they work; meter, failures: told what they did; derived: the column to make, if it is made of
+    another one and not of images. Raises ClusterError if there is no cluster, or if its workers
+    keep dying, WorkerError if one of them has other weights than this process.
     """
     with connected(cluster, SHARDS_AT_ONCE) as client, _shared(client, source) as build:
         scheduler = str(client.scheduler_info()["id"])
-        order = Order(build, settings.model_dump_json(), locks, cluster.workers, scheduler, derived)
+        order = Order(
+            build=build,
+            settings=settings.model_dump_json(),
+            locks=locks,
+            workers=cluster.workers,
+            cluster=scheduler,
+            derived=derived,
+            software=tuple(software(settings).items()),
+        )
+        said: set[str | None] = {None}
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
@@ -81,6 +98,9 @@ def make_on_cluster(
                 meter.add(report.counts)
                 failures.update(report.failures)
                 claimed.update(report.claimed)
+                if report.other_software not in said:
+                    said.add(report.other_software)
+                    say(f"{report.other_software}")
             return claimed
 
         make_all(shards, make)
@@ -133,7 +153,7 @@ class Order:
     build: a name of its own, because rows and columns may differ from build to build, which is
     also that of its `Listing`; locks: that it works under; workers: on the worker's machine, if
     they were started for this build, else 0; cluster: the scheduler's identity; derived: the
-    column to make, if it is made of another one.
+    column to make, if it is made of another one; software: the versions that the build has.
     """
 
     build: str
@@ -142,29 +162,35 @@ class Order:
     workers: int
     cluster: str
     derived: str | None
+    software: tuple[tuple[str, str], ...]
 
 
 _opening = threading.Lock()
 
 
 def _make_on_worker(shard: int, order: Order) -> ShardReport:
-    with _opening:
-        shared = _open(order)
+    with _opening, named_host():
+        shared, unlike = _open(order)
     # Readers of all kinds are dataclasses.
     reader: Reader = replace(shared.reader, failures={})  # type: ignore[type-var]
     own = replace(shared, reader=reader, meter=Meter())
     claimed = own.encode([shard])
-    return ShardReport(claimed, own.meter.counts, own.reader.failures)
+    return ShardReport(claimed, own.meter.counts, own.reader.failures, unlike)
 
 
 @lru_cache(maxsize=1)
-def _open(order: Order) -> ShardEncoder:
-    """What the shards that a worker makes have in common: networks, rows and columns."""
+def _open(order: Order) -> tuple[ShardEncoder, str | None]:
+    """What the shards that a worker makes have in common: networks, rows and columns.
+
+    And in what its software is not the build's, if in anything.
+    """
     settings = EncodeSettings.model_validate_json(order.settings)
     path, threads = settings.cache.path, settings.build.decoding_threads(order.workers or 1)
     if order.workers:
         torch.set_num_threads(own_cores(order.workers))
     device = find_device(own_gpu(settings.build.device, order.cluster))
+    # It says plainly that this host does not see the cache.
+    root_attributes(path)
     rows, pool = read_rows(path), ThreadPoolExecutor(threads)
     makers: Sequence[Maker]
     reader: Reader
@@ -180,13 +206,7 @@ def _open(order: Order) -> ShardEncoder:
     else:
         makers = load_makers(settings, device)
         reader = open_crops(settings, source, rows, pool, device)
-    columns = [read_column(path, maker.column, len(rows)) for maker in makers]
-    for column, maker in zip(columns, makers, strict=True):
-        check_recipe(column, maker.recipe)
-    return ShardEncoder(
-        list(zip(columns, makers, strict=True)),
-        reader,
-        Device(device),
-        Meter(),
-        order.locks,
-    )
+    unlike = other_software(software(settings), dict(order.software))
+    work = [(read_column(path, maker.column, len(rows)), maker) for maker in makers]
+    check_alike(work)
+    return ShardEncoder(work, reader, Device(device), Meter(), order.locks), unlike
