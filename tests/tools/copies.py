@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tiny_cache import ARRAYS, ROWS_PER_SHARD, SEED, fill, make_cache, make_column, make_rows
+from tiny_cache import ARRAYS, ROWS_PER_SHARD, SEED, fill, make_cache, make_rows
 
 from cache import ledger
-from cache.captions import CAPTIONS, Links, links_of, write_links
+from cache.captions import CAPTIONS, links_of, write_links
 from cache.changes import merged
 from cache.errors import IncompleteCacheError, NotACacheError
 from cache.layout import VALID, ArraySpec, Column
@@ -99,10 +99,6 @@ def contents(place: Place) -> dict[str, bytes]:
         else (file for file in place.rglob("*") if file.is_file())
     )
     return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}  # type: ignore[arg-type]
-
-
-def without_column(path: Path, name: str) -> dict[str, bytes]:
-    return {file: c for file, c in contents(path).items() if not file.startswith(f"{name}/")}
 
 
 def check(target: Place, originals: Sequence[Path]) -> bool:
