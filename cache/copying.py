@@ -62,7 +62,8 @@ def copy_cache(
     locks = build_locks(target, tell, break_lock=break_lock)
     with locks.preparing(tell):
         locks.require_alone("a copy to it")
-        with planned(source, target, names) as plan:
+        # At work, too, which removes the locks of those that died.
+        with locks.at_work(), planned(source, target, names) as plan:
             _carry_out(plan, progress, locks.confirm)
             return plan.outcome
 
@@ -80,6 +81,9 @@ def _carry_out(plan: CachePlan, progress: Progress, confirm: Callable[[], None])
     """confirm: raises CacheBusyError if another process took over the lock."""
     for part in plan.parts:
         _begin(part)
+        if not part.is_growing:
+            # Before shards, as an earlier copy may have stopped right behind the rows.
+            _grow(part)
     ends = [end for part in plan.parts for end in _outgrown(part)]
     whole = [one for part in plan.parts for one in _missing(part) if one not in ends]
     with _threads(REQUESTS) as requests:
@@ -88,7 +92,8 @@ def _carry_out(plan: CachePlan, progress: Progress, confirm: Callable[[], None])
             here = [stack.enter_context(landed(copy, n, requests)) for copy, n in ends]
             confirm()
             for part in plan.parts:
-                _grow(part)
+                if part.is_growing:
+                    _grow(part)
             for (copy, shard), column in zip(ends, here, strict=True):
                 put_shard(copy, shard, column)
     confirm()

@@ -1,11 +1,21 @@
 """Copies of caches: byte for byte the original, or not there."""
 
+import hashlib
+import http.server
+import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from copies import contents, finish, grow, made_column, make_whole
+from places import ROOT, TOOLS
 from tiny_cache import ARRAYS, fill, make_column
 
 from cache import ledger
@@ -68,10 +78,8 @@ def test_a_second_copy_writes_nothing(
     assert all(column.copied for column in preview(original, target))
     assert not target.exists()
     copy_cache(original, target)
-    for name in ("put_in_place", "write_atomically", "atomic_folder"):
-        monkeypatch.delattr(f"cache.files.{name}")
-    monkeypatch.setattr("cache.shard_copies.put_in_place", None)
-    monkeypatch.setattr("cache.copying.write_atomically", None)
+    for name in ("shard_copies.put_in_place", "copying.write_atomically", "copying.atomic_folder"):
+        monkeypatch.setattr(f"cache.{name}", None)
     assert {column.copied for column in copy_cache(original, target)} == {0}
     assert contents(target) == contents(original)
 
@@ -148,7 +156,7 @@ def test_a_damaged_shard_is_named_and_nothing_becomes_visible(
     harm(source / SHARD)
     with pytest.raises(DamagedCacheError, match=r"features/x\S* shard 1: .*Run .*--repair"):
         copy_cache(source, target)
-    with pytest.raises(NotACacheError, match="beginning of a copy.*Run the same"):
+    with pytest.raises(NotACacheError, match=r"beginning of a copy.*Run the same"):
         root_attributes(target)
     assert (target / UNFINISHED).is_file()
     shutil.copy(original / SHARD, source / SHARD)
@@ -213,23 +221,94 @@ def test_objects_of_somebody_else_are_left_alone(original: Path, bucket: StorePa
     assert contents(bucket / "copies/mine") == {"notes.txt": b"mine"}
 
 
-def test_what_an_earlier_copy_left_of_another_column_does_not_count(
+def test_what_was_left_of_a_copy_of_another_column_does_not_count(
     source: Path, target: Place, tmp_path: Path
 ) -> None:
-    copy_cache(source, target, ["codes"])
-    rows = read_rows(source)
-    other = Path(shutil.copytree(source, tmp_path / "other.zarr"))
+    rows, other = read_rows(source), Path(shutil.copytree(source, tmp_path / "other.zarr"))
     shutil.rmtree(other / "features/x")
-    for shard in range(3):
-        fill(column := make_column(other, model="other") if not shard else column, shard, rows)
+    finish(make_column(other, model="other"), rows)
     _flip(other / SHARD)
     with pytest.raises(DamagedCacheError):
         copy_cache(other, target, ["features/x"])
+    # Of this one the same images are there, of another recipe.
     ledger.strike(Cache(source).column("features/x").column, 0)
     copy_cache(source, target, ["features/x"])
-    column = Cache(source).rows and make_states(target)
-    assert column == "float16, 2 of 3 shards"
+    assert Cache(target).states()["features/x"] == "float16, 2 of 3 shards"
+    assert contents(target / "features/x").items() <= contents(source / "features/x").items()
 
 
-def make_states(target: Place) -> str:
-    return Cache(target).states()["features/x"]
+class Pages(http.server.SimpleHTTPRequestHandler):
+    """A web server, with parts of files."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        span = self.headers.get("Range", "").removeprefix("bytes=")
+        first, last = map(int, span.split("-")) if span else (0, len(content) - 1)
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        self.wfile.write(content[first : last + 1])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(original: Path) -> Iterator[StorePath]:
+    handler = partial(Pages, directory=original.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield StorePath(f"http://127.0.0.1:{server.server_port}/x.zarr")
+        server.shutdown()
+
+
+def test_columns_are_copied_from_a_web_server_which_lists_nothing(
+    address: StorePath, original: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CopyError, match=r"does not tell what it has\. Name columns"):
+        copy_cache(address, tmp_path / "y.zarr")
+    copy_cache(address, tmp_path / "y.zarr", ["x", "codes", "t"])
+    assert contents(tmp_path / "y.zarr") == contents(original)
+    with pytest.raises(CopyError, match="web servers take no files"):
+        copy_cache(original, address.with_name("z.zarr"))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kills", "is_grown"),
+    [
+        (3, True),
+        pytest.param(30, True, marks=pytest.mark.slow),
+        pytest.param(30, False, marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_a_killed_copy_leaves_is_right_and_the_next_one_goes_on(
+    source: Path, original: Path, target: Place, kills: int, *, is_grown: bool
+) -> None:
+    if is_grown:
+        grow(source)
+    attempts = under_fire(str(kills), str(target), str(source), *([str(original)] * is_grown))
+    assert sum(not one["survived"] for one in attempts) == kills
+    assert attempts[-1]["survived"]
+    whole = {name: hashlib.sha256(one).hexdigest() for name, one in contents(source).items()}
+    for attempt in attempts:
+        assert attempt["is_cache"] or not (attempt["survived"] or is_grown)
+        assert attempt["contents"] == (whole if attempt["survived"] else {})
+    assert [one for one in target.parent.iterdir() if one.name.endswith(".locks")] == []
+
+
+def under_fire(*arguments: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, TOOLS / "copy_under_fire.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]

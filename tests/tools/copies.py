@@ -101,10 +101,6 @@ def contents(place: Place) -> dict[str, bytes]:
     return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}  # type: ignore[arg-type]
 
 
-def without_column(path: Path, name: str) -> dict[str, bytes]:
-    return {file: c for file, c in contents(path).items() if not file.startswith(f"{name}/")}
-
-
 def check(target: Place, originals: Sequence[Path]) -> bool:
     """Open what is at a target of a copy: there is no cache, or one that is right.
 
