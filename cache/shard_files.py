@@ -10,12 +10,12 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -29,6 +29,7 @@ from cache.stores import Place
 
 Buffer = npt.NDArray[Any]
 RowNumbers = npt.NDArray[np.int64]
+Content: TypeAlias = bytes | memoryview
 
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
@@ -98,10 +99,17 @@ class Shard:
                 start = row
         yield offsets[start - position], position + count - start
 
+    def extent(self, position: int) -> tuple[int, int]:
+        """Where a row begins and its size, or those of its chunk if it is compressed."""
+        start = self.offset(position)
+        if self._layout.is_compressed and self._index is not None:
+            return start, self._index[position][1]
+        return start, self._layout.row_bytes
+
     def chunk(self, position: int) -> bytes:
         """The whole chunk that holds a row of an array of one row a chunk."""
-        start = self.offset(position)
-        content = bytearray(self._index[position][1] if self._index else self._layout.row_bytes)
+        start, size = self.extent(position)
+        content = bytearray(size)
         self.read(start, memoryview(content), unbuffered=False)
         return bytes(content)
 
@@ -205,7 +213,7 @@ class ShardRows:
         number, position = divmod(row, self._layout.rows_per_file)
         return self._file(number), position
 
-    def chunks(self, rows: RowNumbers) -> Iterator[tuple[Shard, bytes]]:
+    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, Content]]:
         """The whole chunk of each row of an array of one row a chunk, and its file."""
         for row in rows.tolist():
             file, position = self.file(row)
