@@ -118,8 +118,8 @@ class Captions:
     have which texts.
     """
 
-    def __init__(self, path: Place, rows: RowTable) -> None:
-        self.cache = Cache(path / CAPTIONS)
+    def __init__(self, path: Place, rows: RowTable, reading: StoreReading = BY_RANGES) -> None:
+        self.cache = Cache(path / CAPTIONS, reading)
         links = read_links(path, self.cache.rows)
         self.fingerprint = links.fingerprint(self.cache.rows)
         place = find_keys(links.key, rows.key, np.arange(len(links.key)))

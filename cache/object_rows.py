@@ -43,7 +43,10 @@ class ShardObject(Shard):
         """So many bytes from an offset on."""
         if offset + size > self._bytes:
             raise self.damaged("it is shorter than its index says")
-        return self._object.read_range(offset, size)
+        try:
+            return self._object.read_range(offset, size)
+        except FileNotFoundError as error:
+            raise self.missing() from error
 
     def read(self, offset: int, view: memoryview, *, unbuffered: bool = True) -> None:  # noqa: ARG002 - nothing is buffered
         view[:] = self.content(offset, len(view))
@@ -77,21 +80,25 @@ class ObjectRows(ShardRows):
     """
 
     def __init__(
-        self, array: zarr.Array[Any], layout: Layout, path: StorePath, in_flight: int = IN_FLIGHT
+        self,
+        array: zarr.Array[Any],
+        layout: Layout,
+        path: StorePath,
+        in_flight: int = IN_FLIGHT,
+        *,
+        unbuffered: bool = False,
     ) -> None:
         self._path, self._in_flight = path, in_flight
         self._opening: dict[int, Future[Shard]] = {}
-        super().__init__(array, layout)
+        super().__init__(array, layout, unbuffered=unbuffered)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_opening": {}}
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
-        size = self._layout.row_bytes
-        if not len(rows) or not size:
-            return
-        self._read_ranges(rows, np.arange(len(rows)), out.reshape(-1).view(np.uint8))
+        if out.size:
+            self._read_ranges(rows, np.arange(len(rows)), out.reshape(-1).view(np.uint8))
 
     def _read_ranges(self, rows: RowNumbers, places: RowNumbers, out: Buffer) -> None:
         """Fill the rows of `out`, bytes, at some places."""
@@ -106,14 +113,14 @@ class ObjectRows(ShardRows):
 
     def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, Content]]:
         rows, places = _sorted(rows, np.arange(len(rows)))
-        found: list[tuple[Shard, Content]] = [(self.file(rows[0])[0], b"")] * len(rows)
+        found: dict[int, tuple[Shard, Content]] = {}
 
         def fill(one: Range) -> None:
             for content, first, _ in one.contents():
-                found[places[first]] = one.file, content
+                found[int(places[first])] = one.file, content
 
         _requests(self._in_flight).map(fill, self._ranges(rows))
-        return found
+        return [found[place] for place in range(len(rows))]
 
     def _ranges(self, rows: RowNumbers) -> list[Range]:
         """What is asked for to have some rows, sorted: neighbours together."""

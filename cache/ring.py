@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
 
-from cache.arrays import RowReader
+import numpy as np
+
+from cache.arrays import ForeseenRows, RowReader
 from cache.errors import CacheReadError
 from cache.reader_threads import ReaderThreads
 from cache.shard_files import Buffer, RowNumbers
@@ -46,7 +48,7 @@ class BatchRing:
     [B, ...] per source, of which there are as many as batches are read ahead, and one more for
     the batch in use; threads: that read; pieces: in which a batch of an array is read at most, by
     default one for each thread; stop: the first step that is not read ahead; timeout_seconds: how
-    long a batch may take.
+    long a batch may take; foresight: steps whose rows the arrays are told of, if any keeps rows.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class BatchRing:
         pieces: int | None = None,
         stop: int,
         timeout_seconds: float,
+        foresight: int = 0,
     ) -> None:
         self._sources = sources
         self._rows_of = rows_of
@@ -68,6 +71,12 @@ class BatchRing:
         self._threads, self._pieces = ReaderThreads(threads), pieces or threads
         self._reads: dict[int, list[Future[None]]] = {}
         self._owner = os.getpid()
+        self._foresight, self._told = foresight, range(0)
+        self._foreseen = [
+            (place, source)
+            for place, source in enumerate(sources)
+            if isinstance(source, ForeseenRows) and foresight
+        ]
 
     def take(self, step: int) -> Sequence[Buffer]:
         """The batch of a step, valid until the next call.
@@ -76,6 +85,8 @@ class BatchRing:
         """
         if step not in self._reads or self._owner != os.getpid():
             self._start_over()
+        if self._foreseen and step not in self._told:
+            self._tell(step)
         for ahead in range(step, min(step + len(self._slots), max(self._stop, step + 1))):
             if ahead not in self._reads:
                 self._reads[ahead] = self._read(ahead)
@@ -89,6 +100,8 @@ class BatchRing:
     def close(self) -> None:
         """Give up what is being read."""
         self._cancel()
+        for _, source in self._foreseen:
+            source.expect(np.empty(0, np.int64))
         self._threads.close()
 
     def _start_over(self) -> None:
@@ -96,6 +109,14 @@ class BatchRing:
         if self._owner == os.getpid():
             wait(self._cancel(), self._timeout_seconds)
         self._reads, self._owner = {}, os.getpid()
+
+    def _tell(self, step: int) -> None:
+        """Tell the arrays which rows will be read from a step on, and do so in time again."""
+        last = min(step + self._foresight, max(self._stop, step + 1))
+        steps = [self._rows_of(one) for one in range(step, last)]
+        for place, source in self._foreseen:
+            source.expect(np.concatenate([rows[place] for rows in steps]))
+        self._told = range(step, step + max(self._foresight // 4, 1))
 
     def _cancel(self) -> list[Future[None]]:
         """Cancel what can be cancelled, and return the rest."""

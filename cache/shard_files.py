@@ -191,12 +191,13 @@ class ShardFile(Shard):
 class ShardRows:
     """Finds the rows of a Zarr array in its files.
 
-    Safe to use from several threads, and to send to another process.
+    unbuffered: bypass the page cache where that can be. Safe to use from several threads, and to
+    send to another process.
     """
 
-    def __init__(self, array: zarr.Array[Any], layout: Layout) -> None:
+    def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool = False) -> None:
         self.shape, self.dtype = array.shape, array.dtype
-        self._layout = layout
+        self._layout, self._unbuffered = layout, unbuffered and layout.is_aligned
         self._encode_key = array.metadata.encode_chunk_key
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
 
@@ -226,6 +227,13 @@ class ShardRows:
     def _open_file(self, number: int) -> Shard:
         raise NotImplementedError
 
+    def _read_files(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, bytes, with rows of files that are open on a disk."""
+        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
+        view, size = out.data, self._layout.row_bytes
+        for file, offset, start, stop in self._runs(rows):
+            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
+
     def _runs(self, rows: RowNumbers) -> Iterator[tuple[Shard, int, int, int]]:
         """File, offset, and places in the buffer of rows that lie together."""
         # The first one follows no row.
@@ -250,29 +258,20 @@ class ShardRows:
 
 
 class DirectRows(ShardRows):
-    """Reads rows of a local Zarr array straight from its files, also after a fork.
-
-    unbuffered: bypass the page cache where rows and buffers are aligned.
-    """
+    """Reads rows of a local Zarr array straight from its files, also after a fork."""
 
     def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool) -> None:
         store: Any = array.store
         self._folder = HeldFolder(Path(store.root) / array.path)
-        self._unbuffered = unbuffered and layout.is_aligned
-        super().__init__(array, layout)
+        super().__init__(array, layout, unbuffered=unbuffered)
 
     def _open_file(self, number: int) -> Shard:
         return ShardFile(self._folder, self._key(number), self._layout)
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
-        size = self._layout.row_bytes
-        if not len(rows) or not size:
-            return
-        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
-        view = out.reshape(-1).view(np.uint8).data
-        for file, offset, start, stop in self._runs(rows):
-            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
+        if out.size:
+            self._read_files(rows, out.reshape(-1).view(np.uint8))
 
 
 @lru_cache(maxsize=1)
