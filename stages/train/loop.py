@@ -77,7 +77,7 @@ def train(
         tensors, settings.encoders, verify=reading.verify, reading=store_reading(reading)
     )
     start, seconds = None, 0.0
-    alone = claimed(settings.run / ".lock") if place.is_main else nullcontext()
+    alone = claimed(settings.run / ".lock", say) if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
     with (
         arithmetic(precision, deterministic=deterministic),
