@@ -27,6 +27,7 @@ import zarr
 
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, of_one_version, standing
+from cache.kept_rows import BY_RANGES, StoreReading
 from cache.metadata import read_group
 from cache.reader import Cache
 from cache.rows import Keys, Places, RowTable, content_hash, find_keys

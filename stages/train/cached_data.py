@@ -120,11 +120,12 @@ class Decoder:
 class CachedData:
     """The columns of a run, one reader for each view of an image.
 
-    encoders: whose tokens are read at some step; reading: of a cache in a store; path: of the cache; features: their readers, by name; labels: int32
-    [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
-    column, and have a caption if they are read; mirrors_pixels: whether what is read of mirrored
-    images has to be mirrored; latent_array: that holds latents; latent_shape:
-    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
+    encoders: whose tokens are read at some step; reading: of a cache in a store; path: of the
+    cache; features: their readers, by name; labels: int32 [N]; keys: of the images; captions: if
+    any are read; valid: the rows that hold tensors in every column, and have a caption if they are
+    read; mirrors_pixels: whether what is read of mirrored images has to be mirrored; latent_array:
+    that holds latents; latent_shape: (C, h, w). Raises IncompleteCacheError if a column is missing
+    or not finished.
     """
 
     def __init__(
