@@ -21,7 +21,7 @@ from cache.file_layout import Layout
 from cache.files import HeldFolder
 from cache.local_shards import KeptShard, LocalShards, Wanted
 from cache.object_rows import ObjectRows, ShardObject
-from cache.shard_files import Buffer, Content, RowNumbers, Shard, ShardFile, open_files_limit
+from cache.shard_files import Buffer, RowNumbers, Shard, ShardFile, open_files_limit
 from cache.storage import decompress
 from cache.stores import IN_FLIGHT, StorePath
 
@@ -121,8 +121,8 @@ class KeptRows(ObjectRows):
             places = np.concatenate(far)
             self._read_ranges(rows[places], places, view)
 
-    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, Content]]:
-        found: list[tuple[Shard, Content]] = []
+    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, bytes]]:
+        found: list[tuple[Shard, bytes]] = []
         for first, last, is_near in self._spans(rows):
             if is_near:
                 files = map(self.file, rows[first:last].tolist())

@@ -11,7 +11,7 @@ import zarr
 
 from cache.file_layout import Layout
 from cache.reader_threads import ReaderThreads
-from cache.shard_files import Buffer, Content, RowNumbers, Shard, ShardRows
+from cache.shard_files import Buffer, RowNumbers, Shard, ShardRows
 from cache.stores import IN_FLIGHT, StorePath
 
 # Larger ranges gain nothing, and are lost as a whole when a connection breaks.
@@ -111,13 +111,13 @@ class ObjectRows(ShardRows):
 
         _requests(self._in_flight).map(fill, self._ranges(rows))
 
-    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, Content]]:
+    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, bytes]]:
         rows, places = _sorted(rows, np.arange(len(rows)))
-        found: dict[int, tuple[Shard, Content]] = {}
+        found: dict[int, tuple[Shard, bytes]] = {}
 
         def fill(one: Range) -> None:
             for content, first, _ in one.contents():
-                found[int(places[first])] = one.file, content
+                found[int(places[first])] = one.file, bytes(content)
 
         _requests(self._in_flight).map(fill, self._ranges(rows))
         return [found[place] for place in range(len(rows))]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -29,7 +29,6 @@ from cache.stores import Place
 
 Buffer = npt.NDArray[Any]
 RowNumbers = npt.NDArray[np.int64]
-Content: TypeAlias = bytes | memoryview
 
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
@@ -214,7 +213,7 @@ class ShardRows:
         number, position = divmod(row, self._layout.rows_per_file)
         return self._file(number), position
 
-    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, Content]]:
+    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, bytes]]:
         """The whole chunk of each row of an array of one row a chunk, and its file."""
         for row in rows.tolist():
             file, position = self.file(row)

@@ -84,7 +84,7 @@ def compress(row: "Buffer") -> bytes:
     return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def decompress(chunk: bytes | memoryview, out: "Buffer") -> None:
+def decompress(chunk: bytes, out: "Buffer") -> None:
     """Fill `out`, a row, from its inner chunk. Raises ValueError if the chunk is damaged."""
     content, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
