@@ -60,7 +60,7 @@ class Range:
     it lies.
     """
 
-    file: ShardObject
+    file: Shard
     start: int
     stop: int
     parts: list[tuple[int, int, int, int]] = field(default_factory=list)

@@ -107,10 +107,13 @@ class Shard:
 
     def chunk(self, position: int) -> bytes:
         """The whole chunk that holds a row of an array of one row a chunk."""
-        start, size = self.extent(position)
-        content = bytearray(size)
-        self.read(start, memoryview(content), unbuffered=False)
-        return bytes(content)
+        return bytes(self.content(*self.extent(position)))
+
+    def content(self, offset: int, size: int) -> memoryview:
+        """So many bytes from an offset on."""
+        content = memoryview(bytearray(size))
+        self.read(offset, content, unbuffered=False)
+        return content
 
     def damaged(self, what: str) -> DamagedCacheError:
         """The error for content that is not what was written."""

@@ -2,11 +2,12 @@
 
 import http.client
 import os
+import re
 import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from threading import Event, Thread
@@ -20,6 +21,7 @@ DELAY_SECONDS = 0.03
 # delay: answers come later; reset: the connection breaks; cut: the body ends early; silent: there
 # is no answer; numbers are those of HTTP.
 FAULTS = ("delay", "reset", "cut", "503", "429")
+NUMBER = re.compile(r"\d+")
 CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
 
 
@@ -51,7 +53,8 @@ class Passing(BaseHTTPRequestHandler):
         if fault == "cut":
             self._end()
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _asked(self) -> tuple[int, dict[str, str], bytes]:
         """What the store answers."""
@@ -60,6 +63,9 @@ class Passing(BaseHTTPRequestHandler):
         connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
         body = answer.read()
+        first, last, size = map(int, NUMBER.findall(answer.getheader("Content-Range", "0-0/0")))
+        if size and last - first + 1 == size:
+            self.server.whole.append(urlparse(self.path).path)
         headers = {n: v for n, v in answer.getheaders() if n.lower() != "transfer-encoding"}
         headers.setdefault("Content-Length", str(len(body)))
         connection.close()
@@ -83,7 +89,8 @@ class Passing(BaseHTTPRequestHandler):
 
 
 class Proxy(ThreadingHTTPServer):
-    """fault: what fails, every so many requests; paths: what was asked for; store: its port."""
+    """fault: what fails, every so many requests; paths: what was asked for; whole:
+    of that, what was asked for by a range that is all of it; store: its port."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -93,6 +100,7 @@ class Proxy(ThreadingHTTPServer):
         self.store = store
         self.fault, self.every = "", 3
         self.paths: list[str] = []
+        self.whole: list[str] = []
         self.is_over = Event()
         self._numbers = count(1)
 
@@ -102,25 +110,20 @@ class Proxy(ThreadingHTTPServer):
     def handle_error(self, *_arguments: object) -> None:
         """Say nothing of clients that went away."""
 
-    def asked_for(self, name: str) -> list[str]:
-        """The paths with a name in them that were asked for."""
-        return [path for path in self.paths if name in path]
-
 
 @contextmanager
 def proxied() -> Iterator[Proxy]:
     """Have all that reads from the S3 store of the environment go through a proxy."""
     store = urlparse(os.environ["AWS_ENDPOINT_URL"]).port
     assert store is not None, "the store has no port"
-    with Proxy(store) as proxy, pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as ends:
+        proxy = ends.enter_context(Proxy(store))
         thread = Thread(target=proxy.serve_forever)
         thread.start()
+        for end in (thread.join, proxy.shutdown, proxy.is_over.set):
+            ends.callback(end)
+        ends.callback(object_requests._opened.cache_clear)
+        patch = ends.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
         object_requests._opened.cache_clear()
-        try:
-            yield proxy
-        finally:
-            object_requests._opened.cache_clear()
-            proxy.is_over.set()
-            proxy.shutdown()
-            thread.join()
+        yield proxy
