@@ -38,7 +38,8 @@ class KeptShard(ShardFile):
 
     def __init__(self, folder: HeldFolder, name: str, layout: Layout) -> None:
         super().__init__(folder, name, layout)
-        fcntl.flock(self._buffered, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # Who has just given it its name, or removes it, holds its lock for a moment.
+        fcntl.flock(self._buffered, fcntl.LOCK_SH)
         if not os.fstat(self._buffered).st_nlink:
             raise self.missing()
         # When it was last used.
@@ -203,8 +204,7 @@ class LocalShards:
         """Give a file its size, if there is room or somebody else's can be had."""
         with _locked(self._folder.path / ".room", waits=True):
             os.ftruncate(file, 0)
-            every = [entry for entry in os.scandir(self._folder.path) if entry.is_file()]
-            stats = {entry.name: entry.stat() for entry in every}
+            stats = self._stats()
             left = self._most_bytes or self._disk_bytes(stats.values())
             left -= sum(one.st_size for one in stats.values()) + size
             kept = (name for name in stats if not name.startswith("."))
@@ -219,6 +219,15 @@ class LocalShards:
             elif not may_remove:
                 self._full_until = time.monotonic() + FULL_SECONDS
             return left >= 0
+
+    def _stats(self) -> dict[str, os.stat_result]:
+        """All files of the folder."""
+        stats = {}
+        for path in self._folder.path.iterdir():
+            # Others are renamed meanwhile.
+            with suppress(FileNotFoundError):
+                stats[path.name] = path.stat()
+        return stats
 
     def _disk_bytes(self, kept: Iterable[os.stat_result]) -> int:
         """What all shards may take, of the whole disk."""
