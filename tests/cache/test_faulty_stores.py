@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import numpy as np
 import pytest
-from faulty_proxy import FAULTS, Proxy, proxied
+from faulty_proxy import FAULTS, Proxy, be_hasty, proxied
 from object_store import upload
 from tiny_cache import ARRAYS, ROWS, make_cache, values
 
-from cache import object_requests, object_rows
+from cache import object_rows
 from cache.object_requests import StoreError
 from cache.reader import Cache
 from cache.stores import StorePath
@@ -29,12 +28,7 @@ def place(bucket: StorePath, tmp_path_factory: pytest.TempPathFactory) -> StoreP
 @pytest.fixture
 def proxy(place: StorePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:  # noqa: ARG001
     """Everything goes through it, with less patience than usual."""
-    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(seconds=1)}
-    hasty = {"retry_timeout": timedelta(seconds=BUSY_SECONDS), "backoff": {**backoff, "base": 2}}
-    monkeypatch.setattr(object_requests, "RETRIES", object_requests.RETRIES | hasty)
-    timeout = {"timeout": timedelta(seconds=BUSY_SECONDS)}
-    monkeypatch.setattr(object_requests, "CLIENT", object_requests.CLIENT | timeout)
-    monkeypatch.setattr(object_requests, "PAUSE_SECONDS", 0.005)
+    be_hasty(monkeypatch, BUSY_SECONDS)
     with proxied() as proxy:
         yield proxy
 

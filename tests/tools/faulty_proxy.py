@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from threading import Event, Thread
@@ -109,6 +110,16 @@ class Proxy(ThreadingHTTPServer):
 
     def handle_error(self, *_arguments: object) -> None:
         """Say nothing of clients that went away."""
+
+
+def be_hasty(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Ask again at once, and give up after some seconds, with no more of them for a request."""
+    backoff = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(seconds=1)}
+    hasty = {"retry_timeout": timedelta(seconds=seconds), "backoff": {**backoff, "base": 2}}
+    patch.setattr(object_requests, "RETRIES", object_requests.RETRIES | hasty)
+    client = object_requests.CLIENT | {"timeout": timedelta(seconds=seconds)}
+    patch.setattr(object_requests, "CLIENT", client)
+    patch.setattr(object_requests, "PAUSE_SECONDS", 0.005)
 
 
 @contextmanager
