@@ -30,7 +30,11 @@ RETRIES: Any = {
     },
     "retry_timeout": timedelta(minutes=2),
 }
-CLIENT: Any = {"allow_http": True, "connect_timeout": timedelta(seconds=10)}
+CLIENT: Any = {
+    "allow_http": True,
+    "connect_timeout": timedelta(seconds=10),
+    "timeout": timedelta(seconds=30),
+}
 # In an error of the library: of an answer that arrived cut short and was not asked for again.
 CUT = re.compile(r"Error (?:performing|getting list)(?!.* retries).* body error")
 # Attempts to read what arrived cut short, and the first pause between them in seconds.
