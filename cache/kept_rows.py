@@ -133,11 +133,12 @@ class KeptRows(ObjectRows):
 
     def _spans(self, rows: RowNumbers) -> list[tuple[int, int, bool]]:
         """Between which places rows are all on the local disk, or all not."""
-        numbers = rows // self._layout.rows_per_file
-        is_near = np.isin(numbers, list(self._kept))
+        kept = self._kept
+        is_near = [number in kept for number in (rows // self._layout.rows_per_file).tolist()]
+        if all(is_near):
+            return [(0, len(rows), True)]
         bounds = [0, *(np.flatnonzero(np.diff(is_near)) + 1).tolist(), len(rows)]
-        spans = ((first, last) for first, last in pairwise(bounds) if first < last)
-        return [(first, last, bool(is_near[first])) for first, last in spans]
+        return [(first, last, is_near[first]) for first, last in pairwise(bounds)]
 
     def _is_read(self, rows: RowNumbers, view: Buffer) -> bool:
         """Read rows from the local disk, if it gives them."""

@@ -6,11 +6,9 @@ caller's buffer.
 """
 
 import errno
-import mmap
 import os
 import resource
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from cache.bounced_reads import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
@@ -32,10 +31,6 @@ RowNumbers = npt.NDArray[np.int64]
 
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
-# What is read at once by way of other memory: small enough for a core's cache.
-BOUNCE_BYTES = 1 << 20
-
-_bounce = threading.local()
 
 
 class Shard:
@@ -175,7 +170,7 @@ class ShardFile(Shard):
             except OSError as error:
                 # Memory that a GPU's driver has mapped may be out of the disk's reach.
                 if error.errno == errno.EFAULT:
-                    return _read_by_bounce(fill, offset, view)
+                    return read_by_bounce(fill, offset, view)
                 # The device asks for a larger alignment than the usual one.
                 if error.errno != errno.EINVAL:
                     raise
@@ -285,19 +280,3 @@ def open_files_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     # Two descriptors a file, several arrays a process, and room for everybody else.
     return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
-
-
-def _read_by_bounce(fill: Callable[[int, memoryview], None], offset: int, view: memoryview) -> None:
-    """Fill a view, which a disk cannot write to, by way of memory that it can.
-
-    offset: of the first byte of the view; fill: does that for memory on page boundaries, of which
-    each thread has its own.
-    """
-    if not hasattr(_bounce, "buffer"):
-        # Private, as a forked process reads something else.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        _bounce.buffer = memoryview(mmap.mmap(-1, BOUNCE_BYTES, flags=flags))
-    for start in range(0, len(view), BOUNCE_BYTES):
-        part = view[start : start + BOUNCE_BYTES]
-        fill(offset + start, _bounce.buffer[: len(part)])
-        part[:] = _bounce.buffer[: len(part)]

@@ -34,6 +34,7 @@ from cache.kept_rows import ArrayIdentity, StoreReading
 from cache.layout import ArraySpec, Column
 from cache.local_shards import LocalShards
 from cache.metadata import create_column
+from cache.order import block_permutation
 from cache.ring import BatchRing
 from cache.stores import StorePath
 from cache.writer import ShardWriter
@@ -45,6 +46,8 @@ SLOW_STEPS = 1
 ROWS_PER_SHARD = 256
 DELAY_SECONDS = 0.03
 SHAPES = {"tokens": (256, 768), "latents": (8, 32, 32)}
+# In an order that keeps a shard's rows together, as the peer that downloads shards has it.
+BLOCKS = "this project, shard after shard"
 OURS, LIMIT = "this project, checksums compared", "obstore, ranges alone"
 CLIENT: Any = {"allow_http": True}
 Take = Callable[[np.ndarray], None]
@@ -102,7 +105,7 @@ class Ours:
 
     def __init__(self, name: str, checksums: np.ndarray, reading: StoreReading) -> None:
         names = {shard: f"{name}-{shard}" for shard in range(len(checksums) // ROWS_PER_SHARD)}
-        self._local, self._in_flight = reading.local, reading.in_flight
+        self._in_flight = reading.in_flight
         place = StorePath("s3://bucket") / name / "tokens"
         source = open_rows(place, reading=reading, identity=ArrayIdentity(names, checksums))
         self.source = CheckedRows(source, checksums, name, lambda _: False)
@@ -120,7 +123,6 @@ class Ours:
             pieces=8,
             stop=len(batches),
             timeout_seconds=100,
-            foresight=len(batches) if self._local else 0,
         )
         with closing(ring):
             for step in range(len(batches)):
@@ -219,8 +221,10 @@ def show(title: str, speeds: Mapping[str, list[float]], row_bytes: int) -> None:
 def compare(folder: Path, name: str, rows: int, in_flight: int) -> None:
     checksums, steps = write(folder, name, rows), rows // BATCH
     zarr.config.set({"async.concurrency": in_flight})
+    ours = Ours(name, checksums, StoreReading(in_flight))
     takes: dict[str, Take] = {
-        OURS: Ours(name, checksums, StoreReading(in_flight)),
+        OURS: ours,
+        BLOCKS: lambda taken: ours(block_permutation(rows, int(taken[0]), 0, ROWS_PER_SHARD)),
         LIMIT: ranges(name, in_flight),
         "zarr-python with obstore": with_obstore(name),
     }
