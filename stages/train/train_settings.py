@@ -43,7 +43,7 @@ class ReadingSettings(Settings):
     """Whether each row is compared with its checksum."""
     timeout_seconds: Unlimited = 300.0
     """After which a batch that does not come is an error; inf waits for ever."""
-    in_flight: Few = 64
+    in_flight: Few = 128
     """Requests that every process has at work at the same time, of a cache in an object store.
     More batches are read in advance if these have fewer rows."""
     local: AnchoredPath | None = None
