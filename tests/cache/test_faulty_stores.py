@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from faulty_proxy import FAULTS, Proxy, be_hasty, proxied
+from marking import few_fast
 from object_store import upload
 from tiny_cache import ARRAYS, ROWS, make_cache, values
 
@@ -39,7 +40,7 @@ def rows_read(place: StorePath, rows: np.ndarray) -> None:
         np.testing.assert_array_equal(reader.read(array.name, rows), values(array)[rows])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", few_fast(FAULTS))
 def test_rows_are_those_that_were_written_whatever_fails_now_and_then(
     place: StorePath, proxy: Proxy, fault: str
 ) -> None:
@@ -47,7 +48,7 @@ def test_rows_are_those_that_were_written_whatever_fails_now_and_then(
     rows_read(place, np.random.default_rng(0).integers(0, ROWS, 40))
 
 
-@pytest.mark.parametrize("fault", ["reset", "cut", "503", "429", "silent"])
+@pytest.mark.parametrize("fault", few_fast(["silent", "reset", "cut", "503", "429"]))
 def test_what_never_ends_is_an_error_with_the_address_in_time(
     place: StorePath, proxy: Proxy, fault: str
 ) -> None:

@@ -21,7 +21,7 @@ from cache import object_requests
 DELAY_SECONDS = 0.03
 # delay: answers come later; reset: the connection breaks; cut: the body ends early; silent: there
 # is no answer; numbers are those of HTTP.
-FAULTS = ("delay", "reset", "cut", "503", "429")
+FAULTS = ["cut", "reset", "503", "429", "delay"]
 NUMBER = re.compile(r"\d+")
 CLOSE_AT_ONCE = struct.pack("ii", 1, 0)
 

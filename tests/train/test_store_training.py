@@ -33,6 +33,7 @@ def proxy(there: StorePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.slow
 def test_training_through_faults_is_training_from_a_disk(
     trainable: Callable[..., Config], there: StorePath, proxy: Proxy, tmp_path: Path
 ) -> None:
