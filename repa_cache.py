@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cache.captions import Captions
-    from cache.reader import Features as Features
-    from cache.reader import Rows as Rows
+    from cache.features import Features as Features
+    from cache.features import Rows as Rows
     from cache.rows import Keys
     from cache.stores import Place
     from pipeline.analysis.analyses import cknna as cknna
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 LATER = {
     "app": "pipeline.commands",
     "Config": "pipeline.config",
-    **dict.fromkeys(("Features", "Rows"), "cache.reader"),
+    **dict.fromkeys(("Features", "Rows"), "cache.features"),
     **dict.fromkeys(("Batch", "CachedImages"), "stages.train.batch_stream"),
     **dict.fromkeys(("cknna", "compare", "losses", "probe"), "pipeline.analysis.analyses"),
     **{
@@ -148,6 +148,9 @@ class Reading(TypedDict, total=False):
     memory_gb: float
     verify: bool
     timeout_seconds: float
+    in_flight: int
+    local: Path
+    local_gb: float
 
 
 class Cache:
@@ -183,8 +186,8 @@ class Cache:
 
     def __getitem__(self, encoder: str) -> "Features":
         """An encoder's column. Raises Error if it is missing or not finished."""
+        from cache.features import Features
         from cache.layout import FEATURES
-        from cache.reader import Features
 
         return Features(self._cache.column(FEATURES + encoder, verify=True))
 
@@ -194,7 +197,7 @@ class Cache:
 
         Of an autoencoder without a posterior: its latents, [N, C, h, w].
         """
-        from cache.reader import Rows
+        from cache.features import Rows
         from stages.latents import latents_column, main_array
 
         reader = self._cache.column(latents_column(self.path, None), verify=True)

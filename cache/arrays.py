@@ -5,7 +5,8 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,12 @@ import zarr
 
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
+from cache.kept_rows import BY_RANGES, ArrayIdentity, KeptRows, StoreReading
 from cache.object_rows import ObjectRows
 from cache.shard_files import Buffer, DirectRows, RowNumbers, ShardRows
 from cache.shared_memory import SharedMemory
 from cache.storage import decompress, row_checksums, unwarned
-from cache.stores import Place, StorePath, for_zarr, place_of, reported
+from cache.stores import Place, for_zarr, place_of, reported
 
 
 class RowReader(Protocol):
@@ -31,6 +33,28 @@ class RowReader(Protocol):
     dtype: np.dtype[Any]
 
     def read(self, rows: RowNumbers, out: Buffer) -> None: ...
+
+
+@runtime_checkable
+class ForeseenRows(RowReader, Protocol):
+    """One that can be told which rows will be read, the next first."""
+
+    def expect(self, rows: RowNumbers) -> None: ...
+
+
+class Foreseen:
+    """What an array that is read from another one passes on to it, if that keeps shards."""
+
+    _source: Any
+
+    def expect(self, rows: RowNumbers) -> None:
+        """Tell it which rows will be read, the next first."""
+        if isinstance(self._source, Foreseen | KeptRows):
+            self._source.expect(rows)
+
+    def forget(self, rows: RowNumbers) -> bool:
+        """Remove what it keeps of some rows; whether there was anything."""
+        return isinstance(self._source, Foreseen | KeptRows) and self._source.forget(rows)
 
 
 class ZarrRows:
@@ -49,7 +73,7 @@ class ZarrRows:
             out[...] = self._array.oindex[rows]
 
 
-class CompressedRows:
+class CompressedRows(Foreseen):
     """Reads rows of an array whose inner chunks `compress` made. source: where these lie."""
 
     def __init__(self, source: ShardRows) -> None:
@@ -97,6 +121,13 @@ class JoinedRows:
         self.shape, self.dtype = (self._rows * len(sources), *row_shape), sources[0].dtype
         self._sources = sources
 
+    def expect(self, rows: RowNumbers) -> None:
+        """Tell each array of its rows."""
+        number, own = np.divmod(rows, self._rows)
+        for place, source in enumerate(self._sources):
+            if isinstance(source, ForeseenRows):
+                source.expect(own[number == place])
+
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         number, own = np.divmod(rows, self._rows)
         bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(rows)]
@@ -105,7 +136,7 @@ class JoinedRows:
                 self._sources[number[start]].read(own[start:stop], out[start:stop])
 
 
-class CheckedRows:
+class CheckedRows(Foreseen):
     """Compares every row that is read with its checksum.
 
     checksums: uint32 [N]; name: of the array, for the message; is_outdated: whether a row, which
@@ -129,8 +160,9 @@ class CheckedRows:
         Raises DamagedCacheError if they are not what was written, CacheReplacedError if they are
         what was written later.
         """
-        self._source.read(rows, out)
-        wrong = rows[row_checksums(out) != self._checksums[rows]]
+        wrong = self._read(rows, out)
+        if len(wrong) and self.forget(wrong):
+            wrong = self._read(rows, out)
         if not len(wrong):
             return
         if self._is_outdated(int(wrong[0])):
@@ -143,12 +175,30 @@ class CheckedRows:
             where=self._name,
         )
 
+    def _read(self, rows: RowNumbers, out: Buffer) -> RowNumbers:
+        """Fill `out`; which rows are not what was written."""
+        try:
+            self._source.read(rows, out)
+        except DamagedCacheError:
+            if not self.forget(rows):
+                raise
+            self._source.read(rows, out)
+        is_wrong: npt.NDArray[np.bool_] = row_checksums(out) != self._checksums[rows]
+        return rows[is_wrong]
 
-def open_rows(location: Place | str, *, unbuffered: bool | None = None) -> RowReader:
+
+def open_rows(
+    location: Place | str,
+    *,
+    unbuffered: bool | None = None,
+    reading: StoreReading = BY_RANGES,
+    identity: ArrayIdentity | None = None,
+) -> RowReader:
     """A reader for a Zarr array at a path or an address such as `s3://bucket/array`.
 
     unbuffered: bypass the page cache where possible; if not given, for arrays larger than
-    memory, which would only push everything else out of it.
+    memory, which would only push everything else out of it; reading: of one in a store, of which
+    whole shards may be kept on a local disk if its identity is known.
     """
     place = place_of(location) if isinstance(location, str) else location
     with unwarned(), reported(place):
@@ -156,14 +206,16 @@ def open_rows(location: Place | str, *, unbuffered: bool | None = None) -> RowRe
     layout = find_layout(array)
     if layout is None:
         return ZarrRows(array)
-    if isinstance(place, StorePath):
-        there = ObjectRows(array, layout, place)
-        return CompressedRows(there) if layout.is_compressed else there
-    if layout.is_compressed:
-        return CompressedRows(DirectRows(array, layout, unbuffered=False))
     if unbuffered is None:
         unbuffered = array.nbytes > physical_memory_bytes()
-    return DirectRows(array, layout, unbuffered=unbuffered)
+    source: ShardRows
+    if isinstance(place, Path):
+        source = DirectRows(array, layout, unbuffered=unbuffered)
+    elif reading.local is None or identity is None:
+        source = ObjectRows(array, layout, place, reading.in_flight)
+    else:
+        source = KeptRows(array, layout, place, reading, identity, unbuffered=unbuffered)
+    return CompressedRows(source) if layout.is_compressed else source
 
 
 def hold_small(

@@ -27,6 +27,7 @@ import zarr
 
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, of_one_version, standing
+from cache.kept_rows import BY_RANGES, StoreReading
 from cache.metadata import is_unfinished, read_group
 from cache.reader import Cache
 from cache.rows import Keys, Places, RowTable, content_hash, find_keys
@@ -118,8 +119,8 @@ class Captions:
     have which texts.
     """
 
-    def __init__(self, path: Place, rows: RowTable) -> None:
-        self.cache = Cache(path / CAPTIONS)
+    def __init__(self, path: Place, rows: RowTable, reading: StoreReading = BY_RANGES) -> None:
+        self.cache = Cache(path / CAPTIONS, reading)
         links = read_links(path, self.cache.rows)
         self.fingerprint = links.fingerprint(self.cache.rows)
         place = find_keys(links.key, rows.key, np.arange(len(links.key)))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cache.files import write_atomically
-from cache.layout import LEDGER, Column
+from cache.layout import LEDGER, ArraySpec, Column
 from cache.rows import RowTable
 from cache.stores import for_each
 
@@ -67,6 +67,13 @@ class Recorded:
         images = {shard: entry[:DIGEST_BYTES] for shard, entry in self.entries.items()}
         spans = enumerate(map(self.column.shard_rows, range(self.column.shards)))
         return [shard for shard, span in spans if images.get(shard) != rows.digest(span)]
+
+    def names(self, array: ArraySpec) -> dict[int, str]:
+        """By what the bytes of each finished shard of an array are known, in any cache."""
+        return {
+            shard: hashlib.sha256(found + array.name.encode()).hexdigest()
+            for shard, found in self.entries.items()
+        }
 
     def is_outdated(self, row: int) -> bool:
         """Whether the shard of a row was made anew since."""

@@ -4,11 +4,12 @@ Credentials and endpoints are found as the store's own tools find them, in the e
 the machine; nothing here tells of them.
 """
 
+import asyncio
 import io
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -29,7 +30,13 @@ RETRIES: Any = {
     },
     "retry_timeout": timedelta(minutes=2),
 }
-CLIENT: Any = {"allow_http": True, "connect_timeout": timedelta(seconds=10)}
+CLIENT: Any = {
+    "allow_http": True,
+    "connect_timeout": timedelta(seconds=10),
+    "timeout": timedelta(seconds=30),
+}
+# In an error of the library: of an answer that arrived cut short and was not asked for again.
+CUT = re.compile(r"Error (?:performing|getting list)(?!.* retries).* body error")
 # Attempts to read what arrived cut short, and the first pause between them in seconds.
 ATTEMPTS, PAUSE_SECONDS = 6, 0.1
 
@@ -97,9 +104,24 @@ def asked(address: str, ask: Callable[[], Found]) -> Found:
             if attempt == ATTEMPTS:
                 raise StoreError(address, error) from error
         except BaseError as error:
-            raise StoreError(address, error) from error
+            if attempt == ATTEMPTS or not CUT.search(str(error)):
+                raise StoreError(address, error) from error
         time.sleep(PAUSE_SECONDS * 2**attempt)
     raise AssertionError("unreachable")
+
+
+async def asked_by_zarr(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """The same for who reads by itself, and whose errors `cache.stores.reported` tells."""
+    from obstore.exceptions import BaseError
+
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return await ask()
+        except BaseError as error:
+            if not CUT.search(str(error)):
+                raise
+        await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+    return await ask()
 
 
 class ObjectStream(io.RawIOBase):

@@ -1,9 +1,8 @@
 """Reading rows of the finished columns of a cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from cache.errors import (
     StaleCacheError,
 )
 from cache.files import of_one_version
+from cache.kept_rows import BY_RANGES, ArrayIdentity, StoreReading
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import (
     column_names,
@@ -26,7 +26,7 @@ from cache.metadata import (
     source_changes,
 )
 from cache.rows import RowTable, count_rows, read_rows
-from cache.shard_files import Buffer, RowNumbers
+from cache.shard_files import Buffer
 from cache.storage import STORAGES, row_checksums
 from cache.stores import Place, for_each
 
@@ -36,12 +36,13 @@ Floats = npt.NDArray[np.float32]
 class Cache:
     """A cache opened for reading.
 
-    What is read of it belongs to its rows, also while a build adds more.
+    reading: of arrays in a store. What is read of it belongs to its rows, also while a build adds
+    more.
     """
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Place, reading: StoreReading = BY_RANGES) -> None:
         root_attributes(path)
-        self.path = path
+        self.path, self._reading = path, reading
         self.rows: RowTable = read_rows(path)
 
     def column(self, name: str, *, verify: bool = False) -> "ColumnReader":
@@ -89,7 +90,7 @@ class Cache:
                 where=f"{self.path}/{name}",
                 remedy="Run `repa-cache build` to finish it.",
             )
-        return ColumnReader(column, recorded if verify else None)
+        return ColumnReader(column, recorded, verify=verify, reading=self._reading)
 
     def _are_outgrown(self, column: Column, shards: Sequence[int]) -> bool:
         """Whether shards have more rows than they would need, as images were added meanwhile."""
@@ -108,18 +109,31 @@ class Cache:
 class ColumnReader:
     """Reads any rows of any array of one column.
 
-    verified: the ledger of the column, to compare every row that is read with its checksum.
+    recorded: its ledger; verify: compare every row that is read with its checksum; reading: of
+    one in a store.
     """
 
-    def __init__(self, column: Column, verified: ledger.Recorded | None = None) -> None:
+    def __init__(
+        self,
+        column: Column,
+        recorded: ledger.Recorded | None = None,
+        *,
+        verify: bool = False,
+        reading: StoreReading = BY_RANGES,
+    ) -> None:
         self.column = column
-        self._arrays = {array.name: _open_array(column, array) for array in column.arrays}
-        if verified is not None:
-            checksums = np.empty((column.rows, len(column.arrays)), np.uint32)
-            _open_array(column, column.crc32c).read(np.arange(column.rows), checksums)
-            for position, (name, rows) in enumerate(self._arrays.items()):
-                own, where = checksums[:, position].copy(), f"{column.folder}/{name}"
-                self._arrays[name] = CheckedRows(rows, own, where, verified.is_outdated)
+        if recorded is None or not (verify or reading.local):
+            self._arrays = {a.name: _open_array(column, a, reading) for a in column.arrays}
+            return
+        checksums = np.empty((column.rows, len(column.arrays)), np.uint32)
+        _open_array(column, column.crc32c, reading).read(np.arange(column.rows), checksums)
+        self._arrays = {}
+        for position, array in enumerate(column.arrays):
+            own, where = checksums[:, position].copy(), f"{column.folder}/{array.name}"
+            identity = ArrayIdentity(recorded.names(array), own)
+            rows = _open_array(column, array, reading, identity)
+            checked = CheckedRows(rows, own, where, recorded.is_outdated)
+            self._arrays[array.name] = checked if verify else rows
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -176,7 +190,9 @@ class PartialReader:
     def __init__(self, column: Column) -> None:
         self.column = column
         specs = (*column.arrays, column.crc32c)
-        self._arrays = [(spec, _open_array(column, spec, is_whole=False)) for spec in specs]
+        self._arrays = [
+            (spec, _open_array(column, spec, BY_RANGES, is_whole=False)) for spec in specs
+        ]
 
     def read(self, rows: npt.NDArray[np.int64]) -> dict[str, Buffer]:
         """Rows [B] of all arrays. Raises DamagedCacheError if they are not what was written."""
@@ -220,14 +236,21 @@ def invalid_rows(column: Column, missing: Sequence[int]) -> list[int]:
     return found
 
 
-def _open_array(column: Column, spec: ArraySpec, *, is_whole: bool = True) -> RowReader:
+def _open_array(
+    column: Column,
+    spec: ArraySpec,
+    reading: StoreReading,
+    identity: ArrayIdentity | None = None,
+    *,
+    is_whole: bool = True,
+) -> RowReader:
     """A reader for an array that is what its column says of it.
 
     is_whole: whether it has all rows already, or may be from before images were added.
     """
     path = column.folder / spec.name
     try:
-        rows = open_rows(path)
+        rows = open_rows(path, reading=reading, identity=identity)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(f"its zarr.json cannot be read ({error})", where=path) from error
     is_as_written = rows.shape[1:] == spec.row_shape and rows.dtype == spec.dtype
@@ -245,50 +268,3 @@ def _has_length(column: Column, rows: int, *, is_whole: bool) -> bool:
     if rows <= column.rows:
         return rows == column.rows or not is_whole
     return rows <= count_rows(column.cache)
-
-
-class Rows:
-    """An array [N, ...] of a cache, by any index that numpy takes for rows, as float32."""
-
-    def __init__(self, column: Column, name: str, read: Callable[[RowNumbers], Floats]) -> None:
-        self.shape = (column.rows, *column.array(name).row_shape)
-        self._rows, self._read = np.arange(column.rows), read
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> Floats:
-        """Rows [B, ...], or one for a number. Raises IndexError if there are none such."""
-        rows = self._rows[index]
-        return self._read(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
-
-    def __repr__(self) -> str:
-        return f"<rows {' x '.join(map(str, self.shape))}>"
-
-
-class Features:
-    """What a cache holds of an encoder.
-
-    valid: which rows, [N], hold tensors: all but those whose image could not be decoded.
-    """
-
-    def __init__(self, reader: ColumnReader) -> None:
-        self._reader = reader
-
-    @property
-    def valid(self) -> npt.NDArray[np.bool_]:
-        return self._reader.valid
-
-    @property
-    def tokens(self) -> Rows:
-        """Tokens, [N, T, D]."""
-        return Rows(self._reader.column, "tokens", partial(self._reader.values, "tokens"))
-
-    @property
-    def class_tokens(self) -> Rows:
-        """Class tokens, [N, D]. Raises IncompleteCacheError if it has none."""
-        if not self._reader.has_class_token:
-            raise IncompleteCacheError(
-                "this encoder has no class token", where=self._reader.column.folder
-            )
-        return Rows(self._reader.column, "class_token", self._reader.vectors)

@@ -5,17 +5,17 @@ cleared first.
 """
 
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
-from queue import SimpleQueue
-from typing import Any
 
-from cache.arrays import RowReader
+import numpy as np
+
+from cache.arrays import ForeseenRows, RowReader
 from cache.errors import CacheReadError
+from cache.reader_threads import ReaderThreads
 from cache.shard_files import Buffer, RowNumbers
 
 
@@ -39,56 +39,6 @@ class Recycled:
 
 # Pieces smaller than this are not worth a thread's while.
 PIECE_BYTES = 1 << 18
-Task = tuple[Future[None], Callable[..., None], tuple[Any, ...]]
-
-
-class ReaderThreads:
-    """Runs tasks in the order in which they come.
-
-    The standard library's pool waits for its threads when the process ends, for ever if a disk
-    hangs, and its threads do not exist in a forked child; these are daemons, and are started
-    anew in a child.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._owner = 0
-        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        """Run a function in a thread; the future tells when, and with which error."""
-        if self._owner != os.getpid():
-            self._start()
-        future: Future[None] = Future()
-        self._tasks.put((future, function, arguments))
-        return future
-
-    def close(self) -> None:
-        """Let the threads end when they have nothing left to do."""
-        if self._owner == os.getpid():
-            for _ in range(self.count):
-                self._tasks.put(None)
-        self._owner = 0
-
-    def _start(self) -> None:
-        self._owner, self._tasks = os.getpid(), SimpleQueue()
-        for number in range(self.count):
-            threading.Thread(
-                target=_run_tasks, args=(self._tasks,), name=f"reader-{number}", daemon=True
-            ).start()
-
-
-def _run_tasks(tasks: "SimpleQueue[Task | None]") -> None:
-    while (task := tasks.get()) is not None:
-        future, function, arguments = task
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            function(*arguments)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
 
 
 class BatchRing:
@@ -96,8 +46,9 @@ class BatchRing:
 
     sources: the arrays; rows_of: a step's rows [B] of each; slots: buffers for a batch, one
     [B, ...] per source, of which there are as many as batches are read ahead, and one more for
-    the batch in use; stop: the first step that is not read ahead; timeout_seconds: how long a
-    batch may take.
+    the batch in use; threads: that read; pieces: in which a batch of an array is read at most, by
+    default one for each thread; stop: the first step that is not read ahead; timeout_seconds: how
+    long a batch may take; foresight: steps whose rows the arrays are told of, if any keeps rows.
     """
 
     def __init__(
@@ -107,17 +58,25 @@ class BatchRing:
         slots: list[Sequence[Buffer]],
         *,
         threads: int,
+        pieces: int | None = None,
         stop: int,
         timeout_seconds: float,
+        foresight: int = 0,
     ) -> None:
         self._sources = sources
         self._rows_of = rows_of
         self._slots = slots
         self._stop = stop
         self._timeout_seconds = timeout_seconds
-        self._threads = ReaderThreads(threads)
+        self._threads, self._pieces = ReaderThreads(threads), pieces or threads
         self._reads: dict[int, list[Future[None]]] = {}
         self._owner = os.getpid()
+        self._foresight, self._told = foresight, range(0)
+        self._foreseen = [
+            (place, source)
+            for place, source in enumerate(sources)
+            if isinstance(source, ForeseenRows) and foresight
+        ]
 
     def take(self, step: int) -> Sequence[Buffer]:
         """The batch of a step, valid until the next call.
@@ -126,6 +85,8 @@ class BatchRing:
         """
         if step not in self._reads or self._owner != os.getpid():
             self._start_over()
+        if self._foreseen and step not in self._told:
+            self._tell(step)
         for ahead in range(step, min(step + len(self._slots), max(self._stop, step + 1))):
             if ahead not in self._reads:
                 self._reads[ahead] = self._read(ahead)
@@ -139,6 +100,8 @@ class BatchRing:
     def close(self) -> None:
         """Give up what is being read."""
         self._cancel()
+        for _, source in self._foreseen:
+            source.expect(np.empty(0, np.int64))
         self._threads.close()
 
     def _start_over(self) -> None:
@@ -147,6 +110,14 @@ class BatchRing:
             wait(self._cancel(), self._timeout_seconds)
         self._reads, self._owner = {}, os.getpid()
 
+    def _tell(self, step: int) -> None:
+        """Tell the arrays which rows will be read from a step on, and do so in time again."""
+        last = min(step + self._foresight, max(self._stop, step + 1))
+        steps = [self._rows_of(one) for one in range(step, last)]
+        for place, source in self._foreseen:
+            source.expect(np.concatenate([rows[place] for rows in steps]))
+        self._told = range(step, step + max(self._foresight // 4, 1))
+
     def _cancel(self) -> list[Future[None]]:
         """Cancel what can be cancelled, and return the rest."""
         return [read for reads in self._reads.values() for read in reads if not read.cancel()]
@@ -154,7 +125,7 @@ class BatchRing:
     def _read(self, step: int) -> list[Future[None]]:
         slot, reads = self._slots[step % len(self._slots)], []
         for source, rows, buffer in zip(self._sources, self._rows_of(step), slot, strict=True):
-            pieces = max(1, min(self._threads.count, buffer.nbytes // PIECE_BYTES))
+            pieces = max(1, min(self._pieces, buffer.nbytes // PIECE_BYTES))
             bounds = [len(rows) * piece // pieces for piece in range(pieces + 1)]
             for start, end in pairwise(bounds):
                 reads.append(self._threads.submit(source.read, rows[start:end], buffer[start:end]))

@@ -6,11 +6,9 @@ caller's buffer.
 """
 
 import errno
-import mmap
 import os
 import resource
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from cache.bounced_reads import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
@@ -32,10 +31,6 @@ RowNumbers = npt.NDArray[np.int64]
 
 MOST_OPEN_FILES = 1 << 20
 ABSENT = np.iinfo(np.uint64).max
-# What is read at once by way of other memory: small enough for a core's cache.
-BOUNCE_BYTES = 1 << 20
-
-_bounce = threading.local()
 
 
 class Shard:
@@ -98,12 +93,22 @@ class Shard:
                 start = row
         yield offsets[start - position], position + count - start
 
+    def extent(self, position: int) -> tuple[int, int]:
+        """Where a row begins and its size, or those of its chunk if it is compressed."""
+        start = self.offset(position)
+        if self._layout.is_compressed and self._index is not None:
+            return start, self._index[position][1]
+        return start, self._layout.row_bytes
+
     def chunk(self, position: int) -> bytes:
         """The whole chunk that holds a row of an array of one row a chunk."""
-        start = self.offset(position)
-        content = bytearray(self._index[position][1] if self._index else self._layout.row_bytes)
-        self.read(start, memoryview(content), unbuffered=False)
-        return bytes(content)
+        return bytes(self.content(*self.extent(position)))
+
+    def content(self, offset: int, size: int) -> memoryview:
+        """So many bytes from an offset on."""
+        content = memoryview(bytearray(size))
+        self.read(offset, content, unbuffered=False)
+        return content
 
     def damaged(self, what: str) -> DamagedCacheError:
         """The error for content that is not what was written."""
@@ -165,7 +170,7 @@ class ShardFile(Shard):
             except OSError as error:
                 # Memory that a GPU's driver has mapped may be out of the disk's reach.
                 if error.errno == errno.EFAULT:
-                    return _read_by_bounce(fill, offset, view)
+                    return read_by_bounce(fill, offset, view)
                 # The device asks for a larger alignment than the usual one.
                 if error.errno != errno.EINVAL:
                     raise
@@ -183,12 +188,13 @@ class ShardFile(Shard):
 class ShardRows:
     """Finds the rows of a Zarr array in its files.
 
-    Safe to use from several threads, and to send to another process.
+    unbuffered: bypass the page cache where that can be. Safe to use from several threads, and to
+    send to another process.
     """
 
-    def __init__(self, array: zarr.Array[Any], layout: Layout) -> None:
+    def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool = False) -> None:
         self.shape, self.dtype = array.shape, array.dtype
-        self._layout = layout
+        self._layout, self._unbuffered = layout, unbuffered and layout.is_aligned
         self._encode_key = array.metadata.encode_chunk_key
         self._file = lru_cache(maxsize=open_files_limit())(self._open_file)
 
@@ -205,7 +211,7 @@ class ShardRows:
         number, position = divmod(row, self._layout.rows_per_file)
         return self._file(number), position
 
-    def chunks(self, rows: RowNumbers) -> Iterator[tuple[Shard, bytes]]:
+    def chunks(self, rows: RowNumbers) -> Iterable[tuple[Shard, bytes]]:
         """The whole chunk of each row of an array of one row a chunk, and its file."""
         for row in rows.tolist():
             file, position = self.file(row)
@@ -217,6 +223,13 @@ class ShardRows:
 
     def _open_file(self, number: int) -> Shard:
         raise NotImplementedError
+
+    def _read_files(self, rows: RowNumbers, out: Buffer) -> None:
+        """Fill `out`, bytes, with rows of files that are open on a disk."""
+        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
+        view, size = out.data, self._layout.row_bytes
+        for file, offset, start, stop in self._runs(rows):
+            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
 
     def _runs(self, rows: RowNumbers) -> Iterator[tuple[Shard, int, int, int]]:
         """File, offset, and places in the buffer of rows that lie together."""
@@ -242,29 +255,20 @@ class ShardRows:
 
 
 class DirectRows(ShardRows):
-    """Reads rows of a local Zarr array straight from its files, also after a fork.
-
-    unbuffered: bypass the page cache where rows and buffers are aligned.
-    """
+    """Reads rows of a local Zarr array straight from its files, also after a fork."""
 
     def __init__(self, array: zarr.Array[Any], layout: Layout, *, unbuffered: bool) -> None:
         store: Any = array.store
         self._folder = HeldFolder(Path(store.root) / array.path)
-        self._unbuffered = unbuffered and layout.is_aligned
-        super().__init__(array, layout)
+        super().__init__(array, layout, unbuffered=unbuffered)
 
     def _open_file(self, number: int) -> Shard:
         return ShardFile(self._folder, self._key(number), self._layout)
 
     def read(self, rows: RowNumbers, out: Buffer) -> None:
         """Fill `out`, C-contiguous [B, ...], with rows [B] in any order."""
-        size = self._layout.row_bytes
-        if not len(rows) or not size:
-            return
-        unbuffered = self._unbuffered and out.ctypes.data % ALIGNMENT == 0
-        view = out.reshape(-1).view(np.uint8).data
-        for file, offset, start, stop in self._runs(rows):
-            file.read(offset, view[start * size : stop * size], unbuffered=unbuffered)
+        if out.size:
+            self._read_files(rows, out.reshape(-1).view(np.uint8))
 
 
 @lru_cache(maxsize=1)
@@ -276,19 +280,3 @@ def open_files_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     # Two descriptors a file, several arrays a process, and room for everybody else.
     return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
-
-
-def _read_by_bounce(fill: Callable[[int, memoryview], None], offset: int, view: memoryview) -> None:
-    """Fill a view, which a disk cannot write to, by way of memory that it can.
-
-    offset: of the first byte of the view; fill: does that for memory on page boundaries, of which
-    each thread has its own.
-    """
-    if not hasattr(_bounce, "buffer"):
-        # Private, as a forked process reads something else.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        _bounce.buffer = memoryview(mmap.mmap(-1, BOUNCE_BYTES, flags=flags))
-    for start in range(0, len(view), BOUNCE_BYTES):
-        part = view[start : start + BOUNCE_BYTES]
-        fill(offset + start, _bounce.buffer[: len(part)])
-        part[:] = _bounce.buffer[: len(part)]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
@@ -141,7 +142,10 @@ class StorePath:
         return True
 
     def is_dir(self) -> bool:
-        return next(self._listed(1), None) is not None
+        from obstore import list as listed
+
+        pages = partial(listed, self.store, self._prefix, chunk_size=1)
+        return bool(asked(str(self), lambda: next(pages(), None)))
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
@@ -227,13 +231,15 @@ class StorePath:
     def _prefix(self) -> str:
         return f"{self._key}/" if self._key else ""
 
-    def _listed(self, at_once: int = 1000) -> Iterator[tuple[str, int]]:
+    def _listed(self) -> list[tuple[str, int]]:
         """The keys and sizes of all objects below it."""
         from obstore import list as listed
 
-        pages = asked(str(self), lambda: listed(self.store, self._prefix, chunk_size=at_once))
-        while page := asked(str(self), lambda: next(pages, None)):
-            yield from ((one["path"], one["size"]) for one in page)
+        def found() -> list[tuple[str, int]]:
+            pages = listed(self.store, self._prefix, chunk_size=1000)
+            return [(one["path"], one["size"]) for page in pages for one in page]
+
+        return asked(str(self), found)
 
     def _deleted(self, keys: list[str]) -> None:
         from obstore import delete
@@ -263,9 +269,11 @@ def for_zarr(place: Place) -> dict[str, Any]:
     """The arguments by which zarr finds a place."""
     if isinstance(place, Path):
         return {"store": place}
-    from zarr.storage import ObjectStore
+    from cache.zarr_store import PatientStore
 
-    return {"store": ObjectStore(place.store, read_only=True), "path": place.key}
+    # Without its version it would be asked for by the names of both.
+    store = PatientStore(place.store, read_only=True)
+    return {"store": store, "path": place.key, "zarr_format": 3}
 
 
 @contextmanager

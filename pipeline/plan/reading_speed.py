@@ -20,7 +20,7 @@ from cache.writer import ShardWriter
 from stages.encode.building.provenance import provenance
 from stages.placement import Placement
 from stages.progress import say
-from stages.train.batches import ENDLESS, CachedBatches, Order
+from stages.train.batches import ENDLESS, CachedBatches, Order, store_reading
 from stages.train.cached_data import CachedData
 from stages.train.run_model import config_of, training_flops
 from stages.train.terms.run_terms import RunTerms
@@ -125,7 +125,9 @@ def measure_reading(settings: TrainSettings, tensors: CachedTensors) -> Reading:
     Writes nothing. Asks the system to forget the cached pages of the files that are read.
     """
     reading = settings.reading.model_copy(update={"memory_gb": 0.0})
-    data = CachedData(tensors, settings.encoders, verify=reading.verify)
+    data = CachedData(
+        tensors, settings.encoders, verify=reading.verify, reading=store_reading(reading)
+    )
     order = Order(settings.seed, settings.batch_size, settings.block_rows)
     place, arrays = Placement(torch.device("cpu")), RunTerms.of(settings).arrays
     with closing(CachedBatches(data, arrays, order, place, reading, ENDLESS)) as batches:

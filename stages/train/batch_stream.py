@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import IncompleteCacheError
+from cache.kept_rows import BY_RANGES, StoreReading
 from stages.model.conditions import Context
 from stages.placement import Placement
-from stages.train.batches import CachedBatches, Named, Order
+from stages.train.batches import CachedBatches, Named, Order, store_reading
 from stages.train.cached_captions import CONTEXT, SEEN
 from stages.train.cached_data import CLASS_TOKEN, TOKENS, CachedData
 from stages.train.randomness import Stream, draw, seed_for
@@ -105,7 +106,7 @@ def stream(
     Raises IncompleteCacheError if a column is missing or not finished, ValueError if a batch
     cannot be shared by so many ranks.
     """
-    cached = open_data(tensors, wanted, verify=reading.verify)
+    cached = open_data(tensors, wanted, verify=reading.verify, reading=store_reading(reading))
     share, rest = divmod(order.batch_size, place.world)
     if not share or rest or not 0 <= place.rank < place.world:
         raise ValueError(
@@ -154,9 +155,11 @@ def stream(
     return batches()
 
 
-def open_data(tensors: CachedTensors, wanted: Wanted, *, verify: bool) -> CachedData:
+def open_data(
+    tensors: CachedTensors, wanted: Wanted, *, verify: bool, reading: StoreReading = BY_RANGES
+) -> CachedData:
     """The columns that are read. Raises IncompleteCacheError if one lacks what is wanted."""
-    cached = CachedData(tensors, wanted.encoders, verify=verify)
+    cached = CachedData(tensors, wanted.encoders, verify=verify, reading=reading)
     for encoder in wanted.class_tokens:
         reader = cached.features[encoder][0]
         if not reader.has_class_token:

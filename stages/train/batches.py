@@ -3,6 +3,7 @@
 B images of a rank, C latent channels, h and w the latent's sides.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +16,15 @@ import torch
 from torch import Tensor
 
 from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
+from cache.kept_rows import StoreReading
+from cache.local_shards import LocalShards
 from cache.order import order
 from cache.ring import BatchRing, Recycled
 from cache.shared_memory import SharedMemory
+from cache.stores import StorePath
 from stages.placement import Placement
+from stages.processes import local_world_size
+from stages.progress import say
 from stages.train.cached_data import CachedData, Decoder, encoder_of
 from stages.train.randomness import Stream, drawn_numbers, mirrored
 from stages.train.train_settings import ReadingSettings
@@ -28,6 +34,12 @@ from stages.train.train_settings import ReadingSettings
 Named: TypeAlias = Mapping[str, Tensor]
 # The last step of who does not stop.
 ENDLESS = 1 << 40
+# Rows that are read ahead for each request to a store that may be at work: while some are waited
+# for, others come.
+SPARE_ROWS = 2
+MOST_AHEAD_BYTES = 1 << 30
+# That a local folder is filled ahead with.
+FORESEEN_SHARDS = 4
 
 
 class Copied(NamedTuple):
@@ -111,6 +123,15 @@ class Order(NamedTuple):
     block_rows: int = 1
 
 
+def store_reading(reading: ReadingSettings) -> StoreReading:
+    """How a cache in a store is read. Raises CacheReadError if there can be no local folder."""
+    if reading.local is None:
+        return StoreReading(reading.in_flight)
+    most_bytes = None if reading.local_gb is None else round(reading.local_gb * 1e9)
+    local = LocalShards(reading.local, most_bytes, readers=local_world_size(), say=say)
+    return StoreReading(reading.in_flight, local)
+
+
 class CachedBatches:
     """Reads any step's batch of one rank, and ahead of it those that follow.
 
@@ -155,15 +176,33 @@ class CachedBatches:
         buffers = [Recycled(partial(self._buffer, source)) for source in sources]
         # What is copied to a GPU is kept there.
         self._kept = buffers if keeps and place.device.type != "cuda" else None
+        far, slots = isinstance(cached.path, StorePath), reading.ahead + 1
+        if far:
+            slots = max(slots, self._slots_of_requests(reading.in_flight, sources))
         self._ring = BatchRing(
             hold_small(sources, round(reading.memory_gb * 1e9), shared),
             self._rows_of_sources,
-            [[one.buffer() for one in buffers] for _ in range(reading.ahead + 1)],
-            threads=reading.threads,
+            [[one.buffer() for one in buffers] for _ in range(slots)],
+            # They wait for requests, of which a piece of a batch has one at least.
+            threads=max(reading.threads, reading.in_flight) if far else reading.threads,
+            pieces=reading.threads,
             stop=stop,
             timeout_seconds=reading.timeout_seconds,
+            foresight=self._foresight(slots) if far else 0,
         )
         self._transfer = Transfer(self._take_with_rows, place.device, stop)
+
+    def _slots_of_requests(self, in_flight: int, sources: Sequence[RowReader]) -> int:
+        """Batches of buffers in which all requests find rows, while the oldest are waited for."""
+        share = self._order.batch_size // self._place.world
+        row_bytes = [math.prod(one.shape[1:]) * one.dtype.itemsize for one in sources]
+        wanted = math.ceil(SPARE_ROWS * in_flight / (share * len(sources)))
+        return min(wanted, MOST_AHEAD_BYTES // max(share * sum(row_bytes), 1)) + 1
+
+    def _foresight(self, slots: int) -> int:
+        """Steps whose rows are known to a local folder: those of some shards at least."""
+        rows = FORESEEN_SHARDS * self._cached.latents[0].column.rows_per_shard
+        return max(2 * slots, math.ceil(rows / self._order.batch_size))
 
     def _buffer(self, source: RowReader) -> npt.NDArray[Any]:
         """Memory for one batch of an array: pinned if it will be copied to a GPU."""

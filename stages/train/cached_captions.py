@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cache.captions import Captions, has_captions
 from cache.errors import IncompleteCacheError
+from cache.kept_rows import BY_RANGES, StoreReading
 from cache.layout import FEATURES
 from cache.rows import Places, RowTable
 from cache.storage import STORAGES
@@ -31,12 +32,20 @@ class CachedCaptions:
     Raises IncompleteCacheError if there are none, or not of all texts.
     """
 
-    def __init__(self, path: Place, text: str, rows: RowTable, *, verify: bool) -> None:
+    def __init__(
+        self,
+        path: Place,
+        text: str,
+        rows: RowTable,
+        *,
+        verify: bool,
+        reading: StoreReading = BY_RANGES,
+    ) -> None:
         if not has_captions(path):
             raise IncompleteCacheError(
                 "it has no captions", where=path, remedy="Run `repa-cache build` to add them."
             )
-        self._captions = Captions(path, rows)
+        self._captions = Captions(path, rows, reading)
         self.reader = self._captions.cache.column(FEATURES + text, verify=verify)
         self.column = self.reader.column
         self.has_any: npt.NDArray[np.bool_] = self._captions.count > 0

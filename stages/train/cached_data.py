@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cache.captions import CAPTIONS
 from cache.errors import IncompleteCacheError
+from cache.kept_rows import BY_RANGES, StoreReading
 from cache.layout import PIXELS, Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
@@ -119,17 +120,23 @@ class Decoder:
 class CachedData:
     """The columns of a run, one reader for each view of an image.
 
-    encoders: whose tokens are read at some step; features: their readers, by name; labels: int32
-    [N]; keys: of the images; captions: if any are read; valid: the rows that hold tensors in every
-    column, and have a caption if they are read; mirrors_pixels: whether what is read of mirrored
-    images has to be mirrored; latent_array: that holds latents; latent_shape:
-    (C, h, w). Raises IncompleteCacheError if a column is missing or not finished.
+    encoders: whose tokens are read at some step; reading: of a cache in a store; path: of the
+    cache; features: their readers, by name; labels: int32 [N]; keys: of the images; captions: if
+    any are read; valid: the rows that hold tensors in every column, and have a caption if they are
+    read; mirrors_pixels: whether what is read of mirrored images has to be mirrored; latent_array:
+    that holds latents; latent_shape: (C, h, w). Raises IncompleteCacheError if a column is missing
+    or not finished.
     """
 
     def __init__(
-        self, tensors: CachedTensors, encoders: Sequence[str], *, verify: bool = True
+        self,
+        tensors: CachedTensors,
+        encoders: Sequence[str],
+        *,
+        verify: bool = True,
+        reading: StoreReading = BY_RANGES,
     ) -> None:
-        cache = Cache(tensors.path)
+        self.path, cache = tensors.path, Cache(tensors.path, reading)
         self.latents, *features = [
             [cache.column(name, verify=verify) for name in views]
             for views in tensors.columns(encoders)
@@ -142,7 +149,9 @@ class CachedData:
         self.classes = len(cache.rows.classes)
         self.captions: CachedCaptions | None = None
         if tensors.text is not None:
-            self.captions = CachedCaptions(tensors.path, tensors.text, cache.rows, verify=verify)
+            self.captions = CachedCaptions(
+                tensors.path, tensors.text, cache.rows, verify=verify, reading=reading
+            )
         self.valid = _valid_rows(readers, self.captions)
         latents = self.latents[0].column
         self.latent_array = main_array(latents).name

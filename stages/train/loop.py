@@ -21,7 +21,7 @@ from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement, machine_memory
 from stages.processes import InterruptedWorkError, stop_request
 from stages.progress import progress, say
-from stages.train.batches import CachedBatches, Order
+from stages.train.batches import CachedBatches, Order, store_reading
 from stages.train.cached_data import CachedData
 from stages.train.compute import arithmetic, precision_of
 from stages.train.latent_mean import keep_mean
@@ -72,7 +72,10 @@ def train(
     A signal stops the run with a checkpoint, raising InterruptedWorkError. Raises RunError if
     others train this run, NonFiniteLossError if a step's loss or gradient is not finite.
     """
-    cached = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
+    reading = settings.reading
+    cached = CachedData(
+        tensors, settings.encoders, verify=reading.verify, reading=store_reading(reading)
+    )
     start, seconds = None, 0.0
     alone = claimed(settings.run / ".lock", say) if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic

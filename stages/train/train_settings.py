@@ -44,6 +44,15 @@ class ReadingSettings(Settings):
     """Whether each row is compared with its checksum."""
     timeout_seconds: Unlimited = 300.0
     """After which a batch that does not come is an error; inf waits for ever."""
+    in_flight: Few = 128
+    """Requests that every process has at work at the same time, of a cache in an object store.
+    More batches are read in advance if these have fewer rows."""
+    local: AnchoredPath | None = None
+    """A folder on a local disk that keeps whole shards of a cache in an object store, for all
+    processes of the machine and for later runs; by default none."""
+    local_gb: PositiveFloat | None = None
+    """Of shards that the folder keeps; those that were not used for longest make room. By default
+    all but a tenth of the disk."""
 
 
 class ComputeSettings(Settings):

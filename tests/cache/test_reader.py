@@ -200,8 +200,8 @@ def test_memory_that_a_disk_cannot_write_to_is_filled_by_way_of_some_that_it_can
 ) -> None:
     path, content = whole_pages(tmp_path)
     # Larger than what is read at once, and no multiple of it.
-    monkeypatch.setattr("cache.shard_files.BOUNCE_BYTES", 3 * 4096)
-    monkeypatch.setattr("cache.shard_files._bounce", threading.local())
+    monkeypatch.setattr("cache.bounced_reads.BOUNCE_BYTES", 3 * 4096)
+    monkeypatch.setattr("cache.bounced_reads._bounce", threading.local())
     pinned = aligned_buffer((8, 4, 1024), np.float16)
     first, last = pinned.ctypes.data, pinned.ctypes.data + pinned.nbytes
     real, direct = os.preadv, [0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from object_store import upload
 from tiny_cache import files_in
 
 from cache import ledger, store_files
@@ -15,18 +16,11 @@ from cache.files import atomic_file, of_one_version, recover, remove_folder, sta
 from cache.metadata import column_names, create_column, has_column, read_column
 from cache.reader import Cache, PartialReader
 from cache.rows import read_rows, write_rows
-from cache.stores import StorePath, for_each
+from cache.stores import StorePath
 from cache.verify import find_all_faults
 from cache.writer import ShardWriter
 
 TOKENS = "features/efficientnet-lite0"
-
-
-def upload(folder: Path, place: StorePath) -> StorePath:
-    """A folder's files as objects."""
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    for_each(lambda name: (place / name).put(folder / name), names)
-    return place
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from pathlib import Path
 import obstore
 import pytest
 
+from cache.stores import StorePath, for_each
+
 KEY, SECRET = "somebody", "whose-secret-nobody-tells"
 IDENTITY = {
     "name": KEY,
@@ -81,6 +83,13 @@ def running(folder: Path) -> Iterator[int]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def upload(folder: Path, place: StorePath) -> StorePath:
+    """A folder's files as objects."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for_each(lambda name: (place / name).put(folder / name), names)
+    return place
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", program: str, master: int) -> None:
