@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cache.errors import RepaCacheError
+from stages.encode.images.errors import SourceError as SourceError
 from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 if TYPE_CHECKING:
@@ -148,10 +148,6 @@ class KeyList(Sequence[str]):
 def key_array(keys: Sequence[str]) -> "Keys":
     """Keys as such an array, which is not copied if there is one."""
     return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array
-
-
-class SourceError(RepaCacheError):
-    """The data set is not where or what the configuration says."""
 
 
 class Contexts(NamedTuple):
