@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from cache.reader import Features as Features
     from cache.reader import Rows as Rows
     from cache.rows import Keys
+    from cache.stores import Place
     from pipeline.analysis.analyses import cknna as cknna
     from pipeline.analysis.analyses import compare as compare
     from pipeline.analysis.analyses import losses as losses
@@ -128,9 +129,14 @@ def load_config(
     return load_config(Path(path), overrides, needs=())
 
 
-def open(path: str | Path) -> "Cache":  # noqa: A001 - as Image.open and zarr.open
-    """The cache at a path. Raises Error if there is none, or if it is damaged."""
-    return Cache(Path(path))
+def open(path: "str | Place") -> "Cache":  # noqa: A001 - as Image.open and zarr.open
+    """The cache at a path, or at an address as `s3://bucket/imagenet256.zarr`.
+
+    Raises Error if there is none, or if it is damaged.
+    """
+    from cache.stores import place_of
+
+    return Cache(place_of(path) if isinstance(path, str) else path)
 
 
 class Reading(TypedDict, total=False):
@@ -150,7 +156,7 @@ class Cache:
     columns and others. Its repr tells how far each column is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "Place") -> None:
         from cache import reader
 
         self.path, self._cache = path, reader.Cache(path)
@@ -286,6 +292,6 @@ class Cache:
         return CachedTensors(self.path, latents_column(self.path, vae), flip, text, scaling)
 
 
-def _dataset(path: Path, encoders: Sequence[str], **options: Any) -> "CachedImages":
+def _dataset(path: "Place", encoders: Sequence[str], **options: Any) -> "CachedImages":
     """A data set in another process, where this module is imported before any other of ours."""
     return open(path).dataset(encoders, **options)

@@ -67,4 +67,4 @@ class CacheWriteError(RepaCacheError):
 
 
 class LockError(RepaCacheError):
-    """The file system has no locks, so that two processes could do the same work at once."""
+    """A file system or store has no locks: two processes could do the same work at once."""

@@ -1,227 +1,99 @@
 """Several builds on one cache: who is at work, and who makes which shard.
 
-Locks are the file system's own (flock), in a hidden folder beside the cache; the system frees
-those of a process that died, wherever it stopped. Each holder writes into its lock who it is.
-
-    .NAME.zarr.locks/prepare           held while rows and columns are laid out: one at a time
-    .NAME.zarr.locks/build-HOST-PID    held by every build that makes shards
-    .NAME.zarr.locks/shard-S           held by whoever makes shard S
+On disks, builds share the work by the file system's own locks (`cache.file_locks`). In object
+stores, and on file systems that do not lock files, there is one build at a time, whose workers
+make shards under its lock (`cache.turns`).
 """
 
-import errno
-import fcntl
-import json
-import os
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from cache import file_locks, turn_locks
+from cache.errors import LockError
+from cache.file_locks import FileLocks
+from cache.holders import Holder
+from cache.stores import Place
+from cache.turn_locks import TurnLocks
 
-from cache.errors import CacheBusyError, CacheWriteError, LockError
+__all__ = ["BuildLocks", "Holder", "ShardLocks", "build_locks", "claimed"]
 
-PREPARE = "prepare"
-# What system calls say where there is no such thing as a lock.
-UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
-# Devices of file systems whose locks were seen to keep others out.
-_sound: set[int] = set()
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that is at work on a cache. since: ISO 8601, UTC."""
-
-    host: str
-    pid: int
-    since: str
-
-    @classmethod
-    def me(cls) -> "Holder":
-        """The process that asks, from now on."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(socket.gethostname(), os.getpid(), now)
-
-    @classmethod
-    def read(cls, lock: Path) -> "Holder":
-        """Who wrote its name into a lock."""
-        try:
-            return cls(**json.loads(lock.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return cls("an unknown host", 0, "a moment ago")
-
-    def write(self, lock: Path) -> None:
-        lock.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
+Tell = Callable[[str], None]
+# Folders whose file systems were said not to lock files.
+_told: set[str | None] = set()
 
 
-def _acquired(path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
-    """A lock file that nobody else can have. Raises LockError where locks keep nobody out."""
-    try:
-        # A shard is claimed by one thread and finished by another.
-        held = FileLock(path, timeout, thread_local=False, fallback_to_soft=False).acquire()
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-        raise _no_locks(path, f"its locks fail ({error.strerror})") from error
-    try:
-        _check_it_excludes(path)
-    except BaseException:
-        held.lock.release()
-        raise
-    return held
+class ShardLocks(Protocol):
+    """What whoever makes shards has to hold. May be sent to another process."""
+
+    def shard(self, shard: int) -> AbstractContextManager[Holder | None]:
+        """Claim a shard: yields None if this process has it now, or else who has."""
+
+    def confirm(self) -> None:
+        """Raise CacheBusyError if others took over what this process held; ask before writing."""
 
 
-def _check_it_excludes(lock: Path) -> None:
-    """Raise LockError if a lock that is held is given once more."""
-    with lock.open("rb") as second:
-        device = os.fstat(second.fileno()).st_dev
-        if device in _sound:
-            return
-        with suppress(BlockingIOError, PermissionError):
-            fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            raise _no_locks(lock, "it grants the same lock twice")
-    _sound.add(device)
+class BuildLocks(ShardLocks, Protocol):
+    """The locks of one build process on a cache."""
 
-
-def _no_locks(lock: Path, why: str) -> LockError:
-    return LockError(
-        f"the file system does not lock files: {why}",
-        where=lock.parent,
-        remedy=(
-            "Without locks, two processes could write the same files at once. Have it mounted "
-            "with locks (Lustre: with the option flock; NFS: with its lock service), or choose a "
-            "place on another file system."
-        ),
-    )
-
-
-@contextmanager
-def claimed(lock: Path) -> Iterator[Holder | None]:
-    """Hold a lock file: yields None, or who holds it already. The file stays."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        held = _acquired(lock, timeout=0)
-    except Timeout:
-        yield Holder.read(lock)
-        return
-    with held:
-        Holder.me().write(lock)
-        yield None
-
-
-class BuildLocks:
-    """The locks of one build process on the cache at `path`.
-
-    part: of the cache, whose shards have numbers of their own.
-    """
-
-    def __init__(self, path: Path, part: str = "") -> None:
-        self._path = path
-        self._shard = f"{part}shard-{{}}"
-        self._folder = path.with_name(f".{path.name}.locks")
-        self._me = Holder.me()
-        self._mine = f"build-{self._me.host}-{self._me.pid}"
-
-    @contextmanager
-    def preparing(self, waiting: Callable[[str], None]) -> Iterator[None]:
+    def preparing(self, waiting: Tell) -> AbstractContextManager[None]:
         """Nobody else lays out rows and columns meanwhile.
 
-        waiting: told once, in a sentence, for whom this process has to wait.
+        waiting: told once, in a sentence, for whom this process has to wait. Raises CacheBusyError
+        where it may not wait, as the work cannot be shared.
         """
-        if (holder := self._holder(PREPARE)) is not None:
-            waiting(f"waiting for {holder}, which prepares {self._path}")
-        with self._held(PREPARE, timeout=-1):
-            yield
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Counts this process among those that make shards; to be entered while preparing.
-
-        At the end nothing remains of it, nor of those that died.
-        """
-        with self._held(self._mine):
-            try:
-                yield
-            finally:
-                for entry in self._folder.glob("*"):
-                    self._holder(entry.name)
+    def at_work(self) -> AbstractContextManager[None]:
+        """Counts this process among those that make shards; to be entered while preparing."""
 
     def require_alone(self, purpose: str) -> None:
         """Raise CacheBusyError, naming the holders, if another build is at work.
 
         To be called while preparing, so that none can join. purpose: what needs it.
         """
-        if others := self.others():
-            names = "; ".join(map(str, others))
-            raise CacheBusyError(
-                f"{purpose} needs the cache for itself, but another build is at work on it "
-                f"({names})",
-                where=self._path,
-                remedy=(
-                    "Wait until it is done, or stop it, and run this again. A process that died "
-                    "holds nothing."
-                ),
-            )
 
-    def others(self) -> list[Holder]:
-        """The other processes that make shards."""
-        names = (entry.name for entry in sorted(self._folder.glob("build-*")))
-        found = (self._holder(name) for name in names if name != self._mine)
-        return [holder for holder in found if holder is not None]
+    def part(self, name: str) -> "BuildLocks":
+        """The locks of a part of the cache, whose shards have numbers of their own."""
 
-    @contextmanager
-    def shard(self, shard: int) -> Iterator[Holder | None]:
-        """Claim a shard: yields None if this process has it now, or else who has."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._held(self._shard.format(shard)))
-                holder = None
-            except Timeout:
-                holder = Holder.read(self._folder / self._shard.format(shard))
-            yield holder
+    def for_workers(self) -> ShardLocks:
+        """What other processes that make shards for this one have."""
 
-    @contextmanager
-    def _held(self, name: str, timeout: float = 0) -> Iterator[None]:
-        path = self._folder / name
-        with self._acquired(path, timeout):
-            self._me.write(path)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-                # Works for the last one to leave.
-                with suppress(OSError):
-                    self._folder.rmdir()
 
-    def _acquired(self, path: Path, timeout: float) -> AcquireReturnProxy[FileLock]:
-        while True:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                return _acquired(path, timeout)
-            except FileNotFoundError:
-                # Another build removed the empty folder in between.
-                continue
-            except Timeout:
-                raise
-            except OSError as error:
-                raise CacheWriteError(
-                    f"it cannot be written: {error.strerror}",
-                    where=self._path.parent,
-                    remedy="A build keeps its locks there; choose another cache.path.",
-                ) from error
+def build_locks(path: Place, tell: Tell, *, break_lock: bool = False) -> BuildLocks:
+    """The locks of a build on the cache at a place.
 
-    def _holder(self, name: str) -> Holder | None:
-        """Who holds a lock; None if nobody does, whose lock file is then removed."""
-        if not (self._folder / name).exists():
-            return None
+    tell: told once, in a sentence, if builds cannot share the work as they do on other disks;
+    break_lock: whether to take over the lock of a build that gives no sign of life.
+    """
+    if isinstance(path, Path):
+        locks = FileLocks(path)
         try:
-            with self._acquired(self._folder / name, timeout=0):
-                (self._folder / name).unlink(missing_ok=True)
-                return None
-        except Timeout:
-            return Holder.read(self._folder / name)
+            locks.check()
+        except LockError as error:
+            _tell_once(error, ": one build at a time", tell)
+        else:
+            return locks
+    return TurnLocks(path, break_lock=break_lock)
+
+
+@contextmanager
+def claimed(lock: Path, tell: Tell = lambda _text: None) -> Iterator[Holder | None]:
+    """Hold a lock file: yields None, or who holds it already. The file stays.
+
+    tell: told once, in a sentence, if the lock is not the file system's own.
+    """
+    with ExitStack() as stack:
+        try:
+            other = stack.enter_context(file_locks.claimed(lock))
+        except LockError as error:
+            _tell_once(error, "", tell)
+            other = stack.enter_context(turn_locks.claimed(lock))
+        yield other
+
+
+def _tell_once(error: LockError, rest: str, tell: Tell) -> None:
+    """Tell that the file system of a folder does not lock files."""
+    if error.where not in _told:
+        _told.add(error.where)
+        tell(f"{error.where}: {error.what}; lock files with signs of life take their place{rest}")

@@ -5,6 +5,7 @@ the machine; nothing here tells of them.
 """
 
 import io
+import os
 import re
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ ATTEMPTS, PAUSE_SECONDS = 6, 0.1
 STREAM_BYTES = 8 << 20
 
 Found = TypeVar("Found")
+# The process that has used the library, if any has.
+_users: set[int] = set()
 
 
 class StoreError(CacheReadError):
@@ -50,9 +53,21 @@ class StoreError(CacheReadError):
         super().__init__(" ".join(QUERY.sub("", told).split()).rstrip("."), where=address)
 
 
-@lru_cache
 def opened(root: str) -> Any:
     """What the library reads and writes a bucket with. root: its address."""
+    process = os.getpid()
+    if _users.difference({process}):
+        raise CacheReadError(
+            "this process was forked from one that reads a store, whose threads it lacks",
+            where=root,
+            remedy="Start it by 'forkserver' or 'spawn' (DataLoader: multiprocessing_context).",
+        )
+    _users.add(process)
+    return _opened(root)
+
+
+@lru_cache
+def _opened(root: str) -> Any:
     try:
         from obstore.store import from_url
     except ModuleNotFoundError as error:

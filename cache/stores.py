@@ -102,6 +102,9 @@ class StorePath:
     def parents(self) -> Sequence["StorePath"]:
         return [self._at("" if str(one) == "." else str(one)) for one in self._pure.parents]
 
+    def absolute(self) -> "StorePath":
+        return self
+
     def with_name(self, name: str) -> "StorePath":
         return self.parent / name
 
@@ -249,6 +252,11 @@ Place: TypeAlias = Path | StorePath
 def place_of(text: str) -> Place:
     """The place that a text names: a path, or an address in a store."""
     return StorePath(text) if is_address(text) else Path(text)
+
+
+def local_folder(place: Place) -> Path:
+    """The folder that a place is in, or the working folder for one in a store."""
+    return place.parent if isinstance(place, Path) else Path()
 
 
 def for_zarr(place: Place) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, FLIPPED, LATENTS, PIXELS
 from cache.metadata import column_names, read_group, root_attributes, titles
-from cache.stores import Place
+from cache.stores import Place, local_folder
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
@@ -95,7 +95,7 @@ def cache_config(path: Place, overrides: Sequence[str] = ()) -> Config:
     """
     root, names = root_attributes(path), column_names(path)
     own = titles(names, LATENTS) or (["none"] if PIXELS not in names else [])
-    folder = path.parent if isinstance(path, Path) else Path()
+    folder = local_folder(path)
     vae = _vae_called(own[0], folder) if own else PIXEL_SPACE
     recipe = next(_recipes(path, names), {})
     runs = folder / "runs"

@@ -13,13 +13,13 @@ from cache.layout import LATENTS, PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import torch
     from torch import Tensor
 
     from cache.layout import ArraySpec, Column
     from cache.recipe import Recipe, RecipeValue
+    from cache.stores import Place
 
 # The main array of a column: mean and deviation of a posterior, [N, 2C, h, w], or what an
 # autoencoder without one gives, [N, C, h, w].
@@ -192,7 +192,7 @@ def _by_channels(told: Mapping[str, Any], factor: float, rule: Rule) -> LatentSc
     return LatentScaling(factor / deviation, mean, rule)
 
 
-def latents_column(path: Path, vae: str | None) -> str:
+def latents_column(path: Place, vae: str | None) -> str:
     """The column of a VAE's latents in a cache, or of crops, as `pixels` or if there are no others.
 
     Raises IncompleteCacheError if none is named and there are several, or if there are none.

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import pydantic
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from cache.stores import SCHEMES, Place, StorePath, is_address
 
@@ -114,10 +114,12 @@ def _anchor(path: object, info: pydantic.ValidationInfo) -> object:
 
 
 def _place(written: object, info: pydantic.ValidationInfo) -> object:
-    if not isinstance(written, str):
+    if isinstance(written, Path | StorePath):
         return written
+    if not isinstance(written, str):
+        raise PydanticCustomError("string_type", "input should be a valid string")
     if not (scheme := SCHEME.match(written)):
-        return Path(str(_anchor(written, info)))
+        return _anchor(written, info)
     address = expanded(written)
     if not is_address(address):
         raise ValueError(

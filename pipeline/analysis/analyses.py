@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from cache.stores import local_folder
 from stages.analyze import analysis_options
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from cache.stores import Place
     from pipeline.analysis.state_tables import Findings, Row
     from stages.analyze.subject import Subject
 
@@ -118,7 +120,7 @@ def _written(
 
 
 def compare(
-    cache: Path,
+    cache: "Place",
     encoders: tuple[str, ...] = (),
     rows: int = analysis_options.ROWS,
     how: analysis_options.ProbeOptions | None = None,
@@ -128,7 +130,7 @@ def compare(
     """Compare a cache's encoders, and write a page of it.
 
     encoders: names, by default all; rows: images, at most; how: to probe, None for no probes;
-    out: a folder, by default that of the cache.
+    out: a folder, by default that of the cache, or this one for a cache in a store.
     """
     from pipeline.analysis.analysis_page import draw_encoders, write_analysis
     from pipeline.analysis.encoder_tables import encoders_findings, encoders_summary
@@ -136,6 +138,7 @@ def compare(
     from stages.placement import find_device
 
     found = compare_encoders(cache, encoders, rows, how, find_device(device))
-    stem, findings = (out or cache.parent) / f"{cache.stem}-encoders", encoders_findings(found)
+    stem = (out or local_folder(cache)) / f"{cache.stem}-encoders"
+    findings = encoders_findings(found)
     page = write_analysis(stem, findings, lambda: draw_encoders(found))
     return Analysis(page, encoders_summary(found), (findings.lead, *findings.notes))

@@ -23,8 +23,13 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/demo.")]
 Moved = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="PATH", help="Where the cache is; default: as in the run."),
+    arguments.Place | None,
+    typer.Option(
+        "--cache",
+        metavar="PATH",
+        parser=arguments.place_typed,
+        help="Where the cache is, a path or an address; default: as in the run.",
+    ),
 ]
 Encoders = Annotated[
     str, typer.Option(metavar="A,B", help="Cached encoders to compare with; default: all.")
@@ -146,7 +151,14 @@ def losses_command(
 @app.command("encoders")
 @reporting
 def encoders_command(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A cache, as demo.zarr.")],
+    cache: Annotated[
+        arguments.Place,
+        typer.Argument(
+            metavar="CACHE",
+            parser=arguments.place_typed,
+            help="A cache, as demo.zarr or s3://bucket/demo.zarr.",
+        ),
+    ],
     encoders: Encoders = "",
     rows: Rows = analysis_options.ROWS,
     held_out: HeldOut = analysis_options.HELD_OUT,

@@ -12,7 +12,7 @@ from pipeline.launchers import checked_world
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
-    from cache.stores import Place
+    from cache.stores import Place as Place
     from pipeline.config import Config
     from pipeline.required_files import Need
 else:
@@ -50,7 +50,8 @@ ChosenRun = Annotated[
 ]
 
 
-def _place(typed: str) -> Place:
+def place_typed(typed: str) -> Place:
+    """A path or an address, for the parser."""
     from cache.stores import place_of
 
     return place_of(typed)
@@ -60,7 +61,7 @@ ChosenCache = Annotated[
     Place | None,
     typer.Argument(
         metavar="CACHE",
-        parser=_place,
+        parser=place_typed,
         help="A cache, as demo.zarr or s3://bucket/demo.zarr; default: cache.path.",
     ),
 ]

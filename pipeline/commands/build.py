@@ -114,6 +114,10 @@ def command(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Print the address of Dask's dashboard.")
     ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option("--break-lock", help="Take over the lock of a build in a store that died."),
+    ] = False,
     config: arguments.ConfigPath = arguments.DEFAULT_CONFIG,
     overrides: arguments.Overrides = [],
 ) -> None:
@@ -128,6 +132,7 @@ def command(
         update=update,
         shards=_parse_shards(shards),
         cluster=cluster_of(workers, scheduler, has_dashboard=dashboard),
+        break_lock=break_lock,
     )
     show(build(arguments.load("build", config, overrides), options, rebuild))
 

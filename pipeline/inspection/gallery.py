@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from cache.errors import IncompleteCacheError
+from cache.stores import local_folder
 from pipeline.inspection import shown_images
 from pipeline.inspection.contents import Contents
 from pipeline.inspection.inspection_page import Selection, write_pictures
@@ -90,9 +91,7 @@ def write_gallery(
         if held.name not in chosen.columns
     ]
     data.nearby = _nearby(settings, chosen, data)
-    if folder is None:
-        own, path = f"{contents.path.stem}-inspect", contents.path
-        folder = path.with_name(own) if isinstance(path, Path) else Path(own)
+    folder = folder or local_folder(contents.path) / f"{contents.path.stem}-inspect"
     return write_pictures(folder, contents, chosen, data)
 
 

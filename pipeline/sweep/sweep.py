@@ -46,7 +46,7 @@ def run_sweep(sweep: Sweep, cluster: Cluster | None = None) -> Swept:
     if sweep.settings.judge.validation is not None:
         root_attributes(sweep.settings.judge.validation)
     lacking = lacking_columns(sweep)
-    with claimed(sweep.folder / ".sweep.lock") as other, stop_request() as is_asked:
+    with claimed(sweep.folder / ".sweep.lock", say) as other, stop_request() as is_asked:
         if other is not None:
             raise ConfigError(f"{sweep.path} is being run by {other}")
         if lacking:

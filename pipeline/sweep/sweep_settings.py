@@ -7,7 +7,7 @@ from pydantic import Field
 from pipeline.analysis.analyses import AnalysisName
 from stages.analyze.analysis_options import LEVELS, ROWS
 from stages.evaluate.evaluate_settings import MetricName
-from stages.setting_types import AnchoredPath, Count, Few, Settings
+from stages.setting_types import AnchoredPath, AnchoredPlace, Count, Few, Settings
 
 # Of noise, from 0, clean.
 Level = Annotated[float, Field(ge=0, le=1)]
@@ -41,7 +41,7 @@ class JudgeSettings(Settings):
     """Of noise, at which it is."""
     rows: Count = ROWS
     """Images of the cache that analyses look at, at most."""
-    validation: AnchoredPath | None = None
+    validation: AnchoredPlace | None = None
     """A cache of images held out, whose losses are measured in the place of the runs' own."""
 
 

@@ -115,7 +115,7 @@ def wait_and_perform(work: Work) -> None:
     """Wait until no other process is at this run, and do the work."""
     known: Holder | None = None
     while True:
-        with claimed(Path(work.lock)) as other:
+        with claimed(Path(work.lock), say) as other:
             if other is None:
                 perform(work)
                 return

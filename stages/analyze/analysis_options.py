@@ -1,9 +1,9 @@
 """What the analyses are told: which weights, which images, and how they are probed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from cache.errors import RepaCacheError
+from cache.stores import Place
 from stages.weights.export_options import Weights
 
 # Images of the paper's analysis (REPA, appendix C.1).
@@ -33,7 +33,7 @@ class StateOptions:
 
     step: int | None = None
     weights: Weights = Weights.EMA
-    cache: Path | None = None
+    cache: Place | None = None
     rows: int = ROWS
     levels: tuple[float, ...] = LEVELS
     blocks: tuple[int, ...] = ()

@@ -5,13 +5,13 @@ N images, D features.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from cache.layout import FEATURES
 from cache.order import evenly
 from cache.reader import Cache
+from cache.stores import Place
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
 from stages.analyze.probe import Accuracy, Prober
@@ -48,7 +48,7 @@ class EncoderComparison:
     classes: of these; trained: images that probes were trained on, none without probes.
     """
 
-    path: Path
+    path: Place
     encoders: list[EncoderScores]
     cknna: Mapping[tuple[str, str], float]
     images: int
@@ -57,7 +57,7 @@ class EncoderComparison:
 
 
 def compare_encoders(
-    path: Path, wanted: tuple[str, ...], rows: int, how: ProbeOptions | None, device: torch.device
+    path: Place, wanted: tuple[str, ...], rows: int, how: ProbeOptions | None, device: torch.device
 ) -> EncoderComparison:
     """Measure the encoders of the cache at `path`.
 

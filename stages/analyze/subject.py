@@ -15,7 +15,7 @@ from cache.layout import FEATURES, LATENTS, PIXELS
 from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
-from cache.stores import Place
+from cache.stores import Place, place_of
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.latents import LatentScaling, is_drawn, scaling_of, scaling_told
 from stages.setting_types import nearest
@@ -114,7 +114,7 @@ def open_subject(run: Path, encoders: tuple[str, ...], options: StateOptions) ->
     )
 
 
-def find_encoders(path: Path, wanted: tuple[str, ...]) -> list[str]:
+def find_encoders(path: Place, wanted: tuple[str, ...]) -> list[str]:
     """Names of encoders in the cache at `path`: those wanted, or all. Raises AnalysisError."""
     root_attributes(path)
     names = titles(column_names(path), FEATURES)
@@ -161,16 +161,17 @@ def spread_rows(
     return evenly(valid, count)
 
 
-def _cache_of(run: Path) -> Path:
+def _cache_of(run: Path) -> Place:
     """Where a run's configuration says that its cache lies."""
     file = config_path(run)
     try:
-        path = Path(json.loads(file.read_bytes())["cache"]["path"])
+        path = place_of(json.loads(file.read_bytes())["cache"]["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f"{file} does not say where the cache lies ({error})", remedy="Name it with --cache."
         ) from error
-    if (there := found_beside(run, path)) is None:
+    there = found_beside(run, path) if isinstance(path, Path) else path
+    if there is None:
         raise AnalysisError(
             f"The cache of {run}, {path}, is not there",
             remedy="If it has moved, name it with --cache.",

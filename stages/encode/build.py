@@ -15,7 +15,7 @@ import torch
 from cache import ledger
 from cache.errors import IncompleteCacheError, RepaCacheError
 from cache.layout import FLIPPED, Column
-from cache.locks import BuildLocks
+from cache.locks import build_locks
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
@@ -88,7 +88,7 @@ def build(
     path, threads = settings.cache.path, settings.build.decoding_threads()
     if path.exists():
         root_attributes(path)
-    source, locks = open_source(settings), BuildLocks(path)
+    source, locks = open_source(settings), build_locks(path, say, break_lock=options.break_lock)
     # Before images are read, which may take hours.
     makers = load_makers(settings, device)
     text_makers = load_text_makers(settings, device, source)

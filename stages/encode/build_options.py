@@ -25,7 +25,8 @@ class BuildOptions:
 
     rebuild: columns to make anew; repair: find what is damaged and make it again; update: take
     over images and labels that changed; shards: those to make, of all; cluster: who makes them,
-    if not this process.
+    if not this process; break_lock: take over the lock of a build that died, where locks outlive
+    their holders.
     """
 
     rebuild: frozenset[str] = frozenset()
@@ -33,6 +34,7 @@ class BuildOptions:
     update: bool = False
     shards: slice = field(default_factory=lambda: slice(None))
     cluster: Cluster | None = None
+    break_lock: bool = False
 
     @property
     def devices(self) -> int:

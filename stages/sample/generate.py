@@ -73,7 +73,7 @@ def sample(
     title = weights.title + (f"-{prompts.title}" if prompts and options.prompts else "")
     samples = Samples(options.folder or samples_path(train.run, title), settings.images)
     lock = samples.folder.with_name(f".{samples.folder.name}.lock")
-    with claimed(lock) if place.is_main else nullcontext() as other:
+    with claimed(lock, say) if place.is_main else nullcontext() as other:
         if other is not None:
             raise SampleError(f"{samples.folder} is being filled by {other}.")
         if place.is_main:

@@ -74,7 +74,7 @@ def train(
     """
     cached = CachedData(tensors, settings.encoders, verify=settings.reading.verify)
     start, seconds = None, 0.0
-    alone = claimed(settings.run / ".lock") if place.is_main else nullcontext()
+    alone = claimed(settings.run / ".lock", say) if place.is_main else nullcontext()
     precision, deterministic = precision_of(settings, place.device), settings.compute.deterministic
     with (
         arithmetic(precision, deterministic=deterministic),

@@ -17,7 +17,7 @@ from tiny_cache import ROWS_PER_SHARD, SEED, content, fill, make_column, make_ro
 
 from cache import files, ledger
 from cache.changes import merged
-from cache.locks import BuildLocks
+from cache.locks import build_locks
 from cache.metadata import has_column, read_column, resize_column
 from cache.rows import create_cache, read_rows, write_rows
 from cache.writer import ShardWriter
@@ -84,7 +84,7 @@ def test_a_build_killed_at_random_moments_comes_out_the_same(
 
 def lay_down(path: Path) -> None:
     """All that a build writes, without networks: a cache of 21 rows, then 9 added ones."""
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.preparing(print):
         tidy(path)
         for count in (21, 30):

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from cache import locks as locking
+from cache import file_locks as locking
 from cache.errors import CacheBusyError, LockError
-from cache.locks import BuildLocks, claimed
+from cache.locks import build_locks, claimed
 
 FORK = multiprocessing.get_context("fork")
 
 
 def hold(path: Path, ready: Any, release: Any, *, preparing: bool) -> None:
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with ExitStack() as stack:
         stack.enter_context(locks.at_work())
         if preparing:
@@ -67,7 +67,7 @@ def other(path: Path) -> Iterator[Other]:
 def test_a_shard_that_another_process_makes_is_not_claimed_and_its_maker_is_named(
     path: Path, other: Other
 ) -> None:
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work():
         with locks.shard(3) as holder:
             assert holder is not None
@@ -82,7 +82,7 @@ def test_a_shard_that_another_process_makes_is_not_claimed_and_its_maker_is_name
 def test_whoever_needs_the_cache_alone_is_refused_with_the_holder_named(
     path: Path, other: Other
 ) -> None:
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.preparing(print):
         with pytest.raises(CacheBusyError) as error:
             locks.require_alone("rebuilding")
@@ -96,7 +96,7 @@ def test_whoever_needs_the_cache_alone_is_refused_with_the_holder_named(
 def test_the_locks_of_a_killed_process_are_free(path: Path) -> None:
     other = Other(path)
     other.die()
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.preparing(print):
         locks.require_alone("rebuilding")
         with locks.shard(3) as holder:
@@ -112,7 +112,7 @@ def test_only_one_process_prepares_and_the_next_is_told_for_whom_it_waits(path: 
         said.append(text)
         other.release.set()
 
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.preparing(waiting):
         (text,) = said
         assert text.startswith(f"waiting for process {other.pid} on ")
@@ -121,7 +121,7 @@ def test_only_one_process_prepares_and_the_next_is_told_for_whom_it_waits(path: 
 
 
 def test_nothing_remains_of_locks_that_were_released(path: Path) -> None:
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.preparing(print), locks.shard(0), locks.shard(1):
         assert len(list(path.with_name(".x.zarr.locks").iterdir())) == 4
     assert list(path.parent.iterdir()) == []
@@ -136,20 +136,39 @@ def unknown_to_the_system(_file: object, _operation: int) -> None:
 
 
 @pytest.mark.parametrize("flock", [granted_to_everybody, unknown_to_the_system])
-def test_locks_that_keep_nobody_out_are_refused(
+def test_where_the_system_locks_no_files_others_take_their_place_which_is_said_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, flock: Any
 ) -> None:
     monkeypatch.setattr(locking, "_sound", set())
     monkeypatch.setattr(fcntl, "flock", flock)
-    expected = r"does not lock files: .*Lustre: with the option flock.*another file system\."
-    with pytest.raises(LockError, match=expected), BuildLocks(path).at_work():
+    said: list[str] = []
+    with build_locks(path, said.append).at_work():
+        with pytest.raises(CacheBusyError, match="only one build can be at work at a time"):
+            build_locks(path, said.append).at_work().__enter__()
+        (text,) = said
+        assert text.startswith(f"{path.parent}/.x.zarr.locks: the file system does not lock files")
+        assert text.endswith("lock files with signs of life take their place: one build at a time")
+    with build_locks(path, said.append).at_work():
         pass
-    with pytest.raises(LockError, match=expected), claimed(path.parent / "run.lock"):
-        pass
-    # Not even by a file that only says that somebody is here.
-    monkeypatch.undo()
+    assert [entry.name for entry in path.parent.iterdir()] == [".x.zarr.turns"]
     with claimed(path.parent / "run.lock") as holder:
         assert holder is None
+        with claimed(path.parent / "run.lock") as other:
+            assert other is not None
+            assert re.search(rf"process {os.getpid()} on .*if it died, remove .*run", str(other))
+    with claimed(path.parent / "run.lock") as holder:
+        assert holder is None
+
+
+def test_workers_refuse_locks_that_keep_nobody_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = build_locks(path, print).for_workers()
+    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(fcntl, "flock", granted_to_everybody)
+    expected = r"does not lock files: .*Lustre: with the option flock.*another file system\."
+    with pytest.raises(LockError, match=expected), locks.shard(0):
+        pass
 
 
 def test_a_lock_is_tried_once_on_each_file_system(
@@ -164,7 +183,7 @@ def test_a_lock_is_tried_once_on_each_file_system(
 
     monkeypatch.setattr(locking, "_sound", set())
     monkeypatch.setattr(fcntl, "flock", counted)
-    locks = BuildLocks(path)
+    locks = build_locks(path, print)
     with locks.at_work(), locks.shard(0), locks.shard(1):
         pass
     assert tried.count(fcntl.LOCK_SH | fcntl.LOCK_NB) == 1

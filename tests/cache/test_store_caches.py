@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_cache import files_in
 
 from cache import ledger, store_files
 from cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
@@ -26,14 +27,6 @@ def upload(folder: Path, place: StorePath) -> StorePath:
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     for_each(lambda name: (place / name).put(folder / name), names)
     return place
-
-
-def contents(place: Path | StorePath) -> dict[str, bytes]:
-    """All that lies below a place, by name."""
-    if isinstance(place, StorePath):
-        return {one.relative_to(place).as_posix(): one.read_bytes() for one in place.tree()}
-    files = (file for file in place.rglob("*") if file.is_file())
-    return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}
 
 
 @pytest.fixture
@@ -95,7 +88,7 @@ def test_damage_is_found_and_never_read(there: StorePath, harm: Callable[..., An
 def test_a_shard_is_written_as_on_a_disk_and_there_at_its_end(
     built: Path, there: StorePath
 ) -> None:
-    rows, local = read_rows(there), contents(built / "tiny.zarr" / TOKENS)
+    rows, local = read_rows(there), files_in(built / "tiny.zarr" / TOKENS)
     column = read_column(there, TOKENS, len(rows))
     span = column.shard_rows(1)
     arrays = Cache(there).column(TOKENS)
@@ -105,10 +98,10 @@ def test_a_shard_is_written_as_on_a_disk_and_there_at_its_end(
     create_column(column, {})
     with ShardWriter(column, 1, rows.digest(span)) as writer:
         writer.write({name: part[:3] for name, part in values.items()})
-        assert not any("/c." in name for name in contents(there / TOKENS))
+        assert not any("/c." in name for name in files_in(there / TOKENS))
         writer.write({name: part[3:] for name, part in values.items()})
     assert ledger.missing(column, rows) == [0, 2]
-    written = {n: c for n, c in contents(there / TOKENS).items() if not n.endswith("zarr.json")}
+    written = {n: c for n, c in files_in(there / TOKENS).items() if not n.endswith("zarr.json")}
     assert written == {name: local[name] for name in written}
     assert {name for name in local if "/c.1." in name or name.endswith("/c.1")} == set(written)
 
@@ -169,7 +162,7 @@ def test_a_row_table_is_the_old_or_the_new_one_wherever_its_replacing_stops(
         if not stopped:
             break
         if found.equals(new):
-            assert contents(there / "rows") == contents(tmp_path / "x.zarr" / "rows")
+            assert files_in(there / "rows") == files_in(tmp_path / "x.zarr" / "rows")
             (there / "rows").remove_tree()
             upload(built / "tiny.zarr" / "rows", there / "rows")
     assert not stopped

@@ -16,7 +16,7 @@ from tiny import save_jpeg
 from tiny_cache import content
 
 from cache.errors import CacheBusyError, IncompleteCacheError, RowsChangedError, StaleCacheError
-from cache.locks import BuildLocks
+from cache.locks import build_locks
 from cache.reader import Cache
 from cache.verify import find_faults
 from pipeline.config import Config
@@ -123,7 +123,7 @@ def test_images_added_while_another_build_is_at_work_have_to_wait(
     add_images(copied.dataset.path)
     before = content(copied.cache.path)
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    other = BuildLocks(copied.cache.path)
+    other = build_locks(copied.cache.path, print)
     monkeypatch.undo()
     with other.at_work(), pytest.raises(CacheBusyError, match="process 1 on"):
         built_by(copied)

@@ -11,6 +11,7 @@ from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column, read_column
 from cache.reader import ColumnReader
 from cache.rows import RowTable, content_hash, create_cache
+from cache.stores import Place, StorePath
 from cache.writer import ShardWriter
 
 ROWS, ROWS_PER_SHARD, SEED = 21, 8, 5
@@ -73,16 +74,22 @@ def read_elsewhere(reader: ColumnReader, queue: Any) -> None:
     queue.put(reader.read("tokens", list(range(ROWS))))
 
 
-def content(folder: Path) -> dict[str, str]:
+def files_in(place: Place) -> dict[str, bytes]:
+    """All files, or objects, below a place, by their paths in it."""
+    if isinstance(place, StorePath):
+        return {one.relative_to(place).as_posix(): one.read_bytes() for one in place.tree()}
+    files = (file for file in sorted(place.rglob("*")) if file.is_file())
+    return {file.relative_to(place).as_posix(): file.read_bytes() for file in files}
+
+
+def content(place: Place) -> dict[str, str]:
     """The sha256 of every file of a cache, by its path; columns without the times of making."""
     files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found = path.read_bytes()
-            if path.name == "zarr.json" and b'"provenance"' in found:
-                metadata = json.loads(found)
-                del metadata["attributes"]["provenance"]
-                metadata["attributes"].pop("build_times", None)
-                found = json.dumps(metadata).encode()
-            files[path.relative_to(folder).as_posix()] = hashlib.sha256(found).hexdigest()
+    for path, found in files_in(place).items():
+        if path.endswith("zarr.json") and b'"provenance"' in found:
+            metadata = json.loads(found)
+            del metadata["attributes"]["provenance"]
+            metadata["attributes"].pop("build_times", None)
+            found = json.dumps(metadata).encode()
+        files[path] = hashlib.sha256(found).hexdigest()
     return files

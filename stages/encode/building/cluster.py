@@ -13,7 +13,7 @@ import torch
 from dask.distributed import Client, WorkerPlugin, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
-from cache.locks import BuildLocks, Holder
+from cache.locks import Holder, ShardLocks
 from cache.metadata import check_recipe, read_column
 from cache.rows import read_rows
 from stages.cluster import ClusterError, NoGpuError, connected, own_gpu, too_many_workers
@@ -24,7 +24,7 @@ from stages.encode.building.columns import Maker, load_makers
 from stages.encode.building.components import open_components
 from stages.encode.building.encoding_device import Device
 from stages.encode.building.shard_making import Counts, Meter, ShardEncoder, make_all
-from stages.encode.building.text_making import TEXTS, text_locks
+from stages.encode.building.text_making import TEXTS
 from stages.encode.building.texts import TextReader, load_text_makers
 from stages.encode.images.crop_sources import open_crops
 from stages.encode.images.sources import Source
@@ -56,6 +56,7 @@ def make_on_cluster(
     shards: Sequence[int],
     settings: EncodeSettings,
     source: Source | None,
+    locks: ShardLocks,
     cluster: Cluster,
     meter: Meter,
     failures: dict[str, str],
@@ -63,13 +64,14 @@ def make_on_cluster(
 ) -> None:
     """Have the workers of a cluster, which share the cache's file system, make shards.
 
-    source: the data set, which the workers need not list again; meter, failures: told what they
+    source: the data set, which the workers need not list again; locks: of this build, under which
+    they work; meter, failures: told what they
     did; derived: the column to make, if it is made of another one and not of images. Raises
     ClusterError if there is no cluster, or if its workers keep dying.
     """
     with connected(cluster, SHARDS_AT_ONCE) as client, _shared(client, source) as build:
         scheduler = str(client.scheduler_info()["id"])
-        order = Order(build, settings.model_dump_json(), cluster.workers, scheduler, derived)
+        order = Order(build, settings.model_dump_json(), locks, cluster.workers, scheduler, derived)
         if cluster.dashboard:
             say(f"Dask's dashboard: {client.dashboard_link}")
 
@@ -129,13 +131,14 @@ class Order:
     """What a worker needs to know.
 
     build: a name of its own, because rows and columns may differ from build to build, which is
-    also that of its `Listing`; workers: on the worker's machine, if they were started for this
-    build, else 0; cluster: the scheduler's identity; derived: the column to make, if it is made of
-    another one.
+    also that of its `Listing`; locks: that it works under; workers: on the worker's machine, if
+    they were started for this build, else 0; cluster: the scheduler's identity; derived: the
+    column to make, if it is made of another one.
     """
 
     build: str
     settings: str
+    locks: ShardLocks
     workers: int
     cluster: str
     derived: str | None
@@ -165,10 +168,9 @@ def _open(order: Order) -> ShardEncoder:
     rows, pool = read_rows(path), ThreadPoolExecutor(threads)
     makers: Sequence[Maker]
     reader: Reader
-    locks = BuildLocks(path)
     source = cast("Listing", get_worker().plugins[order.build]).source
     if order.derived == TEXTS:
-        locks, path = text_locks(path), texts_path(path)
+        path = texts_path(path)
         rows = read_rows(path)
         makers = load_text_makers(settings, device, source)
         reader = TextReader(rows, settings.build.images_at_once(device))
@@ -186,5 +188,5 @@ def _open(order: Order) -> ShardEncoder:
         reader,
         Device(device),
         Meter(),
-        locks,
+        order.locks,
     )

@@ -78,7 +78,10 @@ class ColumnMaking:
                 makers.clear()
                 torch.cuda.empty_cache()
                 cluster, failures = self.options.cluster, reader.failures
-                make_on_cluster(shards, self.settings, source, cluster, meter, failures, derived)
+                locks = self.locks.for_workers()
+                make_on_cluster(
+                    shards, self.settings, source, locks, cluster, meter, failures, derived
+                )
             return Made(meter.counts, meter.seconds)
 
 

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from cache import ledger
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.layout import Column
-from cache.locks import BuildLocks, Holder
+from cache.locks import Holder, ShardLocks
 from cache.reader import PartialReader
 from cache.writer import ShardWriter
 from stages.encode.building.columns import Maker
@@ -136,7 +136,7 @@ class ShardEncoder:
     reader: Reader
     device: Device
     meter: Meter
-    locks: BuildLocks
+    locks: ShardLocks
 
     def encode(self, shards: Sequence[int]) -> dict[int, Holder]:
         """Make shards of all columns that lack them, reading each image once.
@@ -206,6 +206,7 @@ class ShardEncoder:
             for job, arrays in zip(jobs, made, strict=True):
                 shard.writers[job.column.name].write(arrays)
             if shard.is_written:
+                self.locks.confirm()
                 shard.files.close()
                 self.meter.add(Counts(shards=len(shard.work)))
         written = sum(array.nbytes for arrays in made for array in arrays.values())

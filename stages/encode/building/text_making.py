@@ -10,9 +10,7 @@ import torch
 
 from cache import ledger
 from cache.layout import Column
-from cache.locks import BuildLocks
 from cache.rows import RowTable
-from cache.stores import Place
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings
@@ -83,7 +81,7 @@ def make_texts(
         return Made()
     own = replace(
         making,
-        locks=text_locks(making.settings.cache.path),
+        locks=making.locks.part(TEXTS),
         options=replace(
             making.options,
             shards=_scaled(making.options.shards, image_shards, work.columns[0].shards),
@@ -91,11 +89,6 @@ def make_texts(
     )
     makers: list[Maker] = list(work.makers)
     return own.make(work.columns, makers, work.reader, source, derived=TEXTS, unit="texts")
-
-
-def text_locks(path: Place) -> BuildLocks:
-    """The locks of the texts of the cache at a path."""
-    return BuildLocks(path, f"{TEXTS}-")
 
 
 def _scaled(part: slice, whole: int, own: int) -> slice:
