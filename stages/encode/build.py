@@ -85,7 +85,7 @@ def build(
     was built by another recipe; neither touches the cache.
     """
     options = options or BuildOptions()
-    path, threads = settings.cache.path, settings.build.decoding_threads()
+    path, threads = settings.cache.path, settings.reading_threads()
     if path.exists():
         root_attributes(path)
     source, locks = open_source(settings), build_locks(path, say, break_lock=options.break_lock)

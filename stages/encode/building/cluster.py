@@ -161,7 +161,7 @@ def _make_on_worker(shard: int, order: Order) -> ShardReport:
 def _open(order: Order) -> ShardEncoder:
     """What the shards that a worker makes have in common: networks, rows and columns."""
     settings = EncodeSettings.model_validate_json(order.settings)
-    path, threads = settings.cache.path, settings.build.decoding_threads(order.workers or 1)
+    path, threads = settings.cache.path, settings.reading_threads(order.workers or 1)
     if order.workers:
         torch.set_num_threads(own_cores(order.workers))
     device = find_device(own_gpu(settings.build.device, order.cluster))

@@ -49,7 +49,7 @@ class BlockFolder:
         Raises what `fetch` does.
         """
         parts = []
-        name = xxhash.xxh3_128_hexdigest(f"{address} {status.size} {status.changed}")
+        name = xxhash.xxh3_128_hexdigest(f"{address} {status.size} {status.changed}".encode())
         for number in range(start // BLOCK_BYTES, -(-(start + count) // BLOCK_BYTES)):
             begin = number * BLOCK_BYTES
             size = min(BLOCK_BYTES, status.size - begin)
@@ -88,7 +88,10 @@ class BlockFolder:
                         return None
                 else:
                     block = file.read()
-                    if len(block) != size + CHECKSUM_BYTES or _checksum(block[:size]) != block[size:]:
+                    if (
+                        len(block) != size + CHECKSUM_BYTES
+                        or _checksum(block[:size]) != block[size:]
+                    ):
                         return None
                     self._checked.add(path)
                     found = block[part]

@@ -128,7 +128,7 @@ def _hub(_process: int) -> Any:
 
 
 @lru_cache
-def _commit(process: int, kind: str, name: str, revision: str) -> str:
+def _commit(_process: int, kind: str, name: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     commit: str | None = HfApi().repo_info(name, repo_type=kind, revision=revision).sha

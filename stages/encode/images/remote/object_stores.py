@@ -1,6 +1,5 @@
 """Files in object stores and on web servers, through obstore."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,7 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from cache.object_requests import StoreError, asked
+from cache.errors import CacheReadError
+from cache.object_requests import asked
 from cache.stores import StorePath
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.requests import (
@@ -103,10 +103,9 @@ def _told(address: str) -> Iterator[None]:
         UnauthenticatedError,
     )
 
-    _check_process(address)
     try:
         yield
-    except StoreError as error:
+    except CacheReadError as error:
         match error.__cause__:
             case NotSupportedError():
                 raise rangeless_error(address) from error
@@ -115,18 +114,3 @@ def _told(address: str) -> Iterator[None]:
             case PermissionDeniedError() | UnauthenticatedError():
                 raise SourceError(error.what, where=address, remedy=REFUSED) from error
         raise SourceError(error.what, where=address, remedy=error.remedy) from error
-
-
-_first: list[int] = []
-
-
-def _check_process(address: str) -> None:
-    """Raise SourceError in a forked child of a process that has asked before, which would hang."""
-    if not _first:
-        _first.append(os.getpid())
-    if _first[0] != os.getpid():
-        raise SourceError(
-            "it cannot be read in a process that was forked from one that has read it",
-            where=address,
-            remedy='Start processes by "spawn" or "forkserver".',
-        )

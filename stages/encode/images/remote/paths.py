@@ -6,7 +6,7 @@ those libraries find by themselves; no address may tell it.
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,7 +27,6 @@ from stages.encode.images.remote.requests import (
     Entries,
     Status,
     Transport,
-    changed_error,
 )
 from stages.packages import is_installed, needs
 from stages.setting_types import SCHEME, anchored, expanded
@@ -161,7 +160,7 @@ class RemotePath:
         """Those of them whose names fit."""
         return (one for one in self.iterdir() if fnmatchcase(one.name, pattern))
 
-    def walk_files(self, is_wanted: "IsWanted" = lambda _name: True) -> Iterator["RemotePath"]:
+    def walk_files(self, is_wanted: Callable[[str], bool]) -> Iterator["RemotePath"]:
         """All files below it. is_wanted: whether one of that name counts, or is gone into."""
         for name, status in sorted(self.entries().items()):
             if is_wanted(name) and status is None:
@@ -207,3 +206,26 @@ def _transport(scheme: str) -> Transport:
     if not is_installed("obstore"):
         raise SourceError(f"{scheme}:// {needs('obstore')}", where="dataset.path")
     return ObjectStores()
+
+
+def _read(written: object, info: pydantic.ValidationInfo) -> object:
+    if not isinstance(written, str) or not SCHEME.match(written):
+        return anchored(written, info)
+    address = expanded(written) if info.context else written
+    parts = urlsplit(address)
+    if parts.password is not None or (address.startswith(WEB) and "?" in address):
+        raise ValueError(
+            "an address tells neither passwords nor, behind a question mark, signatures; they are "
+            "found in the environment, or where the tools of that place leave them"
+        )
+    return RemotePath(address)
+
+
+_Address = Annotated[
+    pydantic.InstanceOf[RemotePath],
+    pydantic.PlainSerializer(str, when_used="json"),
+    pydantic.WithJsonSchema({"type": "string", "format": "uri"}),
+]
+DataPath: TypeAlias = Path | RemotePath
+# What `[dataset]` names: a path relative to the folder of the configuration, or an address.
+AnchoredDataPath = Annotated[_Address | Path, pydantic.BeforeValidator(_read)]

@@ -56,7 +56,7 @@ class Transport(Protocol):
 
 def changed_by(version: object) -> int:
     """A number for what a place calls the version of a file: an etag, a digest, a time."""
-    return xxhash.xxh3_64_intdigest(str(version)) if version else 0
+    return xxhash.xxh3_64_intdigest(str(version).encode()) if version else 0
 
 
 def changed_error(address: str) -> SourceError:
