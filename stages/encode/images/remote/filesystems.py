@@ -26,6 +26,10 @@ TIMES = ("mtime", "LastModified", "last_modified", "modified", "timestamp", "mod
 ATTEMPTS, PAUSE_SECONDS = 6, 0.1
 # The hub's library asks again by itself.
 HUB_ATTEMPTS = 2
+HUB_REFUSED = (
+    "Accept them on its page if it is gated, as ImageNet is; `hf auth login` or HF_TOKEN tells who "
+    "you are."
+)
 # What servers answer to those whom they do not know or trust, when they are busy, and, from one
 # number on, when they fail.
 DENIED, BUSY, FAILURE = frozenset({401, 403}), frozenset({408, 425, 429}), 500
@@ -172,6 +176,9 @@ def _asked(address: str, ask: Callable[[], Found]) -> Found | None:
 
 
 def _refused(address: str, error: Any) -> SourceError:
+    if _is_hub(address):
+        what = "the hub has no such repository, or shows it only to those who accept its terms"
+        return SourceError(what, where=address, remedy=HUB_REFUSED)
     return SourceError(_told(address, error), where=address, remedy=REFUSED)
 
 
