@@ -236,12 +236,14 @@ def on_disk(root: DataPath, name: str) -> DataPath:
     return root / os.fsdecode(name.encode(errors="surrogateescape"))
 
 
-def file_stamp(path: Path | bytes) -> int:
+def file_stamp(path: DataPath | bytes) -> int:
     """A file's size and the time of its last change, as one number above 0.
 
     0 for a file that is not to be had, which reading it will tell.
     """
     try:
+        if isinstance(path, RemotePath):
+            return path.stat().changed
         status = os.stat(path)  # noqa: PTH116 - a path object would take twice as long
     except OSError:
         return 0

@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, TypeVar
 import numpy as np
 from pydantic import Field
 
-from stages.encode.images.remote.paths import DataPath, RemotePath
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import Archive, opened_ahead
 from stages.encode.images.sources.caption_files import Captions, captions_of
 from stages.encode.images.sources.folders import file_stamp
@@ -114,7 +114,7 @@ class TableRows:
         stamp = file.archive.stamp(place)
         if file.may_lack[place]:
             with suppress(OSError, ValueError):
-                return stamp_of(stamp, _linked_stamp(self._linked(file, place)))
+                return stamp_of(stamp, file_stamp(self._linked(file, place)))
         return stamp
 
     def captions(self, row: int) -> Sequence[str]:
@@ -144,14 +144,6 @@ class TableRows:
         if not (beside.is_file() or below.is_file()):
             raise ValueError(f"no bytes in this row ({where}), and no file {beside}")
         return beside if beside.is_file() else below
-
-
-def _linked_stamp(file: DataPath) -> int:
-    """As `file_stamp`, of a file that may be remote."""
-    if not isinstance(file, RemotePath):
-        return file_stamp(file)
-    status = file.stat()
-    return stamp_of(*status) if status.changed else 0
 
 
 class Table(Protocol):
