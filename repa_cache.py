@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from pipeline.commands import app as app
     from pipeline.commands.bench import bench as bench
     from pipeline.commands.build import build as build
+    from pipeline.commands.copy import copy as copy
     from pipeline.commands.evaluate import evaluate as evaluate
     from pipeline.commands.export import export as export
     from pipeline.commands.init import init as init
@@ -95,7 +96,7 @@ LATER = {
     **{
         name: f"pipeline.commands.{name}"
         for name in (
-            *("init", "plan", "build", "inspect", "verify", "bench"),
+            *("init", "plan", "build", "inspect", "verify", "copy", "bench"),
             *("train", "sample", "evaluate", "run", "sweep", "report", "export"),
         )
     },

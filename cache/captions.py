@@ -27,7 +27,7 @@ import zarr
 
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, of_one_version, standing
-from cache.metadata import read_group
+from cache.metadata import is_unfinished, read_group
 from cache.reader import Cache
 from cache.rows import Keys, Places, RowTable, content_hash, find_keys
 from cache.stores import Place, for_zarr, reported
@@ -150,9 +150,14 @@ class Captions:
         return self.text[self.start[rows] + (drawn % count.astype(np.uint64)).astype(np.int64)]
 
 
+def has_texts(path: Place) -> bool:
+    """Whether the cache at `path` has one of texts inside, and not the beginning of a copy."""
+    return (path / CAPTIONS).is_dir() and not is_unfinished(path / CAPTIONS)
+
+
 def has_captions(path: Place) -> bool:
     """Whether the cache at `path` has captions."""
-    return (path / CAPTIONS / LINKS).is_dir()
+    return has_texts(path) and (path / CAPTIONS / LINKS).is_dir()
 
 
 def located(path: Place, name: str) -> tuple[Place, str]:

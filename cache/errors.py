@@ -66,5 +66,9 @@ class CacheWriteError(RepaCacheError):
     """Rows cannot be written: no space, no permission, or values that no type can hold."""
 
 
+class CopyError(RepaCacheError):
+    """One place is not to be copied to the other: it holds something else, or cannot be listed."""
+
+
 class LockError(RepaCacheError):
     """A file system or store has no locks: two processes could do the same work at once."""

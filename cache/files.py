@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, TypeVar, overload
 
 from cache import store_files
@@ -195,6 +196,36 @@ def write_atomically(path: Place, content: bytes) -> None:
     """Write a small file in one step."""
     with atomic_file(path) as stream:
         stream.write(content)
+
+
+@contextmanager
+def landing_folder(folder: Place, name: str) -> Iterator[Path]:
+    """A local folder for files that `put_in_place` moves into another; goes at the end.
+
+    folder: that other one; name: of what is put into it.
+    """
+    if isinstance(folder, StorePath):
+        with TemporaryDirectory() as local:
+            yield Path(local)
+        return
+    aside = _aside(folder / name)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(file: Path, path: Place) -> None:
+    """Have a file of a `landing_folder` be at `path`, in one step."""
+    if isinstance(path, StorePath):
+        path.put(file)
+        return
+    sync(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(path)
+    sync(path.parent)
 
 
 def start_writeback(stream: BinaryIO, start: int, size: int) -> None:

@@ -18,6 +18,8 @@ from cache.storage import codec_arguments, unwarned
 from cache.stores import Place, StorePath, for_zarr, reported
 
 FORMAT_VERSION = 2
+# Beside the `zarr.json` that a cache does not have yet, while a copy of it is put together.
+UNFINISHED = ".copy"
 
 
 def create_root(path: Path, rows_per_shard: int, permutation_seed: int) -> None:
@@ -39,12 +41,8 @@ def root_attributes(path: Place) -> dict[str, Any]:
 
     Raises NotACacheError if `path` is not a cache of this format version.
     """
-    if not path.exists():
-        raise NotACacheError(f"There is no cache at {path}", remedy="Run `repa-cache build` first.")
     if not (path / "zarr.json").is_file():
-        raise NotACacheError(
-            "this is not a cache, it has no zarr.json", where=path, remedy="Choose another path."
-        )
+        raise _no_cache(path)
     attributes = read_group(path)
     version = attributes.get("format_version")
     if version != FORMAT_VERSION:
@@ -55,6 +53,28 @@ def root_attributes(path: Place) -> dict[str, Any]:
             remedy="Use another path, or the version that wrote it.",
         )
     return attributes
+
+
+def _no_cache(path: Place) -> NotACacheError:
+    """The error for a place without a root group."""
+    if is_unfinished(path):
+        return NotACacheError(
+            "this is the beginning of a copy of a cache",
+            where=path,
+            remedy="Run the same `repa-cache copy` again to finish it.",
+        )
+    if not path.exists():
+        return NotACacheError(
+            f"There is no cache at {path}", remedy="Run `repa-cache build` first."
+        )
+    return NotACacheError(
+        "this is not a cache, it has no zarr.json", where=path, remedy="Choose another path."
+    )
+
+
+def is_unfinished(path: Place) -> bool:
+    """Whether the beginning of a copy of a cache is at `path`."""
+    return (path / UNFINISHED).is_file() and not (path / "zarr.json").is_file()
 
 
 def read_group(path: Place) -> dict[str, Any]:

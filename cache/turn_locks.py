@@ -28,9 +28,9 @@ class LentLock:
 
     def confirm(self) -> None:
         """Raise CacheBusyError if the lock was taken over; to be asked before writing."""
-        number, last = self.turns.last()
-        if number == self.number:
+        if self.turns.newest() == self.number:
             return
+        _, last = self.turns.last()
         raise CacheBusyError(
             f"another build took over the lock of this one ({last.holder})"
             if last

@@ -10,7 +10,8 @@ over; only then may the next one be made. The turn of a holder that died remains
 is gone from the machine that asks is followed by the next turn at once; any other only on request,
 and only if it did not change while it was watched. No clocks of two machines are compared.
 
-A holder that was taken for dead sees a newer turn than its own, and must ask before it writes.
+A holder that was taken for dead sees a newer turn than its own, and has to look before it writes.
+The newest turn is never removed, so that no number is given twice.
 """
 
 import json
@@ -21,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 from uuid import uuid4
@@ -29,7 +29,6 @@ from uuid import uuid4
 from cache.errors import LockError, RepaCacheError
 from cache.files import remove_leftovers, write_atomically
 from cache.holders import Holder, Process, now
-from cache.object_requests import StoreError
 from cache.stores import Place, StorePath
 
 # Between two signs of life. A holder that gives none for as long as it is watched is dead.
@@ -156,12 +155,12 @@ class Turns:
         return Turn.parse((self.folder / str(number)).read_bytes())
 
     def _tidy(self, number: int) -> None:
-        """Remove all turns up to this one."""
-        if isinstance(self.folder, Path):
+        """Remove all turns up to this one, as far as that is granted: they mean nothing."""
+        with suppress(RepaCacheError, OSError):
             remove_leftovers(self.folder)
-        for former in self._numbers():
-            if former <= number:
-                self._remove(former)
+            for former in self._numbers():
+                if former <= number:
+                    self._remove(former)
 
     def _numbers(self) -> list[int]:
         try:
@@ -237,7 +236,7 @@ class HeldTurn:
     def _beat(self) -> None:
         while not self._ending.wait(BEAT_SECONDS):
             # What fails here is tried again; who is about to write asks for itself.
-            with suppress(StoreError, RepaCacheError, OSError):
+            with suppress(RepaCacheError, OSError):
                 if not self.is_newest:
                     return
                 self._turn = self._turn.beat()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import zarr
 
 from cache import ledger
-from cache.captions import CAPTIONS, LINKS, read_links
+from cache.captions import CAPTIONS, LINKS, has_texts, read_links
 from cache.errors import DamagedCacheError
 from cache.file_layout import find_layout
 from cache.files import Version, versions
@@ -88,15 +88,16 @@ class Survey:
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int, str], object]]]
 
 
-def _silent(_title: str, _total: int, _unit: str) -> AbstractContextManager[Callable[..., object]]:
+def silent(_title: str, _total: int, _unit: str) -> AbstractContextManager[Callable[..., object]]:
+    """Shows nothing."""
     return nullcontext(lambda *_: None)
 
 
-def find_all_faults(path: Place, threads: int, progress: Progress = _silent) -> list[Fault]:
+def find_all_faults(path: Place, threads: int, progress: Progress = silent) -> list[Fault]:
     """All faults of the cache at a path, those of its captions included."""
     faults = find_faults(path, threads, progress)
     texts = path / CAPTIONS
-    if not texts.is_dir():
+    if not has_texts(path):
         return faults
     for fault in find_faults(texts, threads, progress):
         column = fault.column and f"{CAPTIONS}/{fault.column}"
@@ -110,7 +111,7 @@ def find_all_faults(path: Place, threads: int, progress: Progress = _silent) -> 
     return faults
 
 
-def find_faults(path: Place, threads: int, progress: Progress = _silent) -> list[Fault]:
+def find_faults(path: Place, threads: int, progress: Progress = silent) -> list[Fault]:
     """All faults of the images' part, or the texts', of a cache. Reads every byte of it once."""
     found = survey(path)
     faults = list(found.faults)
@@ -208,7 +209,7 @@ def check_shard(finished: Finished) -> list[Fault]:
     column, shard = finished.column, finished.shard
     faults = [
         Fault(f"{where} shard {shard}", what, Remedy.REPAIR, column.name, shard)
-        for where, what in _shard_faults(column, shard, finished.entry)
+        for where, what in shard_faults(column, shard, finished.entry)
     ]
     if not (faults and finished.is_outdated):
         return faults
@@ -218,8 +219,11 @@ def check_shard(finished: Finished) -> list[Fault]:
     return [_to_build(column, shard, "it is being made anew")]
 
 
-def _shard_faults(column: Column, shard: int, entry: bytes) -> Iterator[tuple[str, str]]:
-    """In which column or array something is wrong with a shard, and what."""
+def shard_faults(column: Column, shard: int, entry: bytes) -> Iterator[tuple[str, str]]:
+    """In which column or array something is wrong with a shard, and what.
+
+    entry: of the ledger, which all else is held against.
+    """
     images, sealed = entry[: ledger.DIGEST_BYTES], entry[ledger.DIGEST_BYTES :]
     try:
         is_sealed = ledger.seal(column, shard, images) == sealed

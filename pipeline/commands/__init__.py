@@ -20,6 +20,7 @@ from pipeline.commands import (
     bench,
     build,
     config,
+    copy,
     evaluate,
     export,
     init,
@@ -32,6 +33,7 @@ from pipeline.commands import (
     train,
     verify,
 )
+from pipeline.commands.arguments import ManyWords
 from pipeline.exits import reporting
 
 
@@ -83,11 +85,11 @@ def _options(
 
 # In the order in which they are needed, which is that of the help.
 for module in (
-    *(init, config, plan, build, inspect, verify, bench),
+    *(init, config, plan, build, inspect, verify, copy, bench),
     *(train, sample, evaluate, run, sweep, report, export),
 ):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, cls=inspect.KeysAfterRows if module is inspect else None)(
+    app.command(name, cls=ManyWords if module in (inspect, copy) else None)(
         reporting(module.command)
     )
 app.add_typer(analyze.app)

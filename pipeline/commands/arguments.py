@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline.launchers import checked_world
 from stages.weights.export_options import Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from cache.stores import Place as Place
     from pipeline.config import Config
     from pipeline.required_files import Need
@@ -20,6 +23,30 @@ else:
     Place = Path
 
 DEFAULT_CONFIG = Path("pipeline.toml")
+# Options that take all words up to the next option, and not only one.
+MANY = ("--rows", "--columns")
+
+
+class ManyWords(TyperCommand):
+    """A command with options that take many words."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_each_with_its_option(args)))
+
+
+def _each_with_its_option(words: Sequence[str]) -> Iterator[str]:
+    """Words, with an option that takes many before each of them, as the parser wants it."""
+    option = None
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        is_option = word.startswith("-")
+        if word in MANY and not following.startswith("-"):
+            option = word
+        elif option is not None and not is_option:
+            yield from (option, word)
+        else:
+            option = None
+            yield word
+
 
 ConfigPath = Annotated[
     Path, typer.Option("--config", help="The configuration; paths in it are relative to it.")

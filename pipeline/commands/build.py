@@ -123,7 +123,7 @@ def command(
 ) -> None:
     """Encode the data set into the cache, making only what is missing.
 
-    Start it in several places at once, and they share the work.
+    Start it in several places at once, and they share the work; in a store, one at a time.
 
     Example: repa-cache build --workers 8
     """

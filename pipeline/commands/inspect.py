@@ -1,11 +1,9 @@
 """`repa-cache inspect`: what a cache holds."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from pipeline.commands import arguments
 from pipeline.exits import ConfigError
@@ -15,27 +13,6 @@ if TYPE_CHECKING:
     from pipeline.inspection.contents import Contents
 
 MOST_IMAGES = 64
-
-
-class KeysAfterRows(TyperCommand):
-    """A command whose --rows takes all words up to the next option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_each_with_its_option(args)))
-
-
-def _each_with_its_option(words: Sequence[str]) -> Iterator[str]:
-    """Words, with --rows before each of its keys, as the parser wants it."""
-    is_key = False
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        is_option = word.startswith("-")
-        if word == "--rows" and not following.startswith("-"):
-            is_key = True
-        elif is_key and not is_option:
-            yield from ("--rows", word)
-        else:
-            is_key = False
-            yield word
 
 
 def inspect(config: "Config", *, is_configured: bool = True) -> "Contents":

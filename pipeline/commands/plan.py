@@ -1,6 +1,7 @@
 """`repa-cache plan`: what a configuration will cost and gain."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,16 +26,26 @@ def plan(
     *,
     is_measured: bool = False,
     card_bytes: float | None = None,
+    prices: Sequence[str] = (),
 ) -> "Plan":
     """What a cache and its run will cost and gain.
 
     images: how many there will be, if they are not to be counted; gpus: that will encode and
     train; is_measured: whether networks and disk are measured here; card_bytes: memory of a GPU,
-    by default 80 GB, or that of the GPU here if it is measured.
+    by default 80 GB, or that of the GPU here if it is measured; prices: of a store, as after
+    --price.
     """
     from pipeline.plan.outline import make_plan
+    from pipeline.plan.store_use import Prices
 
-    return make_plan(config, images, gpus, is_measured=is_measured, card_bytes=card_bytes)
+    return make_plan(
+        config,
+        images,
+        gpus,
+        is_measured=is_measured,
+        card_bytes=card_bytes,
+        prices=Prices.parse(prices),
+    )
 
 
 def plan_sweep(
@@ -79,6 +90,15 @@ def command(
             "--measure", help="Measure networks and disk here; takes up to a minute and 1 GB."
         ),
     ] = False,
+    prices: Annotated[
+        list[str],
+        typer.Option(
+            "--price",
+            metavar="NAME=NUMBER",
+            help="Of a store: `stored` a GB and month, `out` a GB read, `puts` and `gets` of 1,000 "
+            "requests; repeatable.",
+        ),
+    ] = [],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: bytes, seconds, per second.")
     ] = False,
@@ -107,6 +127,7 @@ def command(
         gpus,
         is_measured=measure,
         card_bytes=None if gpu_memory is None else gpu_memory * 1e9,
+        prices=prices,
     )
     if as_json:
         from pipeline.plan.plan_views import exported

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import ledger
-from cache.captions import CAPTIONS, LINKS, Captions, has_captions, read_links
+from cache.captions import CAPTIONS, LINKS, Captions, has_captions, has_texts, read_links
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
@@ -186,7 +186,7 @@ def _captions(
 ) -> tuple[list[CachedColumn], tuple[int, int, int] | None, list[Fault]]:
     """Columns of texts, the numbers of texts, of images with captions and of captions, faults."""
     texts = path / CAPTIONS
-    if not texts.is_dir():
+    if not has_texts(path):
         return [], None, []
     own = declared and {name.removeprefix(f"{CAPTIONS}/"): one for name, one in declared.items()}
     rows, _, columns, faults = look_through(texts, lambda names: _look(texts, names, own))

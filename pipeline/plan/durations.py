@@ -113,11 +113,12 @@ class Feeding:
 class ReadRate:
     """How fast batches have to come.
 
-    image_bytes: of an image, as a run reads it; images_per_second: that one GPU trains on; gpus:
-    their number.
+    image_bytes, image_arrays: of an image, as a run reads it, and in how many arrays they lie;
+    images_per_second: that one GPU trains on; gpus: their number.
     """
 
     image_bytes: int
+    image_arrays: int
     images_per_second: float
     gpus: int
 
@@ -173,13 +174,12 @@ def read_rate(
 ) -> ReadRate:
     """What GPUs read that train the configured model. flops: of a step, for one image."""
     columns = {one.column.name: one.column for one in foreseen}
-    image_bytes = main_array(columns[config.tensors.latents]).row_bytes
-    for column, array in _arrays_read(config, columns):
-        image_bytes += column.array(array).row_bytes
+    parts = [main_array(columns[config.tensors.latents]).row_bytes]
+    parts += [column.array(array).row_bytes for column, array in _arrays_read(config, columns)]
     for one in foreseen:
         if config.tensors.text is not None and one.column.name == text_column(config.tensors.text):
-            image_bytes += round(one.column.row_bytes * (one.stored or 1.0))
-    return ReadRate(image_bytes, GPU_FLOPS / flops, gpus)
+            parts.append(round(one.column.row_bytes * (one.stored or 1.0)))
+    return ReadRate(sum(parts), len(parts), GPU_FLOPS / flops, gpus)
 
 
 def _arrays_read(config: Config, columns: Mapping[str, Column]) -> list[tuple[Column, str]]:

@@ -10,6 +10,7 @@ from pipeline.plan import durations
 from pipeline.plan.gains import Gains, find_gains
 from pipeline.plan.gpu_memory import CARD_BYTES, Footprint, GpuMemory, gpu_memory
 from pipeline.plan.space import PHOTOGRAPHS_COMPRESSED, Space, find_space
+from pipeline.plan.store_use import UNPRICED, Prices, Use, uses
 from stages.encode.images.crop_sources import open_source
 from stages.encode.images.sources import SourceError
 from stages.encode.measuring.encode_speeds import MEASURE_SECONDS, Decoding, measure_decoding
@@ -22,7 +23,8 @@ class Plan:
     """What a pipeline.toml costs and gains.
 
     footprint: what the run takes of a GPU's memory; card_bytes: of that; measured: None if speeds
-    are assumed; feeding: None if no GPU will be fed with images.
+    are assumed; feeding: None if no GPU will be fed with images; uses: of the store that the cache
+    lies in.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class Plan:
     gains: Gains
     measured: durations.Measured | None
     feeding: durations.Feeding | None
+    uses: tuple[Use, ...]
 
     @property
     def memory(self) -> GpuMemory:
@@ -61,13 +64,14 @@ def make_plan(
     *,
     is_measured: bool = False,
     card_bytes: float | None = None,
+    prices: Prices = UNPRICED,
 ) -> Plan:
     """Plan a cache and its run.
 
     count: of images, if they are not to be counted; gpus: that will encode and train; is_measured:
     whether speeds are measured here, which takes some seconds and writes a cache of random rows
     that is removed again; card_bytes: the memory of a GPU, by default that of the one here if it
-    is measured.
+    is measured; prices: of a store.
     """
     images = count_images(config.encode, count)
     foreseen = foresee(config.encode, images)
@@ -86,6 +90,8 @@ def make_plan(
             card_bytes = card_bytes or torch.cuda.get_device_properties(device).total_memory
     pace = measured.pace if measured else durations.assumed_pace(config, foreseen)
     trained = durations.trained(config, foreseen, len(images.table.classes))
+    rate = durations.read_rate(config, foreseen, trained.flops, gpus)
+    is_stored, block_rows = space.free_bytes is None, config.train.block_rows
     return Plan(
         config=config,
         images=images,
@@ -95,10 +101,11 @@ def make_plan(
         space=space,
         pace=pace,
         build=durations.build_time(foreseen, space, pace, measured),
-        rate=durations.read_rate(config, foreseen, trained.flops, gpus),
+        rate=rate,
         gains=find_gains(config, foreseen, images.count, trained.flops, pace),
         measured=measured,
         feeding=durations.feeding(foreseen, pace, measured, gpus),
+        uses=tuple(uses(space, rate, images.count, block_rows, prices)) if is_stored else (),
     )
 
 

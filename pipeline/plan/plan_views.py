@@ -25,6 +25,8 @@ from pipeline.plan.advice import SWEEP_RUNS, advice
 from pipeline.plan.durations import FLOPS
 from pipeline.plan.outline import Plan
 from pipeline.plan.reading_speed import GPU_FLOPS
+from pipeline.plan.space import exported_space
+from pipeline.plan.store_use import uses_table
 from pipeline.tables import count, duration, new_table, operations, percent, print_table, rate
 from stages.encode.building.recipes import features_column, text_column
 
@@ -41,7 +43,8 @@ def exported(plan: Plan) -> dict[str, Any]:
         "model": plan.config.train.model,
         "parameters": plan.footprint.parameters,
         "encoders": list(plan.config.train.encoders),
-        "disk": _disk(plan),
+        "disk": exported_space(plan.space),
+        "store": [asdict(use) for use in plan.uses],
         "networks": {
             one.column.name: {
                 "flops": one.flops,
@@ -68,32 +71,6 @@ def exported(plan: Plan) -> dict[str, Any]:
         "reading": _reading(plan),
         "gains": _gains(plan),
         "advice": advice(plan),
-    }
-
-
-def _disk(plan: Plan) -> dict[str, Any]:
-    space = plan.space
-    arrays = [
-        {
-            "column": one.column,
-            "array": one.array.name,
-            "dtype": one.array.dtype,
-            "row_shape": list(one.array.row_shape),
-            "whole": asdict(one.whole),
-            "missing": asdict(one.missing),
-        }
-        for one in space.arrays
-    ]
-    return {
-        "arrays": arrays,
-        "metadata": {"whole": asdict(space.metadata), "missing": asdict(space.missing_metadata)},
-        "whole": asdict(space.whole),
-        "missing": asdict(space.missing),
-        "compressed": space.compressed,
-        "needed_bytes": space.needed_bytes,
-        "free_bytes": space.free_bytes,
-        "folder": str(space.folder),
-        "fits": space.fits,
     }
 
 
@@ -134,6 +111,8 @@ def show_plan(plan: Plan) -> None:
         f"{config.dataset.resolution} px; {config.train.model} aligned to {aligned}"
     )
     show_space(plan)
+    if plan.uses:
+        _print("Asked of the store", uses_table(plan.uses))
     _show_networks(plan)
     show_build(plan)
     _show_memory(plan)
@@ -179,7 +158,7 @@ def show_space(plan: Plan) -> None:
         verdict, style = ("it fits", "") if space.fits else ("too little", "bold red")
         free = decimal(space.free_bytes)
         table.add_row(f"free in {space.folder}", *blank, verdict, free, style=style)
-    _print("Disk", table)
+    _print("Objects" if space.free_bytes is None else "Disk", table)
 
 
 def _show_networks(plan: Plan) -> None:

@@ -5,8 +5,9 @@ N rows.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cache.layout import LEDGER, ArraySpec
 from cache.sizes import Size, metadata_sizes, shards_size
@@ -110,3 +111,29 @@ def _arrays(foreseen: ForeseenColumn, compressed: float) -> Iterator[ArraySpace]
             missing=shards_size(column, array, *lacking, compressed),
             most_bytes=shards_size(column, array, *lacking, foreseen.stored or 1.0).bytes,
         )
+
+
+def exported_space(space: Space) -> dict[str, Any]:
+    """It in values that JSON has."""
+    arrays = [
+        {
+            "column": one.column,
+            "array": one.array.name,
+            "dtype": one.array.dtype,
+            "row_shape": list(one.array.row_shape),
+            "whole": asdict(one.whole),
+            "missing": asdict(one.missing),
+        }
+        for one in space.arrays
+    ]
+    return {
+        "arrays": arrays,
+        "metadata": {"whole": asdict(space.metadata), "missing": asdict(space.missing_metadata)},
+        "whole": asdict(space.whole),
+        "missing": asdict(space.missing),
+        "compressed": space.compressed,
+        "needed_bytes": space.needed_bytes,
+        "free_bytes": space.free_bytes,
+        "folder": str(space.folder),
+        "fits": space.fits,
+    }

@@ -1,7 +1,8 @@
 """Stage one: from a data set to finished columns, making only what is missing.
 
 Any number of processes may build the same cache at once, on one machine or on several that
-share its file system: each makes the shards that no other has claimed.
+share its file system: each makes the shards that no other has claimed. Where files cannot be
+locked, as in object stores, there is one at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,8 @@ def build(
     """Encode every image that a column lacks.
 
     Raises RowsChangedError if images that are cached changed since, StaleCacheError if a column
-    was built by another recipe; neither touches the cache.
+    was built by another recipe, CacheBusyError if another build is in the way; none of them
+    touches the cache.
     """
     options = options or BuildOptions()
     path, threads = settings.cache.path, settings.reading_threads()
@@ -116,6 +118,7 @@ def build(
             del current, known
             _check_declared(settings, options, len(rows))
             crops = open_crops(settings, source, rows, pool, device)
+            locks.confirm()
             columns, damaged = lay_out(settings.cache, options, makers, wanted, crops, threads)
             texts = lay_out_texts(settings, options, text_makers, source, rows, pool, device)
             stack.enter_context(locks.at_work())

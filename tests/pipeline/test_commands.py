@@ -13,6 +13,7 @@ from pipeline import commands
 from pipeline.commands import app
 from pipeline.commands.bench import bench
 from pipeline.commands.build import build
+from pipeline.commands.copy import copy
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.init import init
@@ -34,7 +35,13 @@ def test_a_command_and_its_function_stand_in_the_file_of_its_name(name: str) -> 
     assert inspect.getmodule(function) is MODULES[name]
     assert "typer" not in str(inspect.signature(function))
     parameters = list(inspect.signature(function).parameters)
-    others = {"init": "preset", "config": "path", "export": "run", "report": "runs"}
+    others = {
+        "init": "preset",
+        "config": "path",
+        "export": "run",
+        "report": "runs",
+        "copy": "source",
+    }
     expected = {**others, "sweep": "path"}.get(name, "config")
     assert parameters[0] == expected
 
@@ -53,6 +60,8 @@ def test_functions_do_the_work_and_print_nothing(
     assert path == config.train.run / "samples" / "step-00000002"
     assert any("efficientnet-lite0" in result.metric for result in results)
     assert export(config.train.run, ExportOptions(tmp_path / "x.pt")).step == 2
+    (*_, features) = copy(config.cache.path, tmp_path / "copy.zarr")
+    assert (features.name, features.copied) == ("features/efficientnet-lite0", 3)
     assert report([config.train.run]) == (config.train.run / "report.html", 1)
     assert init("demo", tmp_path / "other.toml") == []
     assert capsys.readouterr().out == ""

@@ -288,6 +288,7 @@ def hostile(tmp_path: Path, tiny_vae: Path) -> Path:
 
 COMMANDS = (
     *("plan --images 9", "config", "build --workers 1", "inspect tiny.zarr", "verify tiny.zarr"),
+    "copy tiny.zarr copy.zarr",
     *("bench tiny.zarr", "train", "sample run", "evaluate run", "report run", "export run x.pt"),
     "analyze encoders tiny.zarr",
 )

@@ -60,6 +60,8 @@ STANDING_FOR = {
     "RUN": "run",
     "SWEEP": "sweep.toml",
     "OUT": "exported.pt",
+    "FROM": "tiny.zarr",
+    "TO": "copied.zarr",
 }
 
 

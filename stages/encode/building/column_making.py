@@ -66,7 +66,7 @@ class ColumnMaking:
         images = sum(len(columns[0].shard_rows(shard)) for shard in shards)
         with progress(derived or "build", images, unit) as advance, ExitStack() as stack:
             meter = Meter(advance, self.options.devices)
-            stack.callback(lambda: record_times(columns, meter.counts))
+            stack.callback(self._record, columns, meter)
             if self.options.cluster is None:
                 work = list(zip(columns, makers, strict=True))
                 encoder = ShardEncoder(work, reader, Device(self.device), meter, self.locks)
@@ -83,6 +83,11 @@ class ColumnMaking:
                     shards, self.settings, source, locks, cluster, meter, failures, derived
                 )
             return Made(meter.counts, meter.seconds)
+
+    def _record(self, columns: Sequence[Column], meter: Meter) -> None:
+        """Keep what networks took beside the recipes, if these are still this build's."""
+        self.locks.confirm()
+        record_times(columns, meter.counts)
 
 
 def _missing_shards(columns: Sequence[Column], rows: RowTable, part: slice) -> list[int]:
