@@ -2,17 +2,22 @@
 
 import itertools
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import packing
 import pytest
+import torch
 from file_server import files_in, serving
 
 from cache import object_requests
+from pipeline.config import Config
+from stages.encode.build import build
 from stages.encode.images.remote import blocks
 from stages.encode.images.remote.paths import Kept, RemotePath
 from stages.encode.images.remote.requests import Status
-from stages.encode.images.sources import SourceError
+from stages.encode.images.sources import SourceError, tar_headers
 
 
 def test_indexes_are_read_without_what_they_are_of(images: Path, tmp_path: Path) -> None:
@@ -41,6 +46,34 @@ def test_headers_of_small_members_come_many_at_once(tmp_path: Path) -> None:
         assert set(source.labels.tolist()) == {5}
         assert server.requests_of("x.tar") < 12
         assert server.bytes_of("x.tar") <= 1.05 * len(server.files["x.tar"])
+
+
+def test_long_tars_are_not_walked_for_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"class/{i:04d}.jpg": bytes(100_000) for i in range(100)}
+    packing.write_tar(tmp_path / "x.tar", files)
+    monkeypatch.setattr(tar_headers, "PATIENCE", 10)
+    with serving(files_in(tmp_path)) as server:
+        source = packing.opened("tar", RemotePath(f"{server.address}/x.tar"), classes=False)
+        assert len(source.keys) == 100
+        assert server.requests_of("x.tar") < 30
+
+
+def test_what_stayed_as_it_was_is_not_read_again(
+    images: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    packing.write_zip(tmp_path / "x.zip", packing.tree(images))
+    with serving({"x.zip": (tmp_path / "x.zip").read_bytes()}) as server:
+        config = tiny("dataset.source=zip", f"dataset.path={server.address}/x.zip")
+        settings = config.encode.model_copy(update={"encoders": {}})
+        # As workers are given them.
+        assert pickle.loads(pickle.dumps(settings)) == settings
+        build(settings, torch.device("cpu"))
+        before = server.requests_of("x.zip")
+        assert before >= 2 * 21
+        assert build(settings, torch.device("cpu")).counts.shards == 0
+        assert server.requests_of("x.zip") < before + 6
 
 
 def test_parquet_is_read_by_row_groups(images: Path, tmp_path: Path) -> None:

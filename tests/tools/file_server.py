@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"nothing")
             return
         content = self.served.files[name]
-        headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}
+        headers = {"ETag": etag(content)}
         wanted, code = RANGE.fullmatch(self.headers.get("Range", "")), 200
         if wanted and self.served.has_ranges:
             start, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
@@ -132,6 +133,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+
+
+@lru_cache
+def etag(content: bytes) -> str:
+    return f'"{hashlib.md5(content).hexdigest()}"'
 
 
 def hub_listing(files: Mapping[str, bytes], folder: str) -> list[dict[str, object]]:

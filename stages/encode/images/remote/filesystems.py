@@ -170,7 +170,8 @@ def _asked(address: str, ask: Callable[[], Found]) -> Found | None:
             if isinstance(error, PermissionError) or _code(error) in DENIED:
                 raise _refused(address, error) from error
             if attempt == attempts or not _may_pass(error):
-                raise SourceError(_told(address, error), where=address) from error
+                told = _told(address, error)
+                raise SourceError(told, where=address, remedy=StoreError.remedy) from error
         time.sleep(PAUSE_SECONDS * 2**attempt)
     raise AssertionError("unreachable")
 

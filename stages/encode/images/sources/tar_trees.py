@@ -19,13 +19,12 @@ from stages.encode.images.sources.source import (
     SourceError,
     is_image,
 )
+from stages.encode.images.sources.tar_headers import Headers
 
 TAR = ".tar"
 # How names of files tell the splits of a data set apart.
 SPLITS = ("train", "val", "test")
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})")
-# Above any name or list of extended attributes: what is larger is no header.
-MAX_HEADER_BYTES = 1 << 20
 # First bytes of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
@@ -34,8 +33,6 @@ SYNSET = re.compile(r"n\d{8}")
 SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
 
 
-# Of a remote file: what comes about as fast as a header alone, and what waits for nothing long.
-AHEAD_BYTES, MOST_AHEAD = 64 << 10, 8 << 20
 # Files beside images in webdataset's shards, and how large they are where they are labels.
 LABELS, MAX_LABEL_BYTES = (".cls", ".json"), 16 << 10
 
@@ -46,47 +43,6 @@ class Member(NamedTuple):
     name: str
     start: int
     size: int
-
-
-class _Headers:
-    """A part of a file in which tarfile finds headers; it never reads the data between them.
-
-    But for remote files, of which it reads what follows too: where members are small, ever more,
-    as all of it would be read anyway, and where they are not, no more than comes as fast.
-    """
-
-    def __init__(self, read: ReadAt, start: int, stop: int, *, is_remote: bool) -> None:
-        self._read, self._position, self._stop = read, start, stop
-        self._least_ahead = self._ahead = AHEAD_BYTES if is_remote else 0
-        self._block, self._block_start, self._found = b"", start, 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int) -> None:
-        self._position = position
-        self._found += self._holds(position, tarfile.BLOCKSIZE)
-
-    def read(self, count: int) -> bytes:
-        if count > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {count} bytes")
-        count = max(min(count, self._stop - self._position), 0)
-        content = self.peek(self._position, count)
-        self._position += count
-        return content
-
-    def peek(self, start: int, count: int) -> bytes:
-        """So many bytes from a place on, without going there."""
-        if not self._holds(start, count):
-            is_dense = self._found > 1
-            self._ahead = min(2 * self._ahead, MOST_AHEAD) if is_dense else self._least_ahead
-            self._found, self._block_start = 0, start
-            ahead = min(max(count, self._ahead), self._stop - start)
-            self._block = self._read(start, max(ahead, count))
-        return self._block[start - self._block_start :][:count]
-
-    def _holds(self, start: int, count: int) -> bool:
-        return 0 <= start - self._block_start <= len(self._block) - count
 
 
 def list_members(
@@ -105,7 +61,7 @@ def list_members(
     Raises SourceError if it is cut off or damaged, or has members that are refused.
     """
     members = []
-    found = _Headers(read, start, stop, is_remote=is_remote)
+    found = Headers(read, start, stop, is_remote=is_remote)
     headers = cast("BinaryIO", found)
     try:
         with tarfile.open(mode="r:", fileobj=headers, encoding="utf-8") as tar:
