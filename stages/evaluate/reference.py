@@ -222,7 +222,7 @@ def _cached(
 
 def _at(path: Path, side: int, encode: EncodeSettings) -> Reference:
     if path.is_dir():
-        threads = encode.reading_threads()
+        threads = encode.build.decoding_threads()
         folder = image_sets.FolderImages(path, threads, side, crop=encode.dataset.crop)
         return Reference(str(path), images=folder)
     file = image_sets.NpzFile(path)

@@ -127,6 +127,23 @@ def test_the_hub_says_who_may_see_a_data_set() -> None:
     assert "nobody" not in said
 
 
+def test_files_are_named_by_their_numbers_where_nothing_lists_them(
+    images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "packed").mkdir()
+    packed = packing.tar_shards(images, tmp_path / "packed")
+    shards = sorted((tmp_path / "packed").rglob("*.tar"))
+    files = {f"some/x-{i:03d}.tar": file.read_bytes() for i, file in enumerate(shards)}
+    with serving(files) as server:
+        last = len(shards) - 1
+        path = RemotePath(f"{server.address}/some/x-{{000..{last:03d}}}.tar")
+        source = packing.opened(packed.source, path)
+        contents = [source.read(place) for place in range(len(source.keys))]
+        assert contents == list(packed.images.values())
+        with pytest.raises(SourceError, match=rf"some/x-00{len(shards)}\.tar: there is no such"):
+            packing.opened("tar", RemotePath(f"{server.address}/some/x-{{000..{len(shards)}}}.tar"))
+
+
 def test_any_file_system_that_fsspec_knows_will_do(images: Path) -> None:
     files = fsspec.filesystem("memory")
     for name, content in packing.tree(images).items():

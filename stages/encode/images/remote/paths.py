@@ -35,6 +35,9 @@ from stages.setting_types import SCHEME, anchored, expanded
 HUB_ROOT = r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]+/[^/]+"
 ADDRESS = re.compile(rf"(?P<root>{HUB_ROOT}|(?!hf:)[a-z][\w+.-]*://[^/]*)(?:/(?P<key>.*))?")
 WEB = ("http://", "https://")
+# Of files that are numbered, as `train-{0000..1023}.tar` names them where nothing lists them.
+NUMBERS = re.compile(r"\{(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})\}")
+MOST_NUMBERS = 1_000_000
 # Of what is asked for at once, in requests of their own.
 PART_BYTES = 8 << 20
 
@@ -156,9 +159,36 @@ class RemotePath:
         """What is in the folder, sorted."""
         return ((self / name).known(status) for name, status in sorted(self.entries().items()))
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it names several files, by their numbers."""
+        return NUMBERS.search(self.name) is not None
+
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Those of them whose names fit."""
+        """Those of them whose names fit, or files by their numbers, which all have to be there."""
+        if match := NUMBERS.search(pattern):
+            return self._numbered(pattern, match)
         return (one for one in self.iterdir() if fnmatchcase(one.name, pattern))
+
+    def _numbered(self, pattern: str, match: re.Match[str]) -> Iterator["RemotePath"]:
+        before, after, digits = (
+            pattern[: match.start()],
+            pattern[match.end() :],
+            len(match["first"]),
+        )
+        numbers = range(int(match["first"]), int(match["last"]) + 1)
+        if not 0 < len(numbers) <= MOST_NUMBERS:
+            raise SourceError(f"{match[0]} names {len(numbers):,} files", where=self)
+
+        def found(number: int) -> RemotePath:
+            path = self / f"{before}{number:0{digits}}{after}"
+            try:
+                return path.known(path.stat())
+            except FileNotFoundError as error:
+                raise SourceError("there is no such file", where=path) from error
+
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            return iter(list(pool.map(found, numbers)))
 
     def walk_files(self, is_wanted: Callable[[str], bool]) -> Iterator["RemotePath"]:
         """All files below it. is_wanted: whether one of that name counts, or is gone into."""

@@ -194,4 +194,6 @@ def means_several(path: DataPath | None) -> bool:
     """Whether a path is a folder or a pattern, and not one file."""
     if path is None or path.is_file():
         return False
+    if isinstance(path, RemotePath) and path.is_numbered:
+        return True
     return path.is_dir() or bool(WILDCARDS & set(path.name))
