@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cache.stores import IN_FLIGHT
 from stages.encode.images.remote.paths import RemotePath
-from stages.encode.images.remote.requests import IN_FLIGHT
 from stages.encode.images.sources import SOURCES
 from stages.encode.network_settings import (
     ComponentsSettings,

@@ -16,6 +16,7 @@ import torch
 from file_server import Served, files_in, serving
 from marking import few_fast
 
+from cache import object_requests
 from cache.stores import StorePath
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
@@ -100,6 +101,20 @@ def seen(source: str, address: str, hub: Served) -> Any:
     done = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_who_may_not_see_a_bucket_is_told_so(
+    place: StorePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+    object_requests._opened.cache_clear()
+    try:
+        for source in ("imagefolder", "zip"):
+            with pytest.raises(SourceError, match=rf"^{place}: .*Who you are is found") as error:
+                packing.opened(source, RemotePath(str(place)))
+            assert "secret" not in str(error.value)
+    finally:
+        object_requests._opened.cache_clear()
 
 
 @pytest.mark.parametrize("name", few_fast(["parquet_of_datasets", "imagefolder", "tar_shards"]))

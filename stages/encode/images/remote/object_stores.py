@@ -1,5 +1,6 @@
 """Files in object stores and on web servers, through obstore."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from stages.encode.images.remote.requests import (
     unlisted_error,
 )
 
+# How it tells of listings that are refused.
+DENIED = re.compile(r"status code: 40[13]\b")
 # What the library says where a server tells no time.
 NO_TIME = datetime.fromtimestamp(0, UTC)
 
@@ -89,28 +92,21 @@ def _is_web(address: str) -> bool:
 
 
 def _status(found: Mapping[str, Any]) -> Status:
-    time = None if found["last_modified"] == NO_TIME else found["last_modified"]
-    return Status(found["size"], changed_by(found["version"] or found["e_tag"] or time))
+    # Not the version, which some tell of a file and not in a listing, where others write no quotes.
+    tag = (found["e_tag"] or "").removeprefix("W/").strip('"')
+    time = found["last_modified"].replace(microsecond=0)
+    return Status(found["size"], changed_by(tag or (time != NO_TIME and time)))
 
 
 @contextmanager
 def _told(address: str) -> Iterator[None]:
     """In which errors of a store are those of a data set."""
-    from obstore.exceptions import (
-        NotSupportedError,
-        PermissionDeniedError,
-        PreconditionError,
-        UnauthenticatedError,
-    )
+    from obstore.exceptions import NotSupportedError
 
     try:
         yield
     except CacheReadError as error:
-        match error.__cause__:
-            case NotSupportedError():
-                raise rangeless_error(address) from error
-            case PreconditionError():
-                raise changed_error(address) from error
-            case PermissionDeniedError() | UnauthenticatedError():
-                raise SourceError(error.what, where=address, remedy=REFUSED) from error
-        raise SourceError(error.what, where=address, remedy=error.remedy) from error
+        if isinstance(error.__cause__, NotSupportedError):
+            raise rangeless_error(address) from error
+        remedy = REFUSED if DENIED.search(error.what) else error.remedy
+        raise SourceError(error.what, where=address, remedy=remedy) from error

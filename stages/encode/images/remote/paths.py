@@ -17,13 +17,12 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from cache.stores import SCHEMES
+from cache.stores import IN_FLIGHT, SCHEMES
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.blocks import block_folder
 from stages.encode.images.remote.filesystems import FileSystems
 from stages.encode.images.remote.object_stores import ObjectStores
 from stages.encode.images.remote.requests import (
-    IN_FLIGHT,
     Entries,
     Status,
     Transport,

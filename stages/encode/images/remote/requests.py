@@ -7,9 +7,6 @@ import xxhash
 
 from stages.encode.images.errors import SourceError
 
-# Requests that wait at the same time for one process.
-IN_FLIGHT = 64
-
 REFUSED = (
     "Who you are is found where the tools of that place look for it, as `aws configure`, "
     "`gcloud auth`, `az login` or `hf auth login` leave it, or in the environment; it has to be "

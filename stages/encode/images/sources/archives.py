@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar, cast
 
 from cache.object_requests import ObjectStream
+from cache.stores import IN_FLIGHT
 from stages.encode.images.remote.paths import DataPath, RemotePath
-from stages.encode.images.remote.requests import IN_FLIGHT
 from stages.encode.images.sources.source import SourceError, stamp_of
 from stages.progress import progress
 

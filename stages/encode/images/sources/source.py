@@ -179,9 +179,10 @@ class Source:
     an image, if there are any; contexts: their tokens, if the data set brings them along; left_out:
     whatever else lies in the data set, so that no image is missing without a word.
 
-    All functions are safe to call from several threads, and in a forked process. They
-    raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
-    one: if the data set is another than was opened, or latents are missing or misshapen.
+    All functions are safe to call from several threads, and in a forked process unless they read
+    object stores, which they say then. They raise OSError or ValueError if one image cannot be had,
+    SourceError if it is not only that one: if the data set is another than was opened, or latents
+    are missing or misshapen.
     """
 
     keys: Sequence[str]
