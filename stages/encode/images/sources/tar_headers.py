@@ -31,13 +31,15 @@ class Headers:
 
     def seek(self, position: int) -> None:
         self._position = position
-        self._found += self._holds(position, tarfile.BLOCKSIZE)
+        if self._least_ahead:
+            self._found += self._holds(position, tarfile.BLOCKSIZE)
 
     def read(self, count: int) -> bytes:
         if count > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {count} bytes")
         count = max(min(count, self._stop - self._position), 0)
-        content = self.peek(self._position, count)
+        read = self.peek if self._least_ahead else self._read
+        content = read(self._position, count)
         self._position += count
         return content
 
