@@ -127,7 +127,7 @@ async def asked_by_zarr(ask: Callable[[], Awaitable[Found]]) -> Found:
 class ObjectStream(io.RawIOBase):
     """An object as a file that is read from any place. read_range: so many bytes from one on."""
 
-    def __init__(self, read_range: Callable[[int, int], memoryview], size: int) -> None:
+    def __init__(self, read_range: Callable[[int, int], bytes | memoryview], size: int) -> None:
         self._read_range, self._size, self._place = read_range, size, 0
 
     def readable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum, auto
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.layout import FEATURES
@@ -65,7 +66,8 @@ def _missing_images(config: "Config") -> Iterator[str]:
     # Once they are cached, a build says by itself if it needs them again.
     if not SOURCES[dataset.source].reads_folder or config.cache.path.is_dir():
         return
-    if dataset.path is not None and not dataset.path.is_dir():
+    # What an address tells, a build asks for when it needs it.
+    if isinstance(dataset.path, Path) and not dataset.path.is_dir():
         yield f"dataset.path: there is no folder {dataset.path}"
 
 

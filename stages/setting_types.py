@@ -107,7 +107,8 @@ def as_written(place: Place) -> str:
     return str(place).replace("$", "$$")
 
 
-def _anchor(path: object, info: pydantic.ValidationInfo) -> object:
+def anchored(path: object, info: pydantic.ValidationInfo) -> object:
+    """A path as it is written, from the folder that a configuration's paths are relative to."""
     if not info.context or not isinstance(path, str):
         return path
     return str(info.context["folder"] / expanded(path))
@@ -119,7 +120,7 @@ def _place(written: object, info: pydantic.ValidationInfo) -> object:
     if not isinstance(written, str):
         raise PydanticCustomError("string_type", "input should be a valid string")
     if not (scheme := SCHEME.match(written)):
-        return _anchor(written, info)
+        return anchored(written, info)
     address = expanded(written)
     if not is_address(address):
         raise ValueError(
@@ -131,7 +132,7 @@ def _place(written: object, info: pydantic.ValidationInfo) -> object:
 
 
 # A path as written in pipeline.toml, relative to the folder of that file.
-AnchoredPath = Annotated[Path, pydantic.BeforeValidator(_anchor)]
+AnchoredPath = Annotated[Path, pydantic.BeforeValidator(anchored)]
 # The same, or the address of a place in a store.
 _Address = Annotated[
     pydantic.InstanceOf[StorePath],

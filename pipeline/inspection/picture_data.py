@@ -194,7 +194,7 @@ def read_crops(settings: EncodeSettings, table: RowTable, rows: RowNumbers) -> T
 
     Raises SourceError, RowsChangedError or ImageError if neither has them.
     """
-    with ThreadPoolExecutor(settings.build.decoding_threads()) as pool:
+    with ThreadPoolExecutor(settings.reading_threads()) as pool:
         # No network waits for these: they stay in ordinary memory, on the CPU.
         stored = open_crops(settings, None, table, pool, torch.device("cpu"))
         crops = replace(stored, with_latents=False)

@@ -87,7 +87,7 @@ def build(
     touches the cache.
     """
     options = options or BuildOptions()
-    path, threads = settings.cache.path, settings.build.decoding_threads()
+    path, threads = settings.cache.path, settings.reading_threads()
     if path.exists():
         root_attributes(path)
     source, locks = open_source(settings), build_locks(path, say, break_lock=options.break_lock)

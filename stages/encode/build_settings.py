@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cache.stores import IN_FLIGHT
+from stages.encode.images.remote.paths import RemotePath
 from stages.encode.images.sources import SOURCES
 from stages.encode.network_settings import (
     ComponentsSettings,
@@ -55,7 +57,7 @@ class BuildSettings(Settings):
     a GPU, 32 on a CPU."""
     threads: Few | None = None
     """Threads that read and decode files, in all workers of `--workers` together; by default a
-    thread for each core, in a process from 4 to 32."""
+    thread for each core, in a process from 4 to 32, and 64 where images are at an address."""
     device: str = "auto"
     """Where the networks run, as torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a
     GPU if there is one."""
@@ -81,6 +83,15 @@ class EncodeSettings(Settings):
     components: dict[str, ComponentsSettings] = Field(default_factory=dict)
     texts: dict[str, TextSettings] = Field(default_factory=dict)
     build: BuildSettings
+
+    def reading_threads(self, workers: int = 1) -> int:
+        """Threads that read and decode in one of so many workers of this machine.
+
+        Of images that are remote most of them wait, each for another.
+        """
+        threads = self.build.decoding_threads(workers)
+        is_remote = isinstance(self.dataset.path, RemotePath)
+        return max(threads, IN_FLIGHT) if is_remote and self.build.threads is None else threads
 
     @property
     def stores_pixels(self) -> bool:

@@ -97,8 +97,8 @@ def test_each_mistake_has_a_message_of_its_own(
         (
             ["dataset.splitt=train"],
             [
-                "dataset.splitt: unknown key; choose from captions, classes, crop, flip, "
-                "on_error, path, pixels, resolution, source"
+                "dataset.splitt: unknown key; choose from captions, classes, crop, flip, local, "
+                "local_gb, on_error, path, pixels, resolution, source"
             ],
         ),
         (

@@ -185,7 +185,7 @@ def _open(order: Order) -> tuple[ShardEncoder, str | None]:
     And in what its software is not the build's, if in anything.
     """
     settings = EncodeSettings.model_validate_json(order.settings)
-    path, threads = settings.cache.path, settings.build.decoding_threads(order.workers or 1)
+    path, threads = settings.cache.path, settings.reading_threads(order.workers or 1)
     if order.workers:
         torch.set_num_threads(own_cores(order.workers))
     device = find_device(own_gpu(settings.build.device, order.cluster))

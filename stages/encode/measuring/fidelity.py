@@ -54,7 +54,7 @@ def measure_fidelity(settings: EncodeSettings, count: int, device: torch.device)
     Raises StaleCacheError if a column was built by another recipe.
     """
     cache, measured = Cache(settings.cache.path), []
-    with ThreadPoolExecutor(settings.build.decoding_threads()) as pool:
+    with ThreadPoolExecutor(settings.reading_threads()) as pool:
         source = open_source(settings)
         crops = open_crops(settings, source, cache.rows, pool, device)
         if source is not None:

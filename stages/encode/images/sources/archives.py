@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TypeVar
+from pathlib import Path, PurePath
+from typing import BinaryIO, TypeVar, cast
 
+from cache.object_requests import ObjectStream
+from cache.stores import IN_FLIGHT
+from stages.encode.images.remote.paths import DataPath, RemotePath
 from stages.encode.images.sources.source import SourceError, stamp_of
 from stages.progress import progress
 
@@ -33,29 +37,41 @@ WILDCARDS = frozenset("*?[")
 class Archive:
     """A file as it was when its content was listed.
 
-    size: bytes; changed: time of its last change in ns.
+    size: bytes; changed: time of its last change in ns, or of a remote file as `Status` has it.
     """
 
-    path: Path
+    path: DataPath
     size: int
     changed: int
 
     @classmethod
-    def at(cls, path: Path) -> "Archive":
+    def at(cls, path: DataPath) -> "Archive":
         """The file as it is. Raises SourceError if it cannot be had."""
         try:
-            status = path.stat()
+            if isinstance(path, RemotePath):
+                status = path.stat()
+                return cls(path.known(status), *status)
+            found = path.stat()
         except OSError as error:
             raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-        return cls(path, status.st_size, status.st_mtime_ns)
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading a part of it takes as long as reading much more."""
+        return isinstance(self.path, RemotePath)
 
     @contextmanager
     def opened(self) -> Iterator[ReadAt]:
         """A function that reads from the file, for any number of threads.
 
         The file is opened for each use: there may be more files than a process can hold open.
-        Raises SourceError if the file is gone or has changed; the function raises OSError.
+        Raises SourceError if the file is gone or has changed, of a remote one the function does;
+        it raises OSError.
         """
+        if isinstance(self.path, RemotePath):
+            yield partial(_read_remote, self.path)
+            return
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
@@ -77,9 +93,19 @@ class Archive:
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error}.") from error
 
+    def for_library(self) -> Path | BinaryIO:
+        """The file as libraries take it that read at places of their own choosing."""
+        if not isinstance(self.path, RemotePath):
+            return self.path
+        read = partial(_read_remote, self.path)
+        return cast("BinaryIO", ObjectStream(read, self.size))
+
     def stamp(self, *place: int) -> int:
-        """A number that changes whenever the file does, and for another place in it."""
-        return stamp_of(self.size, self.changed, *place)
+        """A number that changes whenever the file does, and for another place in it.
+
+        0 if nothing tells when it does.
+        """
+        return stamp_of(self.size, self.changed, *place) if self.changed else 0
 
 
 @contextmanager
@@ -113,14 +139,23 @@ def in_order(
 
 
 def opened_ahead(
-    items: Sequence[Item], work: Callable[[Item], Opened], unit: str
+    items: Sequence[Item],
+    work: Callable[[Item], Opened],
+    unit: str,
+    *,
+    is_remote: bool = False,
 ) -> Iterator[Opened]:
     """What `work` finds in each of many files, in order, with progress.
 
-    What it reads lies far apart: where that takes time, threads wait for the disk together.
+    What it reads lies far apart: where that takes time, threads wait for the disk together, and for
+    the network always. is_remote: whether the files are remote.
     """
-    with ThreadPoolExecutor(THREADS) as pool, progress("listing", len(items), unit) as advance:
-        for opened in in_order(pool, work, items):
+    threads = min(IN_FLIGHT, len(items)) if is_remote else THREADS
+    with (
+        ThreadPoolExecutor(max(threads, 1)) as pool,
+        progress("listing", len(items), unit) as advance,
+    ):
+        for opened in pool.map(work, items) if is_remote else in_order(pool, work, items):
             yield opened
             advance(1, "")
 
@@ -135,21 +170,30 @@ def _read_at(descriptor: int, start: int, count: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def locate(path: Path | None) -> tuple[Archive, str]:
+def _read_remote(path: RemotePath, start: int, count: int) -> bytes:
+    try:
+        return path.read_range(start, count)
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} is gone. Start again.") from error
+
+
+def locate(path: DataPath | None) -> tuple[Archive, str]:
     """The archive that a path leads to, and the folder inside it, empty or with a slash behind.
 
     `train.zip/a/b` is the folder a/b in train.zip.
     """
-    candidates = () if path is None else (path, *path.parents)
+    candidates: Sequence[DataPath] = () if path is None else (path, *path.parents)
     for candidate in candidates:
         if candidate.is_file():
-            inside = Path(path or "").relative_to(candidate).as_posix()
+            inside = PurePath(str(path)).relative_to(str(candidate)).as_posix()
             return Archive.at(candidate), "" if inside == "." else f"{inside}/"
     raise SourceError(f"no file {path}", where="dataset.path", remedy="Name the archive.")
 
 
-def means_several(path: Path | None) -> bool:
+def means_several(path: DataPath | None) -> bool:
     """Whether a path is a folder or a pattern, and not one file."""
     if path is None or path.is_file():
         return False
+    if isinstance(path, RemotePath) and path.is_numbered:
+        return True
     return path.is_dir() or bool(WILDCARDS & set(path.name))

@@ -4,10 +4,10 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any, TypeAlias
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.source import METADATA, TEXT, SourceError
 
 # The captions of an image, by its position.
@@ -20,7 +20,9 @@ CAPTION_NAMES = ("caption", "captions", "text", "texts", "sentences", "raw")
 NAMED = 3
 
 
-def captions_of(path: Path | None, keys: Sequence[str], read: Callable[[str], bytes]) -> Captions:
+def captions_of(
+    path: DataPath | None, keys: Sequence[str], read: Callable[[str], bytes]
+) -> Captions:
     """The captions of images with these keys.
 
     path: of a file with those of all; read: a file of the data set by its name, raising OSError

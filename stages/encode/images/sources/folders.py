@@ -1,11 +1,15 @@
 """Class folders with image files below them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, overload
 
 import numpy as np
 
+from stages.encode.images.remote.folders import RemoteEntry, RemoteImages, remote_entries
+from stages.encode.images.remote.paths import DataPath, RemotePath
+from stages.encode.images.remote.requests import Status
 from stages.encode.images.sources.archives import collector_paused, opened_ahead
 from stages.encode.images.sources.caption_files import captions_of
 from stages.encode.images.sources.names import (
@@ -29,18 +33,31 @@ from stages.encode.images.sources.source import (
 )
 
 IsWanted = Callable[[str], bool]
-# Device and inode of a folder.
-Identity = tuple[int, int]
+# Device and inode of a folder, or the address of a remote one.
+Identity = tuple[int, int] | str
+# Those of the wanted files in each remote folder.
+Statuses = dict[str, list[Status]]
+
+
+class Entry(Protocol):
+    """What is in a folder, as `os.scandir` gives it. path: read by errors alone."""
+
+    @property
+    def path(self) -> str | bytes: ...
+
+    def is_dir(self) -> bool: ...
+
+    def is_symlink(self) -> bool: ...
 
 
 @collector_paused()
 def image_folder(dataset: FileSettings) -> Source:
     """Class folders with image files below them, ordered and labelled as torchvision does."""
-    path = dataset.path
+    path = dataset.place
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the folder of class folders.")
-    left_out = LeftOut()
-    images = tree(path, left_out)
+    left_out, statuses = LeftOut(), Statuses()
+    images = tree(path, left_out, statuses=statuses)
     if dataset.classes:
         for name in images.pop(""):
             left_out.add(Reason.LOOSE, name)
@@ -48,17 +65,37 @@ def image_folder(dataset: FileSettings) -> Source:
     else:
         labels, classes = of_one_class(sum(map(len, images.values())), path)
     keys = KeyList(np.concatenate([names.array for names in images.values()]))
-    # As bytes: names are UTF-8, whatever the locale says.
-    root = os.fsencode(path)
+    files: LocalImages | RemoteImages
+    if isinstance(path, RemotePath):
+        files = RemoteImages(path, keys, [one for name in images for one in statuses[name]])
+    else:
+        files = LocalImages(path, keys)
     return Source(
         keys=keys,
         labels=labels,
         classes=classes,
-        read=lambda index: on_disk(path, keys[index]).read_bytes(),
-        stamp=lambda index: file_stamp(b"%b/%b" % (root, keys.array[index].encode())),
+        read=files.read,
+        stamp=files.stamp,
         captions=captions_of(dataset.captions, keys, lambda name: on_disk(path, name).read_bytes()),
         left_out=left_out,
     )
+
+
+class LocalImages:
+    """Files in a folder, by their positions among its keys."""
+
+    def __init__(self, folder: Path, keys: KeyList) -> None:
+        self._folder, self._keys = folder, keys
+        # As bytes: names are UTF-8, whatever the locale says.
+        self._root = os.fsencode(folder)
+
+    def read(self, index: int) -> bytes:
+        """As `Source.read`."""
+        return on_disk(self._folder, self._keys[index]).read_bytes()
+
+    def stamp(self, index: int) -> int:
+        """As `Source.stamp`."""
+        return file_stamp(b"%b/%b" % (self._root, self._keys.array[index].encode()))
 
 
 def images_below(folder: Path) -> list[str]:
@@ -71,29 +108,43 @@ def files_below(folder: Path, is_wanted: IsWanted, left_out: LeftOut) -> list[st
     return [name for names in tree(folder, left_out, is_wanted).values() for name in names]
 
 
-def tree(root: Path, left_out: LeftOut, is_wanted: IsWanted = is_image) -> dict[str, KeyList]:
+def tree(
+    root: DataPath,
+    left_out: LeftOut,
+    is_wanted: IsWanted = is_image,
+    statuses: Statuses | None = None,
+) -> dict[str, KeyList]:
     """The wanted files in each folder, by the path below `root` of either; that of `root` is "".
 
+    statuses: is given those of remote files, by the same names and in the same order.
     In the order of torchvision's walk. Links to folders are followed, but not back to one that they
     are in. Raises SourceError for a folder that cannot be listed, and for names that are no text.
     """
+    noted: Statuses = {} if statuses is None else statuses
     here, entries = _listed(root)
     files, folders = _sorted_out(entries, "", left_out, is_wanted)
+    noted[""] = _statuses(entries, files)
     check_text([*files, *folders], root)
 
     def listed(folder: str) -> tuple[dict[str, list[str]], LeftOut]:
         own = LeftOut()
-        return _tree_below(root, folder, here, own, is_wanted), own
+        return _tree_below(root, folder, here, own, is_wanted, noted), own
 
     found = {"": KeyList.of(files)}
-    for below, own in opened_ahead(folders, listed, "folders"):
+    is_remote = isinstance(root, RemotePath)
+    for below, own in opened_ahead(folders, listed, "folders", is_remote=is_remote):
         found |= {inside: KeyList.of(names) for inside, names in below.items()}
         left_out.join(own, "")
     return dict(sorted(found.items(), key=lambda item: place(item[0])))
 
 
 def _tree_below(
-    root: Path, folder: str, top: Identity, left_out: LeftOut, is_wanted: IsWanted
+    root: DataPath,
+    folder: str,
+    top: Identity,
+    left_out: LeftOut,
+    is_wanted: IsWanted,
+    statuses: Statuses,
 ) -> dict[str, list[str]]:
     """The same of a folder in `root` and those in it. top: the identity of `root`."""
     found: dict[str, list[str]] = {}
@@ -109,12 +160,15 @@ def _tree_below(
             files, folders = _sorted_out(entries, f"{inside}/", left_out, is_wanted)
             check_text([*files, *folders], on_disk(root, inside))
             found[inside] = [f"{inside}/{name}" for name in files]
+            statuses[inside] = _statuses(entries, files)
             todo += [(f"{inside}/{name}", above | {here}) for name in reversed(folders)]
     return found
 
 
-def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
+def _listed(folder: DataPath) -> tuple[Identity, Mapping[str, Entry]]:
     """What tells a folder from all others, and what is in it, sorted by name."""
+    if isinstance(folder, RemotePath):
+        return str(folder), remote_entries(folder)
     try:
         status = folder.stat()
         # As bytes: names are UTF-8, whatever the locale says.
@@ -125,8 +179,14 @@ def _listed(folder: Path) -> tuple[Identity, dict[str, os.DirEntry[bytes]]]:
     return (status.st_dev, status.st_ino), dict(sorted(named.items()))
 
 
+def _statuses(entries: Mapping[str, Entry], names: Sequence[str]) -> list[Status]:
+    """Those of remote files."""
+    found = (entries[name] for name in names)
+    return [one.status for one in found if isinstance(one, RemoteEntry) and one.status]
+
+
 def _sorted_out(
-    entries: Mapping[str, os.DirEntry[bytes]], prefix: str, left_out: LeftOut, is_wanted: IsWanted
+    entries: Mapping[str, Entry], prefix: str, left_out: LeftOut, is_wanted: IsWanted
 ) -> tuple[list[str], list[str]]:
     """The names of wanted files, and of folders to go on into."""
     files, folders, others = [], [], []
@@ -153,7 +213,7 @@ def _sorted_out(
     return files, folders
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+def _is_folder(entry: Entry) -> bool:
     try:
         return entry.is_dir()
     except OSError:
@@ -161,17 +221,29 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def on_disk(root: Path, name: str) -> Path:
+@overload
+def on_disk(root: Path, name: str) -> Path: ...
+
+
+@overload
+def on_disk(root: RemotePath, name: str) -> RemotePath: ...
+
+
+def on_disk(root: DataPath, name: str) -> DataPath:
     """The path of a file or folder by its name in a data set, whatever the locale says."""
+    if isinstance(root, RemotePath):
+        return root / name
     return root / os.fsdecode(name.encode(errors="surrogateescape"))
 
 
-def file_stamp(path: Path | bytes) -> int:
+def file_stamp(path: DataPath | bytes) -> int:
     """A file's size and the time of its last change, as one number above 0.
 
     0 for a file that is not to be had, which reading it will tell.
     """
     try:
+        if isinstance(path, RemotePath):
+            return path.stat().changed
         status = os.stat(path)  # noqa: PTH116 - a path object would take twice as long
     except OSError:
         return 0

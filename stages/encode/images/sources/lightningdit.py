@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 
 def lightningdit_folder(dataset: FileSettings) -> Source:
     """A folder of such files. Raises SourceError."""
-    path = dataset.path
+    path = dataset.local_path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the one with the files in it.")
     left_out = LeftOut()

@@ -28,6 +28,8 @@ MAX_PART_BYTES = 1 << 30
 BATCH_ROWS = 16
 # Without a buffer, Arrow reads all bytes of a row group at once.
 BUFFER_BYTES = 1 << 20
+# A remote file would be waited for at every one of these; parts of it come at once.
+REMOTE_BUFFER_BYTES = 16 << 20
 
 # How a file ends: after the footer come its length and four letters.
 FOOTER_END, MAGIC = struct.Struct("<I4s"), b"PAR1"
@@ -54,7 +56,7 @@ class ParquetFile:
         """Everything but the images. Raises SourceError, NoImagesError if there are none."""
         with (
             listing_of(archive, "parquet"),
-            pq.ParquetFile(archive.path, metadata=_metadata(archive)) as file,
+            pq.ParquetFile(archive.for_library(), metadata=_metadata(archive)) as file,
         ):
             return cls._of(file, archive, dataset)
 
@@ -87,10 +89,10 @@ class ParquetFile:
             with (
                 archive.opened(),
                 pq.ParquetFile(
-                    archive.path,
+                    archive.for_library(),
                     metadata=self.metadata,
                     pre_buffer=False,
-                    buffer_size=BUFFER_BYTES,
+                    buffer_size=REMOTE_BUFFER_BYTES if archive.is_remote else BUFFER_BYTES,
                     page_checksum_verification=True,
                 ) as file,
             ):

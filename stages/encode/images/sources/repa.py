@@ -43,7 +43,7 @@ def repa_folder(dataset: RepaSettings) -> Source:
     images and moments belong together that have the same number in their names. The folder of
     images alone is accepted, too.
     """
-    path = dataset.path
+    path = dataset.local_path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the one with {IMAGES}/ in it.")
     left_out = LeftOut()

@@ -3,18 +3,22 @@
 Beside it stand the settings of `[dataset]` that all sources have, or all that read files.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from posixpath import splitext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from pydantic import PositiveFloat
 
-from cache.errors import RepaCacheError
+from stages.encode.images.errors import SourceError as SourceError
+from stages.encode.images.remote.paths import AnchoredDataPath, DataPath, Kept, RemotePath
 from stages.setting_types import AnchoredPath, Count, OneOf, Settings
 
 if TYPE_CHECKING:
@@ -150,10 +154,6 @@ def key_array(keys: Sequence[str]) -> "Keys":
     return (keys if isinstance(keys, KeyList) else KeyList.of(keys)).array
 
 
-class SourceError(RepaCacheError):
-    """The data set is not where or what the configuration says."""
-
-
 class Contexts(NamedTuple):
     """Tokens of captions that a data set brings along.
 
@@ -179,9 +179,10 @@ class Source:
     an image, if there are any; contexts: their tokens, if the data set brings them along; left_out:
     whatever else lies in the data set, so that no image is missing without a word.
 
-    All functions are safe to call from several threads, and in a forked process. They
-    raise OSError or ValueError if one image cannot be had, SourceError if it is not only that
-    one: if the data set is another than was opened, or latents are missing or misshapen.
+    All functions are safe to call from several threads, and in a forked process unless they read
+    object stores, which they say then. They raise OSError or ValueError if one image cannot be had,
+    SourceError if it is not only that one: if the data set is another than was opened, or latents
+    are missing or misshapen.
     """
 
     keys: Sequence[str]
@@ -221,15 +222,34 @@ class DatasetSettings(Settings):
 class FileSettings(DatasetSettings):
     """Of a source that reads files."""
 
-    path: AnchoredPath | None = None
+    path: AnchoredDataPath | None = None
     """Where the images are, always required: a folder, a file, or a pattern as `train-*.tar` for
-    several."""
-    captions: AnchoredPath | None = None
+    several. Of class folders, zips, tars and parquet also an address, as
+    `hf://datasets/ILSVRC/imagenet-1k/data`, `s3://bucket/train` or `https://host/train.zip`."""
+    local: AnchoredPath | None = None
+    """A folder on this machine that keeps what is read of an address, in blocks of 4 MB, for all
+    processes and later builds; by default nothing is kept."""
+    local_gb: PositiveFloat | None = None
+    """How much it keeps at most; what was used longest ago goes first. By default it keeps all."""
+    captions: AnchoredDataPath | None = None
     """A file with the images' captions: JSON as COCO's annotations, or lines of JSON as
     `metadata.jsonl`. By default what lies beside the images: that file, or KEY.txt beside KEY.jpg
     with a caption a line, or in webdataset's shards also KEY.json."""
     classes: bool = True
     """Whether images have classes, as folders or labels; without them all are of one."""
+
+    @property
+    def local_path(self) -> Path | None:
+        """The path, for sources that take no addresses."""
+        return self.path if isinstance(self.path, Path) else None
+
+    @property
+    def place(self) -> DataPath | None:
+        """The path, of which what is read is kept as the settings say."""
+        if not isinstance(self.path, RemotePath) or self.local is None:
+            return self.path
+        most_bytes = math.inf if self.local_gb is None else self.local_gb * 1e9
+        return self.path.keeping(Kept(self.local, most_bytes))
 
 
 class SourceKind(NamedTuple):
@@ -239,7 +259,7 @@ class SourceKind(NamedTuple):
     that are always installed, as it is imported; reads_folder: whether `dataset.path` is always a
     folder, and never a part of an archive or a pattern; brings: the array of latents that it may
     bring along, as in a cache; has_images: whether it has images beside them; brings_mirrored:
-    whether also latents of mirrored images.
+    whether also latents of mirrored images; takes_addresses: whether `dataset.path` may be one.
     """
 
     open: Callable[[Any], Source]
@@ -249,6 +269,7 @@ class SourceKind(NamedTuple):
     brings: str | None = None
     has_images: bool = True
     brings_mirrored: bool = False
+    takes_addresses: bool = False
 
 
 def is_image(name: str) -> bool:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import Archive
 from stages.encode.images.sources.caption_files import CAPTION_NAMES, texts_in
 from stages.encode.images.sources.source import Places, SourceError
@@ -52,7 +52,7 @@ def listing_of(archive: Archive, kind: str) -> Iterator[None]:
         ) from error
 
 
-def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Columns:
+def find_columns(schema: pa.Schema, dataset: TableSettings, where: DataPath) -> Columns:
     """The columns of images, and of labels and captions.
 
     Raises NoImagesError if there is none of images, SourceError if several may be meant or labels
@@ -74,7 +74,7 @@ def find_columns(schema: pa.Schema, dataset: TableSettings, where: Path) -> Colu
 
 
 def _label_column(
-    types: Schema, features: Mapping[str, Any], dataset: TableSettings, where: Path
+    types: Schema, features: Mapping[str, Any], dataset: TableSettings, where: DataPath
 ) -> str:
     label = dataset.label_column
     if label is None:
@@ -86,7 +86,7 @@ def _label_column(
     return label
 
 
-def _caption_column(types: Schema, dataset: TableSettings, where: Path) -> str | None:
+def _caption_column(types: Schema, dataset: TableSettings, where: DataPath) -> str | None:
     caption = dataset.caption_column
     if caption is None:
         usual = (name for name in CAPTION_NAMES if name in types)
@@ -96,7 +96,7 @@ def _caption_column(types: Schema, dataset: TableSettings, where: Path) -> str |
     return caption
 
 
-def _absence(what: str, name: str | None, types: Schema, where: Path) -> str:
+def _absence(what: str, name: str | None, types: Schema, where: DataPath) -> str:
     called = f"{name!r}" if name is not None else f"of {what}s"
     return (
         f"{where}: expected a column {called}, got {_listing(types)}. "
@@ -104,7 +104,7 @@ def _absence(what: str, name: str | None, types: Schema, where: Path) -> str:
     )
 
 
-def _unfit(what: str, name: str, expected: str, types: Schema, where: Path) -> SourceError:
+def _unfit(what: str, name: str, expected: str, types: Schema, where: DataPath) -> SourceError:
     return SourceError(
         f"expected {expected} in the column {name!r}, got {types.get(name, 'no such column')}",
         where=where,
@@ -122,7 +122,7 @@ def _found(
     fits: Callable[[pa.DataType], bool],
     types: Schema,
     features: Mapping[str, Any],
-    where: Path,
+    where: DataPath,
 ) -> str | None:
     """The column of a usual name, or else the only one that `datasets` declares to be such."""
     if names[0] in types:
@@ -262,7 +262,7 @@ def listing(
     )
 
 
-def _numbers(labels: pa.ChunkedArray, where: Path) -> tuple[Places, tuple[str, ...] | None]:
+def _numbers(labels: pa.ChunkedArray, where: DataPath) -> tuple[Places, tuple[str, ...] | None]:
     """Labels as numbers; and what these stand for, sorted, if the labels are names."""
     if labels.null_count:
         row = labels.is_null().index(pa.scalar(value=True)).as_py()

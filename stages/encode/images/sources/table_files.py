@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
+from stages.encode.images.remote.paths import DataPath, RemotePath
 from stages.encode.images.sources.archives import Archive, locate, means_several
 from stages.encode.images.sources.source import SourceError
 from stages.progress import say
@@ -19,7 +20,7 @@ CACHED_BY_DATASETS = re.compile(r"cache-\w+\.arrow")
 NAMED = 5
 
 
-def table_files(path: Path | None, suffix: str, split: str | None) -> list[Archive]:
+def table_files(path: DataPath | None, suffix: str, split: str | None) -> list[Archive]:
     """The files of one split, sorted by name: a file, those of a pattern, or those in a folder.
 
     split: the one that is wanted, where there are several; those of a folder are the files in it,
@@ -32,11 +33,15 @@ def table_files(path: Path | None, suffix: str, split: str | None) -> list[Archi
         return [archive]
     if path.is_dir():
         files = _below(path, suffix)
-        splits = {file: split_of(file.relative_to(path)) for file in files}
+        splits = {file: split_of(_below_folder(file, path)) for file in files}
         chosen = _of_split(splits, path, split)
         _check_shards(chosen, path)
     else:
-        files = [file for file in sorted(path.parent.glob(path.name)) if not _is_hidden(file.name)]
+        files = [
+            file
+            for file in sorted(path.parent.glob(path.name), key=_pure)
+            if not _is_hidden(file.name)
+        ]
         _check_any(files, path, suffix)
         # A pattern is a choice of its own: it may join what only begins with the same word.
         words = {file: KEYWORD.search(file.name) for file in files}
@@ -44,7 +49,7 @@ def table_files(path: Path | None, suffix: str, split: str | None) -> list[Archi
     return [Archive.at(file) for file in chosen]
 
 
-def folder_of(path: Path | None) -> Path:
+def folder_of(path: DataPath | None) -> DataPath:
     """The folder of the data set at a path, which may be that of a file or a pattern."""
     path = path or Path()
     return path if path.is_dir() else path.parent
@@ -54,9 +59,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _below(folder: Path, suffix: str) -> list[Path]:
+def _below(folder: DataPath, suffix: str) -> list[DataPath]:
     """The files in a folder, or else those in the folders below it."""
-    found = [file for file in sorted(_walk(folder)) if file.name.endswith(suffix)]
+    found = [file for file in sorted(_walk(folder), key=_pure) if file.name.endswith(suffix)]
     cached = [file for file in found if CACHED_BY_DATASETS.fullmatch(file.name)]
     found = [file for file in found if not CACHED_BY_DATASETS.fullmatch(file.name)]
     direct = [file for file in found if file.parent == folder]
@@ -68,8 +73,11 @@ def _below(folder: Path, suffix: str) -> list[Path]:
     return files
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: DataPath) -> Iterator[DataPath]:
     """All files below a folder that are not hidden; links are followed, but not in circles."""
+    if isinstance(folder, RemotePath):
+        yield from folder.walk_files(lambda name: not _is_hidden(name))
+        return
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -81,7 +89,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def say_unread(files: Sequence[Path], path: Path | None, why: str) -> None:
+def say_unread(files: Sequence[DataPath], path: DataPath | None, why: str) -> None:
     """Say which files are not read."""
     folder = folder_of(path)
     if files:
@@ -94,11 +102,20 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _name(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+def _name(file: DataPath, folder: DataPath) -> str:
+    is_below = _pure(file).is_relative_to(_pure(folder))
+    return _below_folder(file, folder).as_posix() if is_below else str(file)
 
 
-def _check_any(files: Sequence[Path], path: Path, suffix: str) -> None:
+def _pure(path: DataPath) -> PurePath:
+    return PurePath(str(path))
+
+
+def _below_folder(file: DataPath, folder: DataPath) -> PurePath:
+    return _pure(file).relative_to(_pure(folder))
+
+
+def _check_any(files: Sequence[DataPath], path: DataPath, suffix: str) -> None:
     if files:
         return
     folder = folder_of(path)
@@ -141,7 +158,9 @@ def _kind(split: str | None) -> str | None:
     return word[1].lower() if word else split
 
 
-def _of_split(splits: Mapping[Path, str | None], path: object, wanted: str | None) -> list[Path]:
+def _of_split(
+    splits: Mapping[DataPath, str | None], path: object, wanted: str | None
+) -> list[DataPath]:
     """The files of the split that is wanted, or of the only one."""
     named = sorted(
         {split for split in splits.values() if split is not None},
@@ -164,10 +183,10 @@ def _of_split(splits: Mapping[Path, str | None], path: object, wanted: str | Non
     return exact or alike
 
 
-def _check_shards(files: Sequence[Path], folder: Path) -> None:
+def _check_shards(files: Sequence[DataPath], folder: DataPath) -> None:
     """Raise SourceError if the numbers of files show that they are not of one data set."""
-    numbers: dict[tuple[str, int], Path] = {}
-    totals: dict[int, Path] = {}
+    numbers: dict[tuple[str, int], DataPath] = {}
+    totals: dict[int, DataPath] = {}
     for file in files:
         shard = SHARD.fullmatch(file.stem)
         name, number = (shard["name"], int(shard["number"])) if shard else (file.name, 0)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import Archive, opened_ahead
 from stages.encode.images.sources.caption_files import Captions, captions_of
 from stages.encode.images.sources.folders import file_stamp
@@ -92,7 +92,7 @@ class TableRows:
     """
 
     def __init__(
-        self, files: Sequence[Listing], content: Callable[[int, int], bytes | None], root: Path
+        self, files: Sequence[Listing], content: Callable[[int, int], bytes | None], root: DataPath
     ) -> None:
         self._files = files
         self._content = content
@@ -127,7 +127,7 @@ class TableRows:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return file, row - int(self._starts[file])
 
-    def _linked(self, file: Listing, place: int) -> Path:
+    def _linked(self, file: Listing, place: int) -> DataPath:
         """The image file that a row names. Raises ValueError if it is none of the data set."""
         path = file.paths[place] if file.paths else None
         where = f"{file.archive.path}, row {place}"
@@ -172,12 +172,14 @@ def open_tables(
         except NoImagesError as error:
             return error
 
-    path = dataset.path
+    path = dataset.place
     archives = table_files(path, suffix, dataset.split)
     tables: list[Opened] = []
-    lacking: dict[Path, NoImagesError] = {}
-    empty: list[Path] = []
-    for archive, found in zip(archives, opened_ahead(archives, attempt, "files"), strict=True):
+    lacking: dict[DataPath, NoImagesError] = {}
+    empty: list[DataPath] = []
+    is_remote = any(archive.is_remote for archive in archives)
+    opening = opened_ahead(archives, attempt, "files", is_remote=is_remote)
+    for archive, found in zip(archives, opening, strict=True):
         if isinstance(found, NoImagesError):
             lacking[archive.path] = found
         elif len(found.listing):
@@ -202,7 +204,7 @@ def table_source(
     Keys are the paths in the column if all are relative and no two are equal, otherwise file name
     and row. Raises SourceError for labels that are none.
     """
-    path, root = dataset.path, folder_of(dataset.path)
+    path, root = dataset.path, folder_of(dataset.place)
     rows = TableRows(files, content, root)
     if len({file.are_named for file in files}) > 1:
         raise SourceError(f"{path}: labels are numbers in some files and names in others.")

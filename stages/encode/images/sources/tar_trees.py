@@ -4,11 +4,11 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import Archive, ReadAt, locate, means_several
 from stages.encode.images.sources.names import check_unique, class_folders, member_name, passed_over
 from stages.encode.images.sources.source import (
@@ -19,19 +19,22 @@ from stages.encode.images.sources.source import (
     SourceError,
     is_image,
 )
+from stages.encode.images.sources.tar_headers import Headers
 
 TAR = ".tar"
 # How names of files tell the splits of a data set apart.
 SPLITS = ("train", "val", "test")
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})")
-# Above any name or list of extended attributes: what is larger is no header.
-MAX_HEADER_BYTES = 1 << 20
 # First bytes of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 COMPRESSED_NAME = re.compile(r"(.+)\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 # How classes of ImageNet are called, and where Hugging Face's tars of it say that of an image.
 SYNSET = re.compile(r"n\d{8}")
 SYNSET_BEHIND = re.compile(r"_(n\d{8})\.\w+$")
+
+
+# Files beside images in webdataset's shards, and how large they are where they are labels.
+LABELS, MAX_LABEL_BYTES = (".cls", ".json"), 16 << 10
 
 
 class Member(NamedTuple):
@@ -42,34 +45,24 @@ class Member(NamedTuple):
     size: int
 
 
-class _Headers:
-    """A part of a file in which tarfile finds headers; it never reads the data between them."""
-
-    def __init__(self, read: ReadAt, start: int, stop: int) -> None:
-        self._read, self._position, self._stop = read, start, stop
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int) -> None:
-        self._position = position
-
-    def read(self, count: int) -> bytes:
-        if count > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {count} bytes")
-        count = max(min(count, self._stop - self._position), 0)
-        content = self._read(self._position, count)
-        self._position += count
-        return content
-
-
-def list_members(read: ReadAt, start: int, stop: int, where: object) -> list[Member]:
+def list_members(
+    read: ReadAt,
+    start: int,
+    stop: int,
+    where: object,
+    *,
+    is_remote: bool = False,
+    labels: dict[int, bytes] | None = None,
+) -> list[Member]:
     """The files and folders of the tar that lies between two offsets.
 
+    is_remote: whether the file is; labels: is given the content of the files beside images, by
+    where they begin, which is near at hand here and nowhere else.
     Raises SourceError if it is cut off or damaged, or has members that are refused.
     """
     members = []
-    headers = cast("BinaryIO", _Headers(read, start, stop))
+    found = Headers(read, start, stop, is_remote=is_remote)
+    headers = cast("BinaryIO", found)
     try:
         with tarfile.open(mode="r:", fileobj=headers, encoding="utf-8") as tar:
             while (info := tar.next()) is not None:
@@ -79,7 +72,10 @@ def list_members(read: ReadAt, start: int, stop: int, where: object) -> list[Mem
                     raise tarfile.ReadError(f"a member of negative size at byte {info.offset}")
                 if member := _member(info, where):
                     members.append(member)
-        end = _Headers(read, tar.offset, stop).read(tarfile.BLOCKSIZE)
+                    if labels is not None and _is_label(member, stop):
+                        labels[member.start] = found.peek(member.start, member.size)
+        found.seek(tar.offset)
+        end = found.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise SourceError(f"{where} is no tar file, or is damaged: {error}.") from error
     # Where a header is damaged, tarfile sees the end.
@@ -108,6 +104,12 @@ def _member(info: tarfile.TarInfo, where: object) -> Member | None:
     return Member(name, info.offset_data, info.size)
 
 
+def _is_label(member: Member, stop: int) -> bool:
+    """Whether a file may tell the label of an image, and is no larger than a header."""
+    is_near = member.size <= MAX_LABEL_BYTES and member.start + member.size <= stop
+    return is_near and member.name.lower().endswith(LABELS)
+
+
 def check_uncompressed(archive: Archive, read: ReadAt) -> None:
     """Raises SourceError for a compressed file, in which nothing can be found at random."""
     begin = read(0, min(archive.size, 8))
@@ -118,7 +120,7 @@ def check_uncompressed(archive: Archive, read: ReadAt) -> None:
         )
 
 
-def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
+def tar_files(path: DataPath | None, left_out: LeftOut) -> list[Archive]:
     """The tars of one split that are in a folder or of a pattern, sorted by name.
 
     Raises SourceError for those of that split that are there in compressed form only.
@@ -145,12 +147,12 @@ def tar_files(path: Path | None, left_out: LeftOut) -> list[Archive]:
     return _files_of(path)
 
 
-def _files_of(path: Path | None) -> list[Archive]:
+def _files_of(path: DataPath | None) -> list[Archive]:
     """The files of one split, sorted by name: a file, those in a folder, or those of a pattern."""
     if path is None or not means_several(path):
         return [locate(path)[0]]
     folder, pattern = (path, f"*{TAR}") if path.is_dir() else (path.parent, path.name)
-    found = sorted(folder.glob(pattern))
+    found: list[DataPath] = sorted(folder.glob(pattern), key=str)
     files = [file for file in found if not file.name.startswith(".") and not file.is_dir()]
     if not files:
         raise SourceError(f"dataset.path: no {TAR} files at {path}; compressed ones are not read.")
@@ -198,7 +200,10 @@ def in_folder(folder: str, members: Sequence[Member]) -> list[Member]:
 
 
 def tar_tree(
-    paths: Sequence[Path], listings: Sequence[Sequence[Member]], where: object, left_out: LeftOut
+    paths: Sequence[DataPath],
+    listings: Sequence[Sequence[Member]],
+    where: object,
+    left_out: LeftOut,
 ) -> TarImages:
     """The images of several tars, by class folders or by what else tells their classes.
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import (
     Archive,
     ReadAt,
@@ -57,7 +58,7 @@ def tar_archive(dataset: FileSettings) -> Source:
     within a shard; captions are those in KEY.txt or KEY.json. A path that goes on inside a file
     (`train.tar/train`) means that folder.
     """
-    path, left_out = dataset.path, LeftOut()
+    path, left_out = dataset.place, LeftOut()
     if means_several(path):
         archives = tar_files(path, left_out)
         images = _of_several(archives, path, left_out, has_classes=dataset.classes)
@@ -104,9 +105,9 @@ def _of_one(
     """The images in a folder of a tar."""
     with archive.listed() as read:
         with progress(f"listing {archive.path}", None, ""):
-            members = _members(archive, read, folder)
+            read, members = _members(archive, read, folder)
         if any(member.name.endswith(TAR) and not passed_over(member.name) for member in members):
-            return one_tree([_classes(read, members, archive.path, left_out)], where, left_out)
+            return one_tree([_classes(read, members, archive, left_out)], where, left_out)
         if not has_classes or has_labels(members):
             found = samples(read, members, archive.path, left_out, has_classes=has_classes)
             return _of_samples([found], archive.path, has_classes=has_classes)
@@ -125,16 +126,33 @@ def _of_several(
             return _shards(archives, left_out, has_classes=True)
         if any(images_in(members)):
             break
-    listings = list(opened_ahead(archives, _listed, "tars"))
+    listings = list(opened_ahead(archives, _listed, "tars", is_remote=archives[0].is_remote))
     return tar_tree([archive.path for archive in archives], listings, where, left_out)
 
 
-def _members(archive: Archive, read: ReadAt, folder: str = "") -> list[Member]:
-    """The members of a tar that lie in a folder, by their names in it."""
+def _members(archive: Archive, read: ReadAt, folder: str = "") -> tuple[ReadAt, list[Member]]:
+    """The members of a tar that lie in a folder, by their names in it.
+
+    With a function that reads them, and has the labels of a remote one at hand.
+    """
     check_uncompressed(archive, read)
-    return [
+    labels: dict[int, bytes] = {}
+    found = list_members(
+        read,
+        0,
+        archive.size,
+        archive.path,
+        is_remote=archive.is_remote,
+        labels=labels if archive.is_remote else None,
+    )
+
+    def read_near(start: int, count: int) -> bytes:
+        near = labels.get(start)
+        return near if near is not None and len(near) == count else read(start, count)
+
+    return read_near, [
         member._replace(name=member.name.removeprefix(folder))
-        for member in list_members(read, 0, archive.size, archive.path)
+        for member in found
         if member.name.startswith(folder) and member.name != folder
     ]
 
@@ -142,14 +160,14 @@ def _members(archive: Archive, read: ReadAt, folder: str = "") -> list[Member]:
 def _listed(archive: Archive) -> list[Member]:
     """The members of a tar."""
     with archive.listed() as read:
-        return _members(archive, read)
+        return _members(archive, read)[1]
 
 
 def _classes(
-    read: ReadAt, members: Sequence[Member], where: Path, left_out: LeftOut
+    read: ReadAt, members: Sequence[Member], archive: Archive, left_out: LeftOut
 ) -> list[Member]:
     """The members of the tars in a tar, in folders that are called like these."""
-    tars = []
+    tars, where, is_remote = [], archive.path, archive.is_remote
     for i in candidates([member.name for member in members], left_out):
         name = members[i].name
         if is_image(name):
@@ -162,9 +180,11 @@ def _classes(
     check_unique(folders, where)
 
     def inside(tar: Member) -> list[Member]:
-        return list_members(read, tar.start, tar.start + tar.size, f"{where}/{tar.name}")
+        stop, called = tar.start + tar.size, f"{where}/{tar.name}"
+        return list_members(read, tar.start, stop, called, is_remote=is_remote)
 
-    listings = zip(folders, opened_ahead(tars, inside, "tars"), strict=True)
+    opened = opened_ahead(tars, inside, "tars", is_remote=is_remote)
+    listings = zip(folders, opened, strict=True)
     return [member for folder, found in listings for member in in_folder(folder, found)]
 
 
@@ -174,11 +194,12 @@ def _shards(archives: Sequence[Archive], left_out: LeftOut, *, has_classes: bool
     def read_one(archive: Archive) -> tuple[Samples, LeftOut]:
         own = LeftOut()
         with archive.listed() as read:
-            members = _members(archive, read)
+            read, members = _members(archive, read)
             return samples(read, members, archive.path, own, has_classes=has_classes), own
 
     shards: list[Samples] = []
-    for number, (found, own) in enumerate(opened_ahead(archives, read_one, "tars")):
+    opened = opened_ahead(archives, read_one, "tars", is_remote=archives[0].is_remote)
+    for number, (found, own) in enumerate(opened):
         name = archives[number].path.name
         left_out.join(own, f"{name}/")
         if not found.images:
@@ -188,7 +209,7 @@ def _shards(archives: Sequence[Archive], left_out: LeftOut, *, has_classes: bool
     return _of_samples(shards, archives[0].path.parent, has_classes=has_classes)
 
 
-def _of_samples(shards: Sequence[Samples], where: Path, *, has_classes: bool) -> TarImages:
+def _of_samples(shards: Sequence[Samples], where: DataPath, *, has_classes: bool) -> TarImages:
     """Images in the tars' own order, with their labels."""
     labels = [label for found in shards for label in found.labels]
     if not labels:

@@ -35,7 +35,7 @@ LOG_VARIANCES = (-30.0, 20.0)
 
 def u_vit_folder(dataset: FileSettings) -> Source:
     """A folder of features; images and features belong together that have the same number."""
-    path = dataset.path
+    path = dataset.local_path
     if path is None or not path.is_dir():
         raise SourceError(f"dataset.path: no folder {path}. Name the one with 0.npy in it.")
     left_out = LeftOut()

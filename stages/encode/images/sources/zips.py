@@ -6,11 +6,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from stat import S_ISLNK
 
 import numpy as np
 
+from stages.encode.images.remote.paths import DataPath
 from stages.encode.images.sources.archives import Archive, collector_paused, locate
 from stages.encode.images.sources.caption_files import captions_of
 from stages.encode.images.sources.names import (
@@ -40,6 +40,8 @@ from stages.progress import progress
 
 # A member's header up to its name (APPNOTE.TXT, 4.3.7): how it begins, lengths of name and extra.
 HEADER = struct.Struct("<4s22xHH")
+# Of its name and extra fields together, as far as a header and its data are read in one go.
+MOST_BETWEEN = 1024
 SIGNATURE = b"PK\3\4"
 ENCRYPTED_FLAG = 0x1
 METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
@@ -68,7 +70,7 @@ def _open(
     dataset: FileSettings, left_out: LeftOut
 ) -> tuple[str, Labels, tuple[str, ...], "_Members", "_Beside"]:
     """Keys with NUL between them, labels, classes, images, and what may tell their captions."""
-    path = dataset.path
+    path = dataset.place
     archive, folder = locate(path)
     directory = _Directory.of(archive)
     entries = _below(directory, folder)
@@ -122,11 +124,14 @@ class _Members:
         """The content of a member. Raises OSError or ValueError if it is damaged."""
         start, stop, packed, size, crc, method = self.table[index].tolist()
         with self.archive.opened() as read:
-            signature, name_bytes, extra_bytes = HEADER.unpack(read(start, HEADER.size))
+            # In one go, unless there is more than its name between its header and its data.
+            near = read(start, min(stop - start, HEADER.size + MOST_BETWEEN + packed))
+            signature, name_bytes, extra_bytes = HEADER.unpack(near[: HEADER.size])
             data = start + HEADER.size + name_bytes + extra_bytes
             if signature != SIGNATURE or data + packed > stop:
                 raise ValueError(f"{self.archive.path}: no intact member at byte {start}")
-            content = read(data, packed)
+            is_near = data + packed <= start + len(near)
+            content = near[data - start :][:packed] if is_near else read(data, packed)
         if method == zipfile.ZIP_DEFLATED:
             content = _inflated(content, size)
         if zlib.crc32(content) != crc:
@@ -167,7 +172,7 @@ class _Directory:
     def of(cls, archive: Archive) -> "_Directory":
         """Read the directory. Raises SourceError if it is damaged or its entries overlap."""
         try:
-            with zipfile.ZipFile(archive.path) as file:
+            with zipfile.ZipFile(archive.for_library()) as file:
                 entries, end = file.infolist(), file.start_dir
         except UnicodeDecodeError as error:
             raise SourceError(
@@ -213,7 +218,7 @@ def _below(directory: _Directory, folder: str) -> dict[str, zipfile.ZipInfo]:
     }
 
 
-def _check(entry: zipfile.ZipInfo, where: Path) -> None:
+def _check(entry: zipfile.ZipInfo, where: DataPath) -> None:
     """Raises SourceError for a member that cannot be read, or that no image should look like."""
     name, limit = entry.filename, MAX_IMAGE_BYTES if is_image(entry.filename) else MAX_JSON_BYTES
     if entry.flag_bits & ENCRYPTED_FLAG:
