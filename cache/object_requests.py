@@ -51,7 +51,10 @@ _users: set[int] = set()
 class StoreError(CacheReadError):
     """What a store answered, with the address that was asked for."""
 
-    remedy = "Look at the network, and at what the environment says of the store and who you are."
+    remedy = (
+        "Look at the network, and at what the environment says of the store and who you are "
+        "(AWS_ACCESS_KEY_ID ...; for public buckets AWS_SKIP_SIGNATURE=true)."
+    )
 
     def __init__(self, address: str, error: Exception) -> None:
         # Behind the first paragraph the library shows its own structures.

@@ -45,6 +45,7 @@ STANDING_FOR = {
     "runs/sit-xl2-dinov2-b": "run",
     "runs/sit-xl2-dinov2-clip": "other-run",
     "imagenet256.zarr": "tiny.zarr",
+    "s3://bucket/imagenet256.zarr": "copied.zarr",
     "demo.zarr": "tiny.zarr",
     "held-out.zarr": "tiny.zarr",
     "dataset.path=held-out": "dataset.path=images",

@@ -8,9 +8,9 @@ import xxhash
 from stages.encode.images.errors import SourceError
 
 REFUSED = (
-    "Who you are is found where the tools of that place look for it, as `aws configure`, "
-    "`gcloud auth`, `az login` or `hf auth login` leave it, or in the environment; it has to be "
-    "allowed to list and to read."
+    "Who you are is told by the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, "
+    "AZURE_STORAGE_ACCOUNT_NAME), the machine's role or `hf auth login`, and has to be allowed to "
+    "list and to read."
 )
 
 
