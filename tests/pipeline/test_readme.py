@@ -25,6 +25,7 @@ from stages.train.terms.term import Alignment
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "COMPARISON.md")),
     *(ROOT / name for name in ("cache/README.md", "pipeline/README.md", "pipeline/settings.md")),
+    ROOT / "pipeline/clusters/README.md",
     *sorted((ROOT / "stages").rglob("README.md")),
     *(ROOT / "tests/benchmarks" / name for name in ("README.md", "gpu.md")),
 ]
