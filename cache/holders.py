@@ -69,12 +69,12 @@ class Process:
 
     @classmethod
     def me(cls) -> "Process":
-        return cls(os.getpid(), _space(), _state(os.getpid())[1])
+        return cls(os.getpid(), process_space(), _state(os.getpid())[1])
 
     @property
     def has_ended(self) -> bool:
         """Whether it is sure to have ended, which only its own machine can tell."""
-        if not self.space or self.space != _space():
+        if not self.space or self.space != process_space():
             return False
         try:
             os.kill(self.pid, 0)
@@ -87,9 +87,13 @@ class Process:
         return state in "XZ" or started != self.started
 
 
-def _space() -> str:
+def process_space() -> str:
+    """What only processes that see one another have in common, or "" where that is not known.
+
+    It is a start of the system, and a namespace of process numbers.
+    """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
@@ -100,7 +104,7 @@ def _state(pid: int) -> tuple[str, int]:
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        if not _space():
+        if not process_space():
             return "?", 0
         raise
     # A name in parentheses comes second, and may hold spaces.

@@ -96,6 +96,10 @@ class LocalShards:
         self._tried: set[str] = set()
         self._threads = 0
         self._is_usable, self._full_until = True, 0.0
+        if most_bytes is not None:
+            with _locked(self._folder.path / ".room", waits=True):
+                # Of what there was under a larger bound.
+                self._left_beside(0, lambda _: True)
 
     def open(self, name: str, layout: Layout) -> KeptShard | None:
         """A shard, if it is there; one that is damaged is removed."""
@@ -204,21 +208,25 @@ class LocalShards:
         """Give a file its size, if there is room or somebody else's can be had."""
         with _locked(self._folder.path / ".room", waits=True):
             os.ftruncate(file, 0)
-            stats = self._stats()
-            left = self._most_bytes or self._disk_bytes(stats.values())
-            left -= sum(one.st_size for one in stats.values()) + size
-            kept = (name for name in stats if not name.startswith("."))
-            removable = (name for name in kept if may_remove or name not in self._own)
-            for name in sorted(removable, key=lambda name: stats[name].st_mtime_ns):
-                if left >= 0:
-                    break
-                if _removed(self._folder.path / name):
-                    left += stats[name].st_size
+            left = self._left_beside(size, lambda name: may_remove or name not in self._own)
             if left >= 0:
                 _allocate(file, size)
             elif not may_remove:
                 self._full_until = time.monotonic() + FULL_SECONDS
             return left >= 0
+
+    def _left_beside(self, size: int, may_remove: Callable[[str], bool]) -> int:
+        """The bytes that a new shard leaves, for which the longest unused of others may go."""
+        stats = self._stats()
+        left = self._most_bytes or self._disk_bytes(stats.values())
+        left -= sum(one.st_size for one in stats.values()) + size
+        removable = (name for name in stats if not name.startswith(".") and may_remove(name))
+        for name in sorted(removable, key=lambda name: stats[name].st_mtime_ns):
+            if left >= 0:
+                break
+            if _removed(self._folder.path / name):
+                left += stats[name].st_size
+        return left
 
     def _stats(self) -> dict[str, os.stat_result]:
         """All files of the folder."""

@@ -8,8 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,6 @@ import numpy.typing as npt
 
 # By which it is found in /proc/PID/smaps.
 NAME = "repa-cache"
-
-
-def machine() -> str | None:
-    """What only processes that can share memory have in common; None where that is not known.
-
-    It is a start of the system, and a space of process numbers.
-    """
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    return None
 
 
 class SharedMemory:

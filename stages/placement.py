@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from cache.errors import RepaCacheError
-from cache.shared_memory import SharedMemory, machine
+from cache.holders import process_space
+from cache.shared_memory import SharedMemory
 from stages.processes import local_rank, local_world_size
 from stages.progress import say
 
@@ -129,7 +130,7 @@ def machine_memory(place: Placement) -> Iterator[SharedMemory | None]:
         yield None
         return
     machines: list[str | None] = [None] * place.world
-    torch.distributed.all_gather_object(machines, machine())
+    torch.distributed.all_gather_object(machines, process_space())
     own = None
     for name in dict.fromkeys(filter(None, machines)):
         ranks = [rank for rank, other in enumerate(machines) if other == name]

@@ -282,7 +282,7 @@ def test_columns_are_copied_from_a_web_server_which_lists_nothing(
 @pytest.mark.parametrize(
     ("kills", "is_grown"),
     [
-        (3, True),
+        (1, True),
         pytest.param(30, True, marks=pytest.mark.slow),
         pytest.param(30, False, marks=pytest.mark.slow),
     ],

@@ -1,5 +1,6 @@
 """Whole shards of a cache in a store, kept on a local disk."""
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -112,6 +113,21 @@ def test_those_not_used_for_longest_make_room_for_what_is_needed_next(
     read_all(reader, [name])
     time.sleep(0.2)
     assert {path.name for path in kept(folder)} == again
+
+
+def test_a_folder_is_brought_under_a_bound_that_was_lowered(
+    place: StorePath, tmp_path: Path
+) -> None:
+    folder, name = tmp_path / "local", ARRAYS[0].name
+    reader = opened(place, LocalShards(folder))
+    expect(reader, IN_ORDER, [name])
+    until(lambda: len(kept(folder)) == 3)
+    del reader
+    # They are in use until then.
+    gc.collect()
+    size = ROWS_PER_SHARD * ARRAYS[0].row_bytes
+    LocalShards(folder, int(1.5 * size))
+    assert len(kept(folder)) == 1
 
 
 def test_a_shard_that_is_read_is_not_removed(place: StorePath, tmp_path: Path) -> None:

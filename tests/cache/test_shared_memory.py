@@ -11,7 +11,8 @@ import pytest
 from smaps import shared_kilobytes
 
 from cache.arrays import MemoryRows, RowReader
-from cache.shared_memory import SharedMemory, machine
+from cache.holders import process_space
+from cache.shared_memory import SharedMemory
 
 ROWS, ROW = 33, 40_000
 # Of two arrays, in bytes.
@@ -122,8 +123,8 @@ def test_where_memory_cannot_be_shared_each_holds_a_copy_and_knows_why(
 
 def test_processes_of_a_machine_know_it_by_one_name() -> None:
     queue = FORK.SimpleQueue()
-    process = FORK.Process(target=lambda: queue.put(machine()))
+    process = FORK.Process(target=lambda: queue.put(process_space()))
     process.start()
-    assert machine() is not None
-    assert queue.get() == machine()
+    assert process_space()
+    assert queue.get() == process_space()
     process.join()

@@ -5,7 +5,10 @@ from places import ROOT
 
 PROGRAM = [path for name in ("cache", "pipeline", "stages") for path in (ROOT / name).rglob("*.py")]
 # They open files too, but never as text.
-BINARY = {"Image.open", "archive.open", "kind.open", "os.open", "self._folder.open", "tarfile.open"}
+BINARY = {
+    *("Image.open", "archive.open", "kind.open", "os.open", "tarfile.open"),
+    *("self._folder.open", "self._local.open"),
+}
 
 
 def opened_in_the_locale_s_encoding(source: str) -> Iterator[str]:
@@ -17,7 +20,7 @@ def opened_in_the_locale_s_encoding(source: str) -> Iterator[str]:
             continue
         values = [*call.args, *(keyword.value for keyword in call.keywords)]
         said = {value.value for value in values if isinstance(value, ast.Constant)}
-        if said.isdisjoint({"rb", "wb", "ab", "utf-8", "utf-8-sig"}):
+        if said.isdisjoint({"rb", "r+b", "wb", "xb", "ab", "utf-8", "utf-8-sig"}):
             yield f"line {call.lineno}: {ast.unparse(call)}"
 
 

@@ -36,8 +36,9 @@ class OnlineBatches(CachedBatches):
         order: Order,
         place: Placement,
         *options: Any,
+        **named: Any,
     ) -> None:
-        super().__init__(data, (), order, place, *options)
+        super().__init__(data, (), order, place, *options, **named)
         source, rows = open_source(encode), read_rows(encode.cache.path)
         self._pool = ThreadPoolExecutor(encode.build.decoding_threads())
         crops = open_crops(encode, source, rows, self._pool, place.device)

@@ -94,7 +94,7 @@ def test_the_model_of_before_is_gone_when_that_of_after_is_made(
         tensors.extend(weakref.ref(tensor) for tensor in held)
 
     monkeypatch.setattr(Run, "__init__", made)
-    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function, backend="eager"))
     trained(trainable(*UNTIL, f"train.compute.compile={compiled}"))
     assert alive == [0, 0]
     assert len(tensors) > 100
