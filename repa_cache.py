@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from cache.features import Features as Features
     from cache.features import Rows as Rows
     from cache.rows import Keys
-    from cache.stores import Place
+    from cache.stores.places import Place
     from pipeline.analysis.analyses import cknna as cknna
     from pipeline.analysis.analyses import compare as compare
     from pipeline.analysis.analyses import losses as losses
@@ -135,7 +135,7 @@ def open(path: "str | Place") -> "Cache":  # noqa: A001 - as Image.open and zarr
 
     Raises Error if there is none, or if it is damaged.
     """
-    from cache.stores import place_of
+    from cache.stores.places import place_of
 
     return Cache(place_of(path) if isinstance(path, str) else path)
 

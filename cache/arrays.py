@@ -14,12 +14,12 @@ import zarr
 
 from cache.errors import CacheReplacedError, DamagedCacheError
 from cache.file_layout import ALIGNMENT, find_layout
-from cache.kept_rows import BY_RANGES, ArrayIdentity, KeptRows, StoreReading
-from cache.object_rows import ObjectRows
 from cache.shard_files import Buffer, DirectRows, RowNumbers, ShardRows
 from cache.shared_memory import SharedMemory
 from cache.storage import decompress, row_checksums, unwarned
-from cache.stores import Place, for_zarr, place_of, reported
+from cache.stores.kept_rows import BY_RANGES, ArrayIdentity, KeptRows, StoreReading
+from cache.stores.object_rows import ObjectRows
+from cache.stores.places import Place, for_zarr, place_of, reported
 
 
 class RowReader(Protocol):

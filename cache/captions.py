@@ -27,11 +27,11 @@ import zarr
 
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, of_one_version, standing
-from cache.kept_rows import BY_RANGES, StoreReading
 from cache.metadata import is_unfinished, read_group
 from cache.reader import Cache
 from cache.rows import Keys, Places, RowTable, content_hash, find_keys
-from cache.stores import Place, for_zarr, reported
+from cache.stores.kept_rows import BY_RANGES, StoreReading
+from cache.stores.places import Place, for_zarr, reported
 
 CAPTIONS, LINKS = "captions", "links"
 FIELDS = ("key", "count", "text")

@@ -8,7 +8,7 @@ import numpy as np
 from cache.errors import RowsChangedError
 from cache.order import block_permutation
 from cache.rows import NUMBERS, Places, RowTable, find_keys
-from cache.stores import Place
+from cache.stores.places import Place
 
 NAMED_KEYS = 5
 

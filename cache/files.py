@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, TypeVar, overload
 
-from cache import store_files
 from cache.errors import CacheReadError, CacheReplacedError
-from cache.stores import Place, StorePath
+from cache.stores import files as store_files
+from cache.stores.places import Place, StorePath
 
 # A folder is written in more time than it is read in: even the second attempt rarely fails.
 ATTEMPTS = 200

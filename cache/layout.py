@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cache.recipe import Recipe, fingerprint
-from cache.stores import Place
+from cache.stores.places import Place
 
 # Rows below a page are read in bulk, not one by one; an index entry each would not pay.
 SHARDED_ROW_BYTES = 4096

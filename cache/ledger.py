@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cache.files import write_atomically
 from cache.layout import LEDGER, ArraySpec, Column
 from cache.rows import RowTable
-from cache.stores import for_each
+from cache.stores.places import for_each
 
 DIGEST_BYTES = 32
 

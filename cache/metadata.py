@@ -15,7 +15,7 @@ from cache.files import Found, atomic_folder, of_one_version, remove_leftovers, 
 from cache.layout import FAMILIES, FLIPPED, LEDGER, ROWS, ArraySpec, Column, Constants
 from cache.recipe import Recipe, RecipeValue, fingerprint, recipe_differences, written
 from cache.storage import codec_arguments, unwarned
-from cache.stores import Place, StorePath, for_zarr, reported
+from cache.stores.places import Place, StorePath, for_zarr, reported
 
 FORMAT_VERSION = 2
 # Beside the `zarr.json` that a cache does not have yet, while a copy of it is put together.

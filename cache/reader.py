@@ -16,7 +16,6 @@ from cache.errors import (
     StaleCacheError,
 )
 from cache.files import of_one_version
-from cache.kept_rows import BY_RANGES, ArrayIdentity, StoreReading
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import (
     column_names,
@@ -28,7 +27,8 @@ from cache.metadata import (
 from cache.rows import RowTable, count_rows, read_rows
 from cache.shard_files import Buffer
 from cache.storage import STORAGES, row_checksums
-from cache.stores import Place, for_each
+from cache.stores.kept_rows import BY_RANGES, ArrayIdentity, StoreReading
+from cache.stores.places import Place, for_each
 
 Floats = npt.NDArray[np.float32]
 

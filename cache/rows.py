@@ -25,7 +25,7 @@ from cache.files import Version, atomic_folder, of_one_version, standing, versio
 from cache.layout import ROWS
 from cache.metadata import create_root, read_group
 from cache.order import block_permutation
-from cache.stores import Place, for_zarr, reported
+from cache.stores.places import Place, for_zarr, reported
 
 Keys = npt.NDArray[Any]
 Places = npt.NDArray[np.int64]

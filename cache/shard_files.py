@@ -24,7 +24,7 @@ from cache.bounced_reads import read_by_bounce
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.file_layout import ALIGNMENT, Layout
 from cache.files import HeldFolder
-from cache.stores import Place
+from cache.stores.places import Place
 
 Buffer = npt.NDArray[Any]
 RowNumbers = npt.NDArray[np.int64]

@@ -27,7 +27,7 @@ from cache.layout import LEDGER, ROWS, ArraySpec, Column, Rows
 from cache.metadata import look_through, read_column, root_attributes, source_changes
 from cache.rows import read_rows
 from cache.storage import decompress, finite_rows, row_checksums, unwarned
-from cache.stores import Place, for_zarr, reported
+from cache.stores.places import Place, for_zarr, reported
 from cache.writer import shard_tail
 
 # Rows are read for checking in pieces of about this size.

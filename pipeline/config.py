@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cache.stores import Place
+from cache.stores.places import Place
 from pipeline.contradictions import contradictions
 from pipeline.exits import ConfigError
 from pipeline.required_files import EVERYTHING, Need

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, FLIPPED, LATENTS, PIXELS
 from cache.metadata import column_names, read_group, root_attributes, titles
-from cache.stores import Place, local_folder
+from cache.stores.places import Place, local_folder
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cache.layout import ArraySpec, Column
     from cache.recipe import Recipe, RecipeValue
-    from cache.stores import Place
+    from cache.stores.places import Place
 
 # The main array of a column: mean and deviation of a posterior, [N, 2C, h, w], or what an
 # autoencoder without one gives, [N, C, h, w].

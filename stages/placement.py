@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from cache.errors import RepaCacheError
-from cache.holders import process_space
+from cache.locking.holders import process_space
 from cache.shared_memory import SharedMemory
 from stages.processes import local_rank, local_world_size
 from stages.progress import say

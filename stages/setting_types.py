@@ -21,7 +21,7 @@ import pydantic
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
-from cache.stores import SCHEMES, Place, StorePath, is_address
+from cache.stores.places import SCHEMES, Place, StorePath, is_address
 
 SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.-]*)://")
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<braced>\w+)\}|(?P<plain>[A-Za-z_]\w*))")

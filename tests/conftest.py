@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tiny import COMPONENTS, TINY, write_images
 from torch import Tensor
 
-from cache.stores import StorePath
+from cache.stores.places import StorePath
 from pipeline.config import Config, load_config
 from stages.placement import Placement
 

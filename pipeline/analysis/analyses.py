@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from cache.stores import local_folder
+from cache.stores.places import local_folder
 from stages.analyze import analysis_options
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from cache.stores import Place
+    from cache.stores.places import Place
     from pipeline.analysis.state_tables import Findings, Row
     from stages.analyze.subject import Subject
 

@@ -15,7 +15,7 @@ from stages.weights.export_options import Weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cache.stores import Place as Place
+    from cache.stores.places import Place as Place
     from pipeline.config import Config
     from pipeline.required_files import Need
 else:
@@ -79,7 +79,7 @@ ChosenRun = Annotated[
 
 def place_typed(typed: str) -> Place:
     """A path or an address, for the parser."""
-    from cache.stores import place_of
+    from cache.stores.places import place_of
 
     return place_of(typed)
 

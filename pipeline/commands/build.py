@@ -15,7 +15,7 @@ from stages.packages import is_installed, needs
 
 if TYPE_CHECKING:
     from cache.layout import Column
-    from cache.stores import Place
+    from cache.stores.places import Place
     from pipeline.config import Config
     from stages.encode.build import BuildSummary
 

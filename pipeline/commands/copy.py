@@ -11,7 +11,7 @@ from pipeline.commands import arguments
 from pipeline.exits import ConfigError
 
 if TYPE_CHECKING:
-    from cache.copy_plan import CopiedColumn
+    from cache.copies.copy_plan import CopiedColumn
 
 
 def copy(
@@ -28,8 +28,8 @@ def copy(
     whether only to say what would be done; break_lock: whether to take over the lock of a build or
     copy into a store that gives no sign of life.
     """
-    from cache.copying import copy_cache, preview
-    from cache.stores import place_of
+    from cache.copies.copying import copy_cache, preview
+    from cache.stores.places import place_of
     from stages.progress import progress, say
 
     here, there = place_of(str(source)), place_of(str(target))

@@ -10,7 +10,7 @@ from pipeline.commands import arguments, build, evaluate, sample, train
 
 if TYPE_CHECKING:
     from cache.layout import Column
-    from cache.stores import Place
+    from cache.stores.places import Place
     from pipeline.config import Config
     from pipeline.report.reading import Savings
     from pipeline.report.records import RunRecord

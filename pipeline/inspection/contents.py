@@ -22,7 +22,7 @@ from cache.layout import FEATURES, PIXELS, VALID, Column
 from cache.metadata import look_through, read_column, read_group, root_attributes
 from cache.recipe import Recipe, recipe_differences
 from cache.rows import RowTable, read_stored_rows
-from cache.stores import Place, StorePath
+from cache.stores.places import Place, StorePath
 from cache.verify import Fault, Remedy, survey
 from pipeline.config import Config
 from stages.encode.building.recipes import declared_recipes

@@ -11,7 +11,7 @@ import typer
 from torch import Tensor
 
 from cache.errors import IncompleteCacheError
-from cache.stores import local_folder
+from cache.stores.places import local_folder
 from pipeline.inspection import shown_images
 from pipeline.inspection.contents import Contents
 from pipeline.inspection.inspection_page import Selection, write_pictures

@@ -15,7 +15,7 @@ from cache.files import remove_folder
 from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column
 from cache.rows import RowTable, create_cache
-from cache.stores import Place
+from cache.stores.places import Place
 from cache.writer import ShardWriter
 from stages.encode.building.provenance import provenance
 from stages.placement import Placement

@@ -11,7 +11,7 @@ from typing import Any
 
 from cache.layout import LEDGER, ArraySpec
 from cache.sizes import Size, metadata_sizes, shards_size
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.building.provenance import provenance
 from stages.encode.measuring.foresight import ForeseenColumn, Images
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from pipeline.sweep.halving import halvings
 from pipeline.sweep.pools import Pool
 from pipeline.sweep.processes import Ended, Order, Outcome

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache import ledger
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.rows import read_rows
 from pipeline.exits import ConfigError

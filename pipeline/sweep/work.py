@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache.errors import RepaCacheError
-from cache.locks import Holder, claimed
+from cache.locking.locks import Holder, claimed
 from pipeline.config import load_config
 from pipeline.exits import FAILED, INTERRUPTED, described
 from stages.processes import InterruptedWorkError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cache.errors import RepaCacheError
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.weights.export_options import Weights
 
 # Images of the paper's analysis (REPA, appendix C.1).

@@ -11,7 +11,7 @@ import torch
 from cache.layout import FEATURES
 from cache.order import evenly
 from cache.reader import Cache
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.analyze.analysis_options import AlignmentOptions, ProbeOptions
 from stages.analyze.neighbours import cknna, pooled_neighbours
 from stages.analyze.probe import Accuracy, Prober

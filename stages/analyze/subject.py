@@ -15,7 +15,7 @@ from cache.layout import FEATURES, LATENTS, PIXELS
 from cache.metadata import column_names, root_attributes, titles
 from cache.order import evenly
 from cache.reader import Cache, ColumnReader
-from cache.stores import Place, place_of
+from cache.stores.places import Place, place_of
 from stages.analyze.analysis_options import AnalysisError, StateOptions
 from stages.latents import LatentScaling, is_drawn, scaling_of, scaling_told
 from stages.setting_types import nearest

@@ -16,11 +16,11 @@ import torch
 from cache import ledger
 from cache.errors import IncompleteCacheError, RepaCacheError
 from cache.layout import FLIPPED, Column
-from cache.locks import build_locks
+from cache.locking.locks import build_locks
 from cache.metadata import check_fields, has_column, read_column, root_attributes
 from cache.reader import invalid_rows
 from cache.rows import RowTable, read_rows
-from cache.stores import Place
+from cache.stores.places import Place
 from cache.verify import Fault
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import EncodeSettings

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cache.stores import IN_FLIGHT
+from cache.stores.places import IN_FLIGHT
 from stages.encode.images.remote.paths import RemotePath
 from stages.encode.images.sources import SOURCES
 from stages.encode.network_settings import (

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from stages.encode.network_settings import LatentsSettings
 from stages.encode.networks.autoencoder import open_decoder
 from stages.evaluate.image_sets import write_images

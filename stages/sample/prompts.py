@@ -18,7 +18,7 @@ from cache.metadata import read_column
 from cache.recipe import Recipe, recipe_differences
 from cache.rows import count_rows, read_rows
 from cache.storage import STORAGES
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.network_settings import TextSettings
 from stages.encode.networks.text_encoder import TextEncoder
 from stages.model.conditions import Condition, Context, mapped

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache.errors import IncompleteCacheError
-from cache.kept_rows import BY_RANGES, StoreReading
+from cache.stores.kept_rows import BY_RANGES, StoreReading
 from stages.model.conditions import Context
 from stages.placement import Placement
 from stages.train.batches import CachedBatches, Named, Order, store_reading

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from cache.arrays import JoinedRows, RowReader, aligned_buffer, hold_small
-from cache.kept_rows import StoreReading
-from cache.local_shards import LocalShards
 from cache.order import order
 from cache.ring import BatchRing, Recycled
 from cache.shared_memory import SharedMemory
-from cache.stores import StorePath
+from cache.stores.kept_rows import StoreReading
+from cache.stores.local_shards import LocalShards
+from cache.stores.places import StorePath
 from stages.placement import Placement
 from stages.processes import local_world_size
 from stages.progress import say

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cache.captions import Captions, has_captions
 from cache.errors import IncompleteCacheError
-from cache.kept_rows import BY_RANGES, StoreReading
 from cache.layout import FEATURES
 from cache.rows import Places, RowTable
 from cache.storage import STORAGES
-from cache.stores import Place
+from cache.stores.kept_rows import BY_RANGES, StoreReading
+from cache.stores.places import Place
 from stages.model.conditions import Context
 
 # Of a batch: tokens [B, X, E], and which of them the model attends to, bool [B, X].

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from cache.captions import CAPTIONS
 from cache.errors import IncompleteCacheError
-from cache.kept_rows import BY_RANGES, StoreReading
 from cache.layout import PIXELS, Column
 from cache.reader import Cache, ColumnReader
 from cache.storage import STORAGES, Storage
+from cache.stores.kept_rows import BY_RANGES, StoreReading
 from stages.latents import LatentScaling, latent_shape, main_array, scaling_of
 from stages.train.cached_captions import CachedCaptions
 from stages.train.train_settings import CachedTensors

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache.errors import RepaCacheError
 from cache.files import write_atomically
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from cache.order import Rows
 from stages.model.transformer_config import TransformerConfig
 from stages.placement import Placement, machine_memory

@@ -18,7 +18,7 @@ from pydantic import (
 
 from cache.errors import RepaCacheError
 from cache.layout import FEATURES, FLIPPED, PIXELS
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.latents import Rule
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS

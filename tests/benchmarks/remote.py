@@ -30,13 +30,13 @@ import obstore
 import zarr
 
 from cache.arrays import CheckedRows, aligned_buffer, open_rows
-from cache.kept_rows import ArrayIdentity, StoreReading
 from cache.layout import ArraySpec, Column
-from cache.local_shards import LocalShards
 from cache.metadata import create_column
 from cache.order import block_permutation
 from cache.ring import BatchRing
-from cache.stores import StorePath
+from cache.stores.kept_rows import ArrayIdentity, StoreReading
+from cache.stores.local_shards import LocalShards
+from cache.stores.places import StorePath
 from cache.writer import ShardWriter
 from stages import vision  # noqa: F401 - makes torchvision importable for a peer
 

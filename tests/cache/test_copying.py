@@ -19,12 +19,12 @@ from places import ROOT, TOOLS
 from tiny_cache import ARRAYS, fill, make_column
 
 from cache import ledger
-from cache.copying import copy_cache, preview
+from cache.copies.copying import copy_cache, preview
 from cache.errors import CopyError, DamagedCacheError, IncompleteCacheError, NotACacheError
 from cache.metadata import UNFINISHED, column_names, has_column, root_attributes, update_group
 from cache.reader import Cache
 from cache.rows import read_rows, write_rows
-from cache.stores import Place, StorePath
+from cache.stores.places import Place, StorePath
 from cache.verify import find_all_faults
 
 SHARD = "features/x/tokens/c.1.0.0"

@@ -17,7 +17,7 @@ from tiny_cache import ROWS_PER_SHARD, SEED, content, fill, make_column, make_ro
 
 from cache import files, ledger
 from cache.changes import merged
-from cache.locks import build_locks
+from cache.locking.locks import build_locks
 from cache.metadata import has_column, read_column, resize_column
 from cache.rows import create_cache, read_rows, write_rows
 from cache.writer import ShardWriter

@@ -10,10 +10,10 @@ from marking import few_fast
 from object_store import upload
 from tiny_cache import ARRAYS, ROWS, make_cache, values
 
-from cache import object_rows
-from cache.object_requests import StoreError
 from cache.reader import Cache
-from cache.stores import StorePath
+from cache.stores import object_rows
+from cache.stores.places import StorePath
+from cache.stores.requests import StoreError
 
 BUSY_SECONDS = 1
 

@@ -13,11 +13,11 @@ from keeping import IN_ORDER, NAMES, SHARDS, expect, kept, opened, read_all, sha
 from object_store import upload
 from tiny_cache import ARRAYS, COMPRESSED, ROWS, ROWS_PER_SHARD, fill, make_cache, make_rows, values
 
-from cache import local_shards
 from cache.errors import CacheReadError
-from cache.local_shards import LocalShards
 from cache.metadata import read_column
-from cache.stores import StorePath
+from cache.stores import local_shards
+from cache.stores.local_shards import LocalShards
+from cache.stores.places import StorePath
 
 
 @pytest.fixture

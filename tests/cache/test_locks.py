@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cache import file_locks as locking
 from cache.errors import CacheBusyError, LockError
-from cache.locks import build_locks, claimed
+from cache.locking import file_locks
+from cache.locking.locks import build_locks, claimed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -139,7 +139,7 @@ def unknown_to_the_system(_file: object, _operation: int) -> None:
 def test_where_the_system_locks_no_files_others_take_their_place_which_is_said_once(
     path: Path, monkeypatch: pytest.MonkeyPatch, flock: Any
 ) -> None:
-    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(file_locks, "_sound", set())
     monkeypatch.setattr(fcntl, "flock", flock)
     said: list[str] = []
     with build_locks(path, said.append).at_work():
@@ -164,7 +164,7 @@ def test_workers_refuse_locks_that_keep_nobody_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks = build_locks(path, print).for_workers()
-    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(file_locks, "_sound", set())
     monkeypatch.setattr(fcntl, "flock", granted_to_everybody)
     expected = r"does not lock files: .*Lustre: with the option flock.*another file system\."
     with pytest.raises(LockError, match=expected), locks.shard(0):
@@ -181,7 +181,7 @@ def test_a_lock_is_tried_once_on_each_file_system(
         tried.append(operation)
         real(file, operation)
 
-    monkeypatch.setattr(locking, "_sound", set())
+    monkeypatch.setattr(file_locks, "_sound", set())
     monkeypatch.setattr(fcntl, "flock", counted)
     locks = build_locks(path, print)
     with locks.at_work(), locks.shard(0), locks.shard(1):

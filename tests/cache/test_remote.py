@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from cache.arrays import open_rows
-from cache.object_rows import ObjectRows
+from cache.stores.object_rows import ObjectRows
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):

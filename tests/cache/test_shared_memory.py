@@ -11,7 +11,7 @@ import pytest
 from smaps import shared_kilobytes
 
 from cache.arrays import MemoryRows, RowReader
-from cache.holders import process_space
+from cache.locking.holders import process_space
 from cache.shared_memory import SharedMemory
 
 ROWS, ROW = 33, 40_000

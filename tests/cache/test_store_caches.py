@@ -10,13 +10,14 @@ import pytest
 from object_store import upload
 from tiny_cache import files_in
 
-from cache import ledger, store_files
+from cache import ledger
 from cache.errors import DamagedCacheError, IncompleteCacheError, NotACacheError
 from cache.files import atomic_file, of_one_version, recover, remove_folder, standing
 from cache.metadata import column_names, create_column, has_column, read_column
 from cache.reader import Cache, PartialReader
 from cache.rows import read_rows, write_rows
-from cache.stores import StorePath
+from cache.stores import files as store_files
+from cache.stores.places import StorePath
 from cache.verify import find_all_faults
 from cache.writer import ShardWriter
 

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from cache.object_requests import StoreError
-from cache.stores import AddressError, StorePath, for_each, is_address, place_of
+from cache.stores.places import AddressError, StorePath, for_each, is_address, place_of
+from cache.stores.requests import StoreError
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import object_store
 import pytest
 from lock_holder import HolderProcess
 
-from cache import turns
 from cache.errors import CacheBusyError, LockError
-from cache.holders import Process
-from cache.locks import build_locks
-from cache.stores import Place, StorePath
-from cache.turn_locks import TurnLocks, turns_beside
-from cache.turns import Turn
+from cache.locking import turns
+from cache.locking.holders import Process
+from cache.locking.locks import build_locks
+from cache.locking.turn_locks import TurnLocks, turns_beside
+from cache.locking.turns import Turn
+from cache.stores.places import Place, StorePath
 
 ROUNDS = 30
 

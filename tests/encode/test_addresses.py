@@ -16,8 +16,8 @@ import torch
 from file_server import Served, files_in, serving
 from marking import few_fast
 
-from cache import object_requests
-from cache.stores import StorePath
+from cache.stores import requests as object_requests
+from cache.stores.places import StorePath
 from pipeline.config import Config, ConfigError
 from stages.encode.build import build
 from stages.encode.images.remote.paths import RemotePath

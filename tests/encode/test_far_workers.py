@@ -15,7 +15,7 @@ import torch
 from dask.distributed import Client
 from tiny_cache import content
 
-from cache.stores import StorePath
+from cache.stores.places import StorePath
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.build_options import BuildOptions, Cluster

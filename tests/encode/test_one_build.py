@@ -9,11 +9,12 @@ import torch
 from tiny_cache import content
 from typer.testing import CliRunner
 
-from cache import file_locks, ledger, turns
+from cache import ledger
 from cache.errors import CacheBusyError
 from cache.layout import LEDGER, Column
-from cache.turn_locks import turns_beside
-from cache.turns import Turn
+from cache.locking import file_locks, turns
+from cache.locking.turn_locks import turns_beside
+from cache.locking.turns import Turn
 from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build

@@ -11,7 +11,7 @@ import pytest
 import torch
 from file_server import files_in, serving
 
-from cache import object_requests
+from cache.stores import requests as object_requests
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.encode.images.remote import blocks

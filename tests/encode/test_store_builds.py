@@ -17,7 +17,7 @@ from tiny_cache import content
 
 from cache.errors import RowsChangedError
 from cache.reader import Cache
-from cache.stores import StorePath
+from cache.stores.places import StorePath
 from cache.verify import find_all_faults
 from pipeline.config import Config
 from pipeline.requirements import check_columns

@@ -16,7 +16,7 @@ from tiny import save_jpeg
 from tiny_cache import content
 
 from cache.errors import CacheBusyError, IncompleteCacheError, RowsChangedError, StaleCacheError
-from cache.locks import build_locks
+from cache.locking.locks import build_locks
 from cache.reader import Cache
 from cache.verify import find_faults
 from pipeline.config import Config

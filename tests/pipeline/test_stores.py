@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import repa_cache
-from cache.stores import StorePath
+from cache.stores.places import StorePath
 from pipeline.commands import app
 from pipeline.config import Config
 from stages.encode.build import build

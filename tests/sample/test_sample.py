@@ -15,7 +15,7 @@ from marking import few_fast
 from PIL import Image
 from runs import drawn_into, image_bytes, trained
 
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from pipeline.config import Config, ConfigError, load_config
 from stages.sample import png_files
 from stages.sample.sampled_weights import SampleOptions, find_weights

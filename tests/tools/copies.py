@@ -22,7 +22,7 @@ from cache.metadata import (
 )
 from cache.reader import Cache
 from cache.rows import RowTable, create_cache, read_rows, write_rows
-from cache.stores import Place, StorePath
+from cache.stores.places import Place, StorePath
 from cache.verify import Remedy, find_all_faults
 
 CODES = ArraySpec("tokens", "int8", (5, 7))

@@ -22,8 +22,8 @@ from typing import Any
 from copies import check, contents
 
 from cache import files
-from cache.copying import copy_cache
-from cache.stores import Place, StorePath, place_of
+from cache.copies.copying import copy_cache
+from cache.stores.places import Place, StorePath, place_of
 
 # What is counted as a step on the way to a disk or a store.
 STEPS: dict[Any, tuple[str, ...]] = {

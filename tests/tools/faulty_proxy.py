@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from cache import object_requests
+from cache.stores import requests as object_requests
 
 DELAY_SECONDS = 0.03
 # delay: answers come later; reset: the connection breaks; cut: the body ends early; silent: there

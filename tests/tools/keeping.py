@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from tiny_cache import ARRAYS, ROWS, values
 
-from cache.kept_rows import StoreReading
-from cache.local_shards import LocalShards
 from cache.reader import Cache, ColumnReader
-from cache.stores import StorePath
+from cache.stores.kept_rows import StoreReading
+from cache.stores.local_shards import LocalShards
+from cache.stores.places import StorePath
 
 NAMES = [array.name for array in ARRAYS[:-1]]
 SHARDS = 3

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cache.errors import CacheBusyError
-from cache.stores import Place, place_of
-from cache.turn_locks import TurnLocks
+from cache.locking.turn_locks import TurnLocks
+from cache.stores.places import Place, place_of
 
 
 class HolderProcess:

@@ -15,7 +15,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from cache.stores import StorePath, for_each
+from cache.stores.places import StorePath, for_each
 
 KEY, SECRET = "somebody", "whose-secret-nobody-tells"
 IDENTITY = {

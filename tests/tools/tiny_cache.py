@@ -11,7 +11,7 @@ from cache.layout import VALID, ArraySpec, Column
 from cache.metadata import create_column, read_column
 from cache.reader import ColumnReader
 from cache.rows import RowTable, content_hash, create_cache
-from cache.stores import Place, StorePath
+from cache.stores.places import Place, StorePath
 from cache.writer import ShardWriter
 
 ROWS, ROWS_PER_SHARD, SEED = 21, 8, 5

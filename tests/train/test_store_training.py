@@ -8,8 +8,8 @@ from faulty_proxy import Proxy, be_hasty, proxied
 from object_store import upload
 from runs import assert_equal_runs, trained
 
-from cache.object_requests import StoreError
-from cache.stores import StorePath
+from cache.stores.places import StorePath
+from cache.stores.requests import StoreError
 from pipeline.config import Config
 
 LITTLE = (

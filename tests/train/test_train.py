@@ -17,7 +17,7 @@ from runs import CPU, assert_equal_runs, log_values, newest, trained, trained_in
 from tiny import save_jpeg
 
 from cache.errors import DamagedCacheError, IncompleteCacheError
-from cache.locks import claimed
+from cache.locking.locks import claimed
 from pipeline.config import Config
 from stages.encode.build import build
 from stages.processes import InterruptedWorkError

@@ -11,7 +11,7 @@ from typing import Any
 from cache.errors import CacheWriteError, DamagedCacheError
 from cache.layout import Column
 from cache.metadata import read_group, update_group
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.building.shard_making import Counts
 
 BUILD_TIMES = "build_times"

@@ -20,7 +20,7 @@ from cache import files, ledger, metadata
 from cache.changes import compare, merged
 from cache.errors import DamagedCacheError, StaleCacheError
 from cache.layout import FAMILIES, Column, Constants
-from cache.locks import BuildLocks
+from cache.locking.locks import BuildLocks
 from cache.recipe import differences
 from cache.rows import (
     RowTable,
@@ -30,7 +30,7 @@ from cache.rows import (
     read_stored_rows,
     write_rows,
 )
-from cache.stores import Place
+from cache.stores.places import Place
 from cache.verify import Fault, Remedy, find_faults, survey
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings

@@ -19,7 +19,7 @@ from cache.captions import (
 )
 from cache.errors import DamagedCacheError, RowsChangedError
 from cache.rows import RowTable, create_cache, read_rows, read_stored_rows, write_rows
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.build_options import BuildOptions
 from stages.encode.build_settings import CacheSettings
 from stages.encode.building.cache_setup import tidy

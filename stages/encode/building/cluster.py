@@ -13,7 +13,7 @@ import torch
 from dask.distributed import Client, WorkerPlugin, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 
-from cache.locks import Holder, ShardLocks
+from cache.locking.locks import Holder, ShardLocks
 from cache.metadata import read_column, root_attributes
 from cache.rows import read_rows
 from stages.cluster import ClusterError, NoGpuError, connected, own_gpu, too_many_workers

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from cache import ledger
 from cache.errors import CacheWriteError
 from cache.layout import Column
-from cache.locks import BuildLocks
+from cache.locking.locks import BuildLocks
 from cache.rows import RowTable
 from cache.storage import is_of_pixels
 from stages.encode.build_options import BuildOptions

@@ -16,7 +16,7 @@ from cache import metadata
 from cache.layout import FLIPPED, PIXELS, VALID, ArraySpec, Column, Constants
 from cache.recipe import Recipe
 from cache.storage import STORAGES, Storage
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.provenance import provenance
 from stages.encode.building.recipes import (

@@ -17,7 +17,7 @@ from cache.layout import FEATURES, FLIPPED, Constants
 from cache.order import permutation
 from cache.reader import PartialReader
 from cache.rows import RowTable
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.build_settings import EncodeSettings
 from stages.encode.building.columns import Given, Maker, Tensors
 from stages.encode.building.principal_components import (

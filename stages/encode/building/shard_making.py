@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from cache import ledger
 from cache.errors import DamagedCacheError, IncompleteCacheError
 from cache.layout import Column
-from cache.locks import Holder, ShardLocks
+from cache.locking.locks import Holder, ShardLocks
 from cache.reader import PartialReader
 from cache.writer import ShardWriter
 from stages.encode.building.columns import Maker

@@ -12,7 +12,7 @@ from cache.metadata import check_recipe, has_column, read_column
 from cache.reader import PartialReader
 from cache.recipe import Recipe
 from cache.rows import RowTable, read_rows
-from cache.stores import Place
+from cache.stores.places import Place
 from stages.encode.build_settings import AnyDataset, EncodeSettings
 from stages.encode.building.recipes import pixels_recipe
 from stages.encode.images.crop_batches import CropReader

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from cache.object_requests import StoreError
+from cache.stores.requests import StoreError
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.requests import (
     REFUSED,

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from cache.errors import CacheReadError
-from cache.object_requests import asked
-from cache.stores import StorePath
+from cache.stores.places import StorePath
+from cache.stores.requests import asked
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.requests import (
     REFUSED,

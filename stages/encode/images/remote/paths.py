@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from cache.stores import IN_FLIGHT, SCHEMES
+from cache.stores.places import IN_FLIGHT, SCHEMES
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.blocks import block_folder
 from stages.encode.images.remote.filesystems import FileSystems

@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar, cast
 
-from cache.object_requests import ObjectStream
-from cache.stores import IN_FLIGHT
+from cache.stores.places import IN_FLIGHT
+from cache.stores.requests import ObjectStream
 from stages.encode.images.remote.paths import DataPath, RemotePath
 from stages.encode.images.sources.source import SourceError, stamp_of
 from stages.progress import progress

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 from cache.errors import RepaCacheError
-from cache.object_requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
+from cache.stores.requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
 ADDRESS = re.compile(rf"(?P<root>(?:{'|'.join(SCHEMES)})://[^/]+)(?:/(?P<key>.*))?")
@@ -269,7 +269,7 @@ def for_zarr(place: Place) -> dict[str, Any]:
     """The arguments by which zarr finds a place."""
     if isinstance(place, Path):
         return {"store": place}
-    from cache.zarr_store import PatientStore
+    from cache.stores.zarr_store import PatientStore
 
     # Without its version it would be asked for by the names of both.
     store = PatientStore(place.store, read_only=True)

@@ -14,7 +14,7 @@ from cache import ledger
 from cache.errors import CacheReplacedError, CacheWriteError, DamagedCacheError
 from cache.files import landing_folder, put_in_place
 from cache.layout import LEDGER, ArraySpec, Column
-from cache.stores import Place, StorePath, for_each
+from cache.stores.places import Place, StorePath, for_each
 from cache.verify import shard_faults
 
 # What is asked for at once, of several files at the same time.

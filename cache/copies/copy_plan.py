@@ -9,6 +9,8 @@ from typing import Any
 
 from cache import ledger
 from cache.captions import CAPTIONS, LINKS, has_texts, located
+from cache.copies.shard_copies import ColumnCopy
+from cache.copies.skeleton import GROUP, copy_skeleton
 from cache.errors import CopyError, IncompleteCacheError
 from cache.files import of_one_version, standing
 from cache.layout import FAMILIES, FLIPPED, ROWS, Column
@@ -22,9 +24,7 @@ from cache.metadata import (
 )
 from cache.recipe import recipe_differences
 from cache.rows import RowTable, read_rows
-from cache.shard_copies import ColumnCopy
-from cache.skeleton import GROUP, copy_skeleton
-from cache.stores import Place, StorePath, for_each
+from cache.stores.places import Place, StorePath, for_each
 
 # Of the root, what cannot change once there are shards.
 FIXED = ("rows_per_shard", "permutation_seed")

@@ -19,11 +19,11 @@ import zarr
 from cache.errors import DamagedCacheError
 from cache.file_layout import Layout
 from cache.files import HeldFolder
-from cache.local_shards import KeptShard, LocalShards, Wanted
-from cache.object_rows import ObjectRows, ShardObject
 from cache.shard_files import Buffer, RowNumbers, Shard, ShardFile, open_files_limit
 from cache.storage import decompress
-from cache.stores import IN_FLIGHT, StorePath
+from cache.stores.local_shards import KeptShard, LocalShards, Wanted
+from cache.stores.object_rows import ObjectRows, ShardObject
+from cache.stores.places import IN_FLIGHT, StorePath
 
 # Of a shard, that has to be needed for another one to make room.
 WORTH = 0.5

@@ -22,8 +22,8 @@ from pathlib import Path
 from cache.errors import CacheReadError, DamagedCacheError, RepaCacheError
 from cache.file_layout import Layout
 from cache.files import HeldFolder
-from cache.object_rows import RANGE_BYTES, ShardObject
 from cache.shard_files import ShardFile
+from cache.stores.object_rows import RANGE_BYTES, ShardObject
 
 # Shards that a process downloads at the same time.
 DOWNLOADS = 4

@@ -12,7 +12,7 @@ import zarr
 from cache.file_layout import Layout
 from cache.reader_threads import ReaderThreads
 from cache.shard_files import Buffer, RowNumbers, Shard, ShardRows
-from cache.stores import IN_FLIGHT, StorePath
+from cache.stores.places import IN_FLIGHT, StorePath
 
 # Larger ranges gain nothing, and are lost as a whole when a connection breaks.
 RANGE_BYTES = 8 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from cache.errors import CacheBusyError, CacheWriteError, LockError
-from cache.holders import Holder
+from cache.locking.holders import Holder
 
 PREPARE = "prepare"
 # What system calls say where there is no such thing as a lock.

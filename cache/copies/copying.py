@@ -18,15 +18,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cache.captions import LINKS
-from cache.copy_plan import CachePlan, CopiedColumn, check_target, planned
+from cache.copies.copy_plan import CachePlan, CopiedColumn, check_target, planned
+from cache.copies.shard_copies import ColumnCopy, copy_shard, files_of, landed, put_shard
+from cache.copies.skeleton import GROUP
 from cache.errors import DamagedCacheError
 from cache.files import atomic_folder, recover, remove_leftovers, standing, sync, write_atomically
 from cache.layout import FAMILIES, ROWS
-from cache.locks import build_locks
+from cache.locking.locks import build_locks
 from cache.metadata import UNFINISHED, read_group
-from cache.shard_copies import ColumnCopy, copy_shard, files_of, landed, put_shard
-from cache.skeleton import GROUP
-from cache.stores import Place, StorePath, for_each
+from cache.stores.places import Place, StorePath, for_each
 from cache.verify import Progress, silent
 
 # Pieces of files that are asked for at the same time.

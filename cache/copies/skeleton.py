@@ -18,7 +18,7 @@ from cache.files import standing
 from cache.layout import FAMILIES, LEDGER, ROWS
 from cache.metadata import read_group
 from cache.rows import FIELDS
-from cache.stores import Place, for_each
+from cache.stores.places import Place, for_each
 
 GROUP = "zarr.json"
 

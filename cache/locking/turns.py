@@ -28,8 +28,8 @@ from uuid import uuid4
 
 from cache.errors import LockError, RepaCacheError
 from cache.files import remove_leftovers, write_atomically
-from cache.holders import Holder, Process, now
-from cache.stores import Place, StorePath
+from cache.locking.holders import Holder, Process, now
+from cache.stores.places import Place, StorePath
 
 # Between two signs of life. A holder that gives none for as long as it is watched is dead.
 BEAT_SECONDS, WATCH_SECONDS = 20.0, 60.0

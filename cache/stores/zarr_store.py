@@ -4,7 +4,7 @@ from typing import Any
 
 from zarr.storage import ObjectStore
 
-from cache.object_requests import asked_by_zarr
+from cache.stores.requests import asked_by_zarr
 
 
 class PatientStore(ObjectStore[Any]):

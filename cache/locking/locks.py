@@ -1,8 +1,8 @@
 """Several builds on one cache: who is at work, and who makes which shard.
 
-On disks, builds share the work by the file system's own locks (`cache.file_locks`). In object
-stores, and on file systems that do not lock files, there is one build at a time, whose workers
-make shards under its lock (`cache.turns`).
+On disks, builds share the work by the file system's own locks (`file_locks`). In object stores, and
+on file systems that do not lock files, there is one build at a time, whose workers make shards
+under its lock (`turns`).
 """
 
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from cache import file_locks, turn_locks
 from cache.errors import LockError
-from cache.file_locks import FileLocks
-from cache.holders import Holder
-from cache.stores import Place
-from cache.turn_locks import TurnLocks
+from cache.locking import file_locks, turn_locks
+from cache.locking.file_locks import FileLocks
+from cache.locking.holders import Holder
+from cache.locking.turn_locks import TurnLocks
+from cache.stores.places import Place
 
 __all__ = ["BuildLocks", "Holder", "ShardLocks", "build_locks", "claimed"]
 

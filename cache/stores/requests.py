@@ -114,7 +114,7 @@ def asked(address: str, ask: Callable[[], Found]) -> Found:
 
 
 async def asked_by_zarr(ask: Callable[[], Awaitable[Found]]) -> Found:
-    """The same for who reads by itself, and whose errors `cache.stores.reported` tells."""
+    """The same for who reads by itself, and whose errors `cache.stores.places.reported` tells."""
     from obstore.exceptions import BaseError
 
     for attempt in range(1, ATTEMPTS):

@@ -1,4 +1,4 @@
-"""The locks of a build where turns are all there is (`cache.turns`): one build at a time."""
+"""The locks of a build where turns are all there is (`turns`): one build at a time."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.errors import CacheBusyError
-from cache.holders import Holder
-from cache.stores import Place
-from cache.turns import WATCH_SECONDS, HeldTurn, TakenError, Turn, Turns, held
+from cache.locking.holders import Holder
+from cache.locking.turns import WATCH_SECONDS, HeldTurn, TakenError, Turn, Turns, held
+from cache.stores.places import Place
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cache.stores import StorePath, for_each
+from cache.stores.places import StorePath, for_each
 
 GROUP = "zarr.json"
 

@@ -1,0 +1,1 @@
+"""Copies of caches, between disks and stores."""

@@ -1,0 +1,1 @@
+"""Who is at work on a cache, and that nobody else is."""
