@@ -131,10 +131,7 @@ def load_config(
 
 
 def open(path: "str | Place") -> "Cache":  # noqa: A001 - as Image.open and zarr.open
-    """The cache at a path, or at an address as `s3://bucket/imagenet256.zarr`.
-
-    Raises Error if there is none, or if it is damaged.
-    """
+    """The cache at a path or an address. Raises Error if there is none, or if it is damaged."""
     from cache.stores.places import place_of
 
     return Cache(place_of(path) if isinstance(path, str) else path)

@@ -15,7 +15,8 @@ from pipeline.report.records import check_run
 from pipeline.required_files import EVERYTHING, Need
 from stages.encode.network_settings import DEMO_AUTOENCODER, PIXEL_SPACE
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
-from stages.setting_types import Kinds, Settings, as_written, kinds_among, literal
+from stages.setting_paths import as_written, literal
+from stages.setting_types import Kinds, Settings, kinds_among
 from stages.train.former_settings import in_todays_form
 from stages.weights.run_folder import config_path, found_beside
 

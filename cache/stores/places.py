@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 from cache.errors import RepaCacheError
+from cache.stores.addresses import Address
 from cache.stores.requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
@@ -43,7 +44,7 @@ def is_address(text: str) -> bool:
     return ADDRESS.fullmatch(text) is not None
 
 
-class StorePath:
+class StorePath(Address):
     """A place in a store, which may be an object or a folder of objects.
 
     Has of pathlib's methods those that caches need. They raise FileNotFoundError where there is no
@@ -54,54 +55,15 @@ class StorePath:
         match = ADDRESS.fullmatch(address)
         if match is None:
             raise AddressError(f"{address!r} is no address in a store, as s3://bucket/name")
-        self._root = match["root"]
-        self._key = "/".join(part for part in (match["key"] or "").split("/") if part)
+        super().__init__(match["root"], match["key"])
 
     def __reduce__(self) -> tuple[type["StorePath"], tuple[str]]:
         return StorePath, (str(self),)
-
-    def __str__(self) -> str:
-        return f"{self._root}/{self._key}" if self._key else self._root
-
-    def __repr__(self) -> str:
-        return f"StorePath({str(self)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StorePath) and str(other) == str(self)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-    def __lt__(self, other: "StorePath") -> bool:
-        return str(self) < str(other)
-
-    def __truediv__(self, name: str | PurePosixPath) -> "StorePath":
-        return StorePath(f"{self}/{name}")
 
     @property
     def key(self) -> str:
         """Its name within the bucket."""
         return self._key
-
-    @property
-    def name(self) -> str:
-        return self._pure.name
-
-    @property
-    def stem(self) -> str:
-        return self._pure.stem
-
-    @property
-    def suffix(self) -> str:
-        return self._pure.suffix
-
-    @property
-    def parent(self) -> "StorePath":
-        return self._at(self._key.rpartition("/")[0])
-
-    @property
-    def parents(self) -> Sequence["StorePath"]:
-        return [self._at("" if str(one) == "." else str(one)) for one in self._pure.parents]
 
     def absolute(self) -> "StorePath":
         return self
@@ -109,15 +71,8 @@ class StorePath:
     def with_name(self, name: str) -> "StorePath":
         return self.parent / name
 
-    def relative_to(self, other: "StorePath") -> PurePosixPath:
-        return self._pure.relative_to(PurePosixPath(other.key))
-
     def as_posix(self) -> str:
         return str(self)
-
-    @property
-    def _pure(self) -> PurePosixPath:
-        return PurePosixPath(self._key)
 
     def _at(self, key: str) -> "StorePath":
         return StorePath(f"{self._root}/{key}")

@@ -147,7 +147,7 @@ def needs_of(command: str) -> frozenset[Need]:
 
 def set_path(key: str, place: Place) -> str:
     """A setting as it is given with --set, for a place as it is typed."""
-    from stages.setting_types import literal
+    from stages.setting_paths import literal
 
     return f"{key}={json.dumps(literal(place))}"
 

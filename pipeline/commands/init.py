@@ -54,7 +54,7 @@ def init_sweep(
 
     Raises ConfigError if there is such a file, or no such preset.
     """
-    from stages.setting_types import as_written
+    from stages.setting_paths import as_written
 
     _check(preset)
     if path.exists():

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 from pipeline.describing.described import SCHEMA_FILE, SCHEMA_LINE, Section, Setting, sections
 from pipeline.toml_documents import as_key, as_toml
-from stages.setting_types import Settings, as_written
+from stages.setting_paths import as_written
+from stages.setting_types import Settings
 
 COLUMNS = 100
 # A section of the configuration, of the same as it is typed, and of the document.

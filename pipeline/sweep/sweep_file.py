@@ -19,7 +19,7 @@ from pipeline.sweep.sweep_settings import JudgeSettings, SweepSettings
 from pipeline.sweep.variations import Dotted, as_overrides
 from pipeline.toml_documents import dates, read_document
 from stages.evaluate.evaluate_settings import INCEPTION_METRICS
-from stages.setting_types import as_written
+from stages.setting_paths import as_written
 
 RUN = "train.run"
 # Sections of which every run has its own; the others are those of the one cache.

@@ -7,7 +7,8 @@ from pydantic import Field
 from pipeline.analysis.analyses import AnalysisName
 from stages.analyze.analysis_options import LEVELS, ROWS
 from stages.evaluate.evaluate_settings import MetricName
-from stages.setting_types import AnchoredPath, AnchoredPlace, Count, Few, Settings
+from stages.setting_paths import AnchoredPath, AnchoredPlace
+from stages.setting_types import Count, Few, Settings
 
 # Of noise, from 0, clean.
 Level = Annotated[float, Field(ge=0, le=1)]

@@ -16,7 +16,8 @@ from stages.encode.network_settings import (
 )
 from stages.encode.networks.registry import EncoderSpec, find_encoder
 from stages.processes import own_cores
-from stages.setting_types import AnchoredPlace, Count, Few, Kinds, Seed, Settings
+from stages.setting_paths import AnchoredPlace
+from stages.setting_types import Count, Few, Kinds, Seed, Settings
 
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 32, 128
 # With fewer threads than these, one that waits for a disk is missed; more than these get into

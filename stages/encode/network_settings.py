@@ -29,7 +29,8 @@ from stages.encode.networks.autoencoders import AutoencoderError
 from stages.encode.networks.registry import EncoderError, find_encoder
 from stages.encode.networks.text_models import TEXT_MODELS
 from stages.latents import Rule
-from stages.setting_types import AnchoredPath, Count, OneOf, Seed, Settings, expanded, nearest
+from stages.setting_paths import AnchoredPath, expanded
+from stages.setting_types import Count, OneOf, Seed, Settings, nearest
 
 DEMO_AUTOENCODER = "demo-autoencoder"
 # In the place of an autoencoder: there is none, and crops are diffused.

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from stages.encode.network_settings import HubName
-from stages.setting_types import AnchoredPath, Count, OneOf, Settings
+from stages.setting_paths import AnchoredPath
+from stages.setting_types import Count, OneOf, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

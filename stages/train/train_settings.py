@@ -22,7 +22,8 @@ from cache.stores.places import Place
 from stages.latents import Rule
 from stages.model.interpolants import Shift
 from stages.model.sizes import MODELS
-from stages.setting_types import AnchoredPath, Count, Few, OneOf, Seed, Settings, Unlimited
+from stages.setting_paths import AnchoredPath
+from stages.setting_types import Count, Few, OneOf, Seed, Settings, Unlimited
 from stages.train.former_settings import in_todays_form
 from stages.train.terms import AnyTerm
 from stages.train.terms.joint import ClassToken

@@ -11,7 +11,7 @@ from places import ROOT
 from pipeline.commands.init import PRESETS
 from pipeline.config import Config, ConfigError, load_config
 from stages.encode.images.sources.tables import TableSettings
-from stages.setting_types import literal
+from stages.setting_paths import literal
 
 PRESET_NAMES = sorted(PRESETS)
 

@@ -6,17 +6,18 @@ those libraries find by themselves; no address may tell it.
 
 import errno
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
 import pydantic
 
+from cache.stores.addresses import Address
 from cache.stores.places import IN_FLIGHT, SCHEMES
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.blocks import block_folder
@@ -28,7 +29,7 @@ from stages.encode.images.remote.requests import (
     Transport,
 )
 from stages.packages import is_installed, needs
-from stages.setting_types import SCHEME, anchored, expanded
+from stages.setting_paths import SCHEME, anchored, expanded
 
 # What comes first in an address, and has no folder around it: a bucket, a server, a repository.
 HUB_ROOT = r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]+/[^/]+"
@@ -49,7 +50,7 @@ class Kept:
     most_bytes: float
 
 
-class RemotePath:
+class RemotePath(Address):
     """A file or folder at an address. May be sent to another process.
 
     status: of the file, if it is known already; kept: where what is read of it is kept, if it is.
@@ -66,60 +67,11 @@ class RemotePath:
                 f"{address!r} is no address: expected s3://bucket/folder, https://host/file, "
                 "hf://datasets/OWNER/NAME/folder, or one that fsspec knows"
             )
-        self._root = match["root"]
-        self._key = "/".join(part for part in (match["key"] or "").split("/") if part)
+        super().__init__(match["root"], match["key"])
         self._status, self._kept = status, kept
 
     def __reduce__(self) -> tuple[type["RemotePath"], tuple[str, Status | None, Kept | None]]:
         return RemotePath, (str(self), self._status, self._kept)
-
-    def __str__(self) -> str:
-        return f"{self._root}/{self._key}" if self._key else self._root
-
-    def __repr__(self) -> str:
-        return f"RemotePath({str(self)!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePath) and str(other) == str(self)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-    def __lt__(self, other: "RemotePath") -> bool:
-        return str(self) < str(other)
-
-    def __truediv__(self, name: str | PurePosixPath) -> "RemotePath":
-        return RemotePath(f"{self}/{name}", kept=self._kept)
-
-    @property
-    def name(self) -> str:
-        return self._pure.name
-
-    @property
-    def stem(self) -> str:
-        return self._pure.stem
-
-    @property
-    def suffix(self) -> str:
-        return self._pure.suffix
-
-    @property
-    def parent(self) -> "RemotePath":
-        return self._at(self._key.rpartition("/")[0])
-
-    @property
-    def parents(self) -> Sequence["RemotePath"]:
-        return [self._at("" if str(one) == "." else str(one)) for one in self._pure.parents]
-
-    def relative_to(self, other: "RemotePath") -> PurePosixPath:
-        return PurePosixPath(str(self)).relative_to(PurePosixPath(str(other)))
-
-    def is_relative_to(self, other: "RemotePath") -> bool:
-        return PurePosixPath(str(self)).is_relative_to(PurePosixPath(str(other)))
-
-    @property
-    def _pure(self) -> PurePosixPath:
-        return PurePosixPath(self._key)
 
     def _at(self, key: str) -> "RemotePath":
         return RemotePath(f"{self._root}/{key}", kept=self._kept)

@@ -19,7 +19,8 @@ from pydantic import PositiveFloat
 
 from stages.encode.images.errors import SourceError as SourceError
 from stages.encode.images.remote.paths import AnchoredDataPath, DataPath, Kept, RemotePath
-from stages.setting_types import AnchoredPath, Count, OneOf, Settings
+from stages.setting_paths import AnchoredPath
+from stages.setting_types import Count, OneOf, Settings
 
 if TYPE_CHECKING:
     from cache.rows import Keys

@@ -47,8 +47,7 @@ class TableSettings(FileSettings):
     label_column: Name | None = None
     """The name of the column of labels, where the usual ones do not tell."""
     caption_column: Name | None = None
-    """The name of the column of captions, strings or lists of strings, where the usual ones do not
-    tell."""
+    """The name of the column of captions, strings or lists of them, where the usual do not tell."""
 
 
 class NoImagesError(SourceError):
@@ -87,8 +86,7 @@ class Listing:
 class TableRows:
     """The images in the rows of several files, one after the other.
 
-    content: the bytes in a row of a file, by their numbers, or None; root: the folder of the data
-    set.
+    content: the bytes in a row of a file, by their numbers, or None; root: the data set's folder.
     """
 
     def __init__(
