@@ -35,6 +35,8 @@ from cache.stores.places import Place, StorePath
 BEAT_SECONDS, WATCH_SECONDS = 20.0, 60.0
 # Between two looks at a turn that is watched.
 LOOK_SECONDS = 1.0
+# How often a turn is read that says nothing, and the pause in between.
+READS, READ_SECONDS = 20, 0.05
 # Folders in which a second turn of the same number was seen to be refused.
 _sound: set[str] = set()
 
@@ -152,7 +154,13 @@ class Turns:
         return False
 
     def _read(self, number: int) -> Turn:
-        return Turn.parse((self.folder / str(number)).read_bytes())
+        content = b""
+        for _ in range(READS):
+            if content := (self.folder / str(number)).read_bytes():
+                break
+            # A file is there before its maker has written it.
+            time.sleep(READ_SECONDS)
+        return Turn.parse(content)
 
     def _tidy(self, number: int) -> None:
         """Remove all turns up to this one, as far as that is granted: they mean nothing."""

@@ -110,7 +110,7 @@ def test_who_may_not_see_a_bucket_is_told_so(
     object_requests._opened.cache_clear()
     try:
         for source in ("imagefolder", "zip"):
-            with pytest.raises(SourceError, match=rf"^{place}: .*Who you are is found") as error:
+            with pytest.raises(SourceError, match=rf"^{place}: .*Who you are is told") as error:
                 packing.opened(source, RemotePath(str(place)))
             assert "secret" not in str(error.value)
     finally:

@@ -123,7 +123,7 @@ def test_what_a_server_refuses_is_said_with_the_address(
         with pytest.raises(SourceError, match=rf"{address}: .*gives no parts.*Download it"):
             packing.opened("zip", RemotePath(address))
         server.is_closed = True
-        with pytest.raises(SourceError, match=rf"{address}: .*Who you are is found"):
+        with pytest.raises(SourceError, match=rf"{address}: .*Who you are is told"):
             packing.opened("zip", RemotePath(address))
 
 

@@ -39,7 +39,7 @@ class HolderProcess:
     def stop(self, number: int = signal.SIGKILL) -> int:
         """Send it a signal; returns how it ended."""
         self._process.send_signal(number)
-        status = self._process.wait()
+        status = self._process.wait(60)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()
@@ -47,6 +47,8 @@ class HolderProcess:
 
 
 def main(place: Place) -> None:
+    # Shells have what they start in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     locks, held = TurnLocks(place), ExitStack()
     for order in sys.stdin:
         if order.strip() == "end":
