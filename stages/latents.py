@@ -199,14 +199,16 @@ def latents_column(path: Place, vae: str | None) -> str:
     """
     from cache.metadata import column_names, titles
 
+    if vae is not None:
+        return PIXELS if vae == CROPS else LATENTS + vae
     columns = column_names(path)
     names = titles(columns, LATENTS)
-    if PIXELS in columns and (vae == CROPS or (vae is None and not names)):
+    if PIXELS in columns and not names:
         return PIXELS
-    if vae is None and len(names) != 1:
+    if len(names) != 1:
         raise IncompleteCacheError(
             f"it has latents of {', '.join(names) or 'no VAE'}, expected those of one",
             where=path,
             remedy="Name the VAE." if names else "Run `repa-cache build` to add them.",
         )
-    return LATENTS + (names[0] if vae is None else vae)
+    return LATENTS + names[0]

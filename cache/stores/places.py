@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
-from cache.errors import RepaCacheError
+from cache.errors import CacheReadError, RepaCacheError
 from cache.stores.addresses import Address
 from cache.stores.requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
 
@@ -99,6 +99,7 @@ class StorePath(Address):
     def is_dir(self) -> bool:
         from obstore import list as listed
 
+        self._check_lists()
         pages = partial(listed, self.store, self._prefix, chunk_size=1)
         return bool(asked(str(self), lambda: next(pages(), None)))
 
@@ -172,6 +173,7 @@ class StorePath(Address):
         """The objects and folders in it, sorted."""
         from obstore import list_with_delimiter
 
+        self._check_lists()
         found = asked(str(self), lambda: list_with_delimiter(self.store, self._prefix))
         keys = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         return (self._at(key) for key in sorted(keys))
@@ -182,6 +184,15 @@ class StorePath(Address):
         entries = (entry for entry in self.iterdir() if fnmatchcase(entry.name, wanted))
         return (one for one in entries if one.is_dir()) if wanted != pattern else entries
 
+    def _check_lists(self) -> None:
+        """Raise CacheReadError for the address of a web server."""
+        if self._root.startswith("http"):
+            raise CacheReadError(
+                "a web server does not list what it has",
+                where=str(self),
+                remedy="Train from there, or run `repa-cache copy FROM TO --columns NAME...`.",
+            )
+
     @property
     def _prefix(self) -> str:
         return f"{self._key}/" if self._key else ""
@@ -189,6 +200,8 @@ class StorePath(Address):
     def _listed(self) -> list[tuple[str, int]]:
         """The keys and sizes of all objects below it."""
         from obstore import list as listed
+
+        self._check_lists()
 
         def found() -> list[tuple[str, int]]:
             pages = listed(self.store, self._prefix, chunk_size=1000)

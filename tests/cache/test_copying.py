@@ -1,15 +1,12 @@
 """Copies of caches: byte for byte the original, or not there."""
 
 import hashlib
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 from copies import contents, finish, grow, made_column, make_whole
 from places import ROOT, TOOLS
 from tiny_cache import ARRAYS, fill, make_column
+from web_server import served
 
 from cache import ledger
 from cache.copies.copying import copy_cache, preview
@@ -237,34 +235,10 @@ def test_what_was_left_of_a_copy_of_another_column_does_not_count(
     assert contents(target / "features/x").items() <= contents(source / "features/x").items()
 
 
-class Pages(http.server.SimpleHTTPRequestHandler):
-    """A web server, with parts of files."""
-
-    def do_GET(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        span = self.headers.get("Range", "").removeprefix("bytes=")
-        first, last = map(int, span.split("-")) if span else (0, len(content) - 1)
-        self.send_response(206 if span else 200)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last + 1 - first))
-        self.end_headers()
-        self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def address(original: Path) -> Iterator[StorePath]:
-    handler = partial(Pages, directory=original.parent)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield StorePath(f"http://127.0.0.1:{server.server_port}/x.zarr")
-        server.shutdown()
+    with served(original.parent) as address:
+        yield StorePath(f"{address}/x.zarr")
 
 
 def test_columns_are_copied_from_a_web_server_which_lists_nothing(

@@ -7,7 +7,10 @@ import pytest
 from faulty_proxy import Proxy, be_hasty, proxied
 from object_store import upload
 from runs import assert_equal_runs, trained
+from web_server import served
 
+from cache.errors import CacheReadError
+from cache.metadata import column_names
 from cache.stores.places import StorePath
 from cache.stores.requests import StoreError
 from pipeline.config import Config
@@ -60,6 +63,20 @@ def test_training_from_a_local_folder_is_training_from_a_disk_and_asks_for_each_
     # What a second run asks for describes the cache, and which rows are valid.
     shards = {path.split("tiny.zarr/")[1] for path in proxy.paths if "/c." in path}
     assert not any(array in path for path in shards for array in ("moments", "tokens")), shards
+
+
+def test_training_from_a_web_server_is_training_from_a_disk(
+    trainable: Callable[..., Config], built: Path, tmp_path: Path
+) -> None:
+    here = trainable(*LITTLE)
+    trained(here)
+    with served(built) as address:
+        place = f"{address}/tiny.zarr"
+        far = trainable(*LITTLE, f"cache.path={place}", f"train.run={tmp_path / 'far'}")
+        trained(far)
+        with pytest.raises(CacheReadError, match="a web server does not list what it has"):
+            column_names(StorePath(place))
+    assert_equal_runs(far, here)
 
 
 def test_a_store_that_is_gone_ends_the_run_with_its_address(
