@@ -77,7 +77,7 @@ def test_a_second_copy_writes_nothing(
     assert not target.exists()
     copy_cache(original, target)
     for name in ("shard_copies.put_in_place", "copying.write_atomically", "copying.atomic_folder"):
-        monkeypatch.setattr(f"cache.{name}", None)
+        monkeypatch.setattr(f"cache.copies.{name}", None)
     assert {column.copied for column in copy_cache(original, target)} == {0}
     assert contents(target) == contents(original)
 

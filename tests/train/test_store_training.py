@@ -13,7 +13,7 @@ from cache.errors import CacheReadError
 from cache.metadata import column_names
 from cache.stores.places import StorePath
 from cache.stores.requests import StoreError
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 
 LITTLE = (
     "train.reading.memory_gb=0",
@@ -72,7 +72,8 @@ def test_training_from_a_web_server_is_training_from_a_disk(
     trained(here)
     with served(built) as address:
         place = f"{address}/tiny.zarr"
-        far = trainable(*LITTLE, f"cache.path={place}", f"train.run={tmp_path / 'far'}")
+        settings = (*LITTLE, f"cache.path={place}", f"train.run={tmp_path / 'far'}")
+        far = load_config(built / "pipeline.toml", settings, needs=())
         trained(far)
         with pytest.raises(CacheReadError, match="a web server does not list what it has"):
             column_names(StorePath(place))
