@@ -24,6 +24,7 @@ from cache.metadata import (
 )
 from cache.recipe import recipe_differences
 from cache.rows import RowTable, read_rows
+from cache.stores.addresses import is_web
 from cache.stores.places import Place, StorePath, for_each
 
 # Of the root, what cannot change once there are shards.
@@ -97,7 +98,7 @@ class CachePlan:
 
 def check_target(target: Place) -> None:
     """Raise CopyError for a place where nothing can be written."""
-    if str(target).startswith("http"):
+    if is_web(target):
         raise CopyError("web servers take no files", where=target, remedy="Copy to another place.")
 
 
@@ -122,7 +123,7 @@ def planned(source: Place, target: Place, names: Sequence[str] | None) -> Iterat
 def _chosen(source: Place, names: Sequence[str] | None) -> tuple[list[str], list[str] | None]:
     """The columns of images that are meant, and those of texts, None if these are not copied."""
     if names is None:
-        if str(source).startswith("http"):
+        if is_web(source):
             raise CopyError(
                 "a web server does not tell what it has",
                 where=source,
@@ -175,10 +176,9 @@ def _planned_part(
 
 def _finished(column: Column, rows: RowTable) -> dict[int, bytes]:
     """The entries of the shards that are finished for the rows."""
-    entries = for_each(lambda shard: ledger.entry(column, shard), range(column.shards))
-    recorded = ledger.Recorded(column, dict(enumerate(entries)))
-    missing = set(recorded.missing(rows))
-    return {shard: entry for shard, entry in enumerate(entries) if shard not in missing}
+    recorded = ledger.Recorded.of(column)
+    finished = sorted(set(range(column.shards)).difference(recorded.missing(rows)))
+    return {shard: recorded.entries[shard] for shard in finished}
 
 
 def _is_there(target: Place, root: Mapping[str, Any]) -> bool:

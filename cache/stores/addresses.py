@@ -5,6 +5,13 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Self
 
+WEB = ("http://", "https://")
+
+
+def is_web(address: object) -> bool:
+    """Whether it is one of a web server, which neither lists what it has nor takes files."""
+    return str(address).startswith(WEB)
+
 
 class Address(ABC):
     """An address, and the names that are made of it.

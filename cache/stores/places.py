@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 from cache.errors import CacheReadError, RepaCacheError
-from cache.stores.addresses import Address
+from cache.stores.addresses import Address, is_web
 from cache.stores.requests import STREAM_BYTES, ObjectStream, StoreError, asked, opened
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
@@ -186,7 +186,7 @@ class StorePath(Address):
 
     def _check_lists(self) -> None:
         """Raise CacheReadError for the address of a web server."""
-        if self._root.startswith("http"):
+        if is_web(self):
             raise CacheReadError(
                 "a web server does not list what it has",
                 where=str(self),

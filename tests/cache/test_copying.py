@@ -252,6 +252,14 @@ def test_columns_are_copied_from_a_web_server_which_lists_nothing(
         copy_cache(original, address.with_name("z.zarr"))
 
 
+def test_a_folder_is_no_web_server_by_its_name(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_cache(original, Path("http.zarr"))
+    assert contents(Path("http.zarr")) == contents(original)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kills", "is_grown"),

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from cache.errors import CacheReadError
+from cache.stores.addresses import is_web
 from cache.stores.places import StorePath
 from cache.stores.requests import asked
 from stages.encode.images.errors import SourceError
@@ -38,7 +39,7 @@ class ObjectStores:
         from obstore import list_with_delimiter
 
         folder = _place(address)
-        if _is_web(address):
+        if is_web(address):
             raise unlisted_error(address)
         prefix = f"{folder.key}/" if folder.key else ""
         with _told(address):
@@ -84,11 +85,7 @@ class ObjectStores:
 
 def _place(address: str) -> StorePath:
     """As the library wants it: it writes what servers of web pages cannot read in their way."""
-    return StorePath(unquote(address) if _is_web(address) else address)
-
-
-def _is_web(address: str) -> bool:
-    return address.startswith(("http://", "https://"))
+    return StorePath(unquote(address) if is_web(address) else address)
 
 
 def _status(found: Mapping[str, Any]) -> Status:
