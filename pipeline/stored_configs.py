@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 from cache.errors import DamagedCacheError
 from cache.layout import FEATURES, FLIPPED, LATENTS, PIXELS
 from cache.metadata import column_names, read_group, root_attributes, titles
-from cache.stores.places import Place, local_folder
+from cache.stores.places import Place, StorePath, local_folder
 from pipeline.config import Config, checked, validated
 from pipeline.exits import ConfigError
 from pipeline.report.records import check_run
 from pipeline.required_files import EVERYTHING, Need
+from stages.encode.images.remote.paths import RemotePath
 from stages.encode.network_settings import DEMO_AUTOENCODER, PIXEL_SPACE
 from stages.encode.networks.autoencoder_files import HUB_CONFIGS
 from stages.setting_paths import as_written, literal
@@ -80,6 +81,8 @@ def _located(value: Value, run: Path) -> Value:
     """Settings, with relative paths in them written as where these are found from a run."""
     if isinstance(value, Path):
         return Path(as_written(found_beside(run, value) or value))  # type: ignore[return-value]
+    if isinstance(value, StorePath | RemotePath):
+        return type(value)(as_written(value))
     if isinstance(value, Settings):
         fields = {name: _located(getattr(value, name), run) for name in type(value).model_fields}
         return value.model_copy(update=fields)

@@ -8,6 +8,7 @@ from typing import Annotated
 import pydantic
 from pydantic_core import PydanticCustomError
 
+from cache.stores.addresses import Address
 from cache.stores.places import SCHEMES, Place, StorePath, is_address
 
 SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.-]*)://")
@@ -45,7 +46,7 @@ def literal(place: Place) -> str:
     return as_written(place.absolute() if isinstance(place, Path) else place)
 
 
-def as_written(place: Place) -> str:
+def as_written(place: Path | Address) -> str:
     """A place as it is written in a setting, so that nothing in it is expanded."""
     return str(place).replace("$", "$$")
 
@@ -57,6 +58,11 @@ def anchored(path: object, info: pydantic.ValidationInfo) -> object:
     return str(info.context["folder"] / expanded(path))
 
 
+def addressed(address: str, info: pydantic.ValidationInfo) -> str:
+    """An address as it is written; what a configuration has kept was expanded already."""
+    return expanded(address) if info.context else address
+
+
 def _place(written: object, info: pydantic.ValidationInfo) -> object:
     if isinstance(written, Path | StorePath):
         return written
@@ -64,7 +70,7 @@ def _place(written: object, info: pydantic.ValidationInfo) -> object:
         raise PydanticCustomError("string_type", "input should be a valid string")
     if not (scheme := SCHEME.match(written)):
         return anchored(written, info)
-    address = expanded(written)
+    address = addressed(written, info)
     if not is_address(address):
         raise ValueError(
             f"{scheme[0]!r} is followed by no bucket"

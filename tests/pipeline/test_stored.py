@@ -79,6 +79,16 @@ def test_nothing_is_expanded_in_the_paths_of_runs_and_caches(
     assert (found.cache.path, found.train.batch_size) == (cache, 4)
 
 
+def test_nothing_is_expanded_in_the_addresses_that_a_run_keeps(
+    kept: Callable[..., Path], tmp_path: Path
+) -> None:
+    cache, images = "s3://bucket/$NAME.zarr", "s3://bucket/$IMAGES"
+    run = kept(tmp_path / "run", cache={"path": cache}, dataset={"path": images})
+    for overrides in ([], ["sample.steps=50"]):
+        config = run_config(run, overrides, needs=())
+        assert (str(config.cache.path), str(config.dataset.path)) == (cache, images)
+
+
 def test_a_run_of_before_some_settings_has_their_defaults(
     kept: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from cache.stores.addresses import Address
+from cache.stores.addresses import Address, is_web
 from cache.stores.places import IN_FLIGHT, SCHEMES
 from stages.encode.images.errors import SourceError
 from stages.encode.images.remote.blocks import block_folder
@@ -29,12 +29,11 @@ from stages.encode.images.remote.requests import (
     Transport,
 )
 from stages.packages import is_installed, needs
-from stages.setting_paths import SCHEME, anchored, expanded
+from stages.setting_paths import SCHEME, addressed, anchored
 
 # What comes first in an address, and has no folder around it: a bucket, a server, a repository.
 HUB_ROOT = r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]+/[^/]+"
 ADDRESS = re.compile(rf"(?P<root>{HUB_ROOT}|(?!hf:)[a-z][\w+.-]*://[^/]*)(?:/(?P<key>.*))?")
-WEB = ("http://", "https://")
 # Of files that are numbered, as `train-{0000..1023}.tar` names them where nothing lists them.
 NUMBERS = re.compile(r"\{(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})\}")
 MOST_NUMBERS = 1_000_000
@@ -99,7 +98,7 @@ class RemotePath(Address):
 
     def is_dir(self) -> bool:
         """Whether anything lies below it; servers of the web do not tell that."""
-        is_listed = not self._root.startswith(WEB)
+        is_listed = not is_web(self)
         return self._status is None and is_listed and bool(self.entries())
 
     def entries(self) -> Entries:
@@ -192,9 +191,9 @@ def _transport(scheme: str) -> Transport:
 def _read(written: object, info: pydantic.ValidationInfo) -> object:
     if not isinstance(written, str) or not SCHEME.match(written):
         return anchored(written, info)
-    address = expanded(written) if info.context else written
+    address = addressed(written, info)
     parts = urlsplit(address)
-    if parts.password is not None or (address.startswith(WEB) and "?" in address):
+    if parts.password is not None or (is_web(address) and "?" in address):
         raise ValueError(
             "an address tells neither passwords nor, behind a question mark, signatures; they are "
             "found in the environment, or where the tools of that place leave them"
